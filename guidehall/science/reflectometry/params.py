@@ -1,0 +1,380 @@
+"""Parameters and results of the reflectometry pipelines.
+
+Units throughout: q in 1/angstrom, thickness and roughness in angstrom, scattering length density (SLD) in
+1e-6/angstrom^2. A stack runs from the fronting medium through the layers to the backing medium; roughness
+belongs to the interface between a layer and its neighbour on the fronting side. Resolution is relative, dq/q,
+and says whether it is a standard deviation or a full width at half maximum (FWHM).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from guidehall.science.pipeline import MODEL_NAME, refuse_field
+
+MAX_LAYERS = 40
+MAX_POINTS = 20_000
+MAX_FIXED_CURVES = 200_000
+# 2 sqrt(2 ln 2)
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+
+SLD_UNIT = "1e-6/angstrom^2"
+_SLD_LIMITS = (-10.0, 150.0)
+_ISLD_LIMITS = (0.0, 50.0)
+_THICKNESS_LIMITS = (0.0, 20_000.0)
+# Beyond this the Nevot-Croce factor overflows for the strongest contrasts allowed here.
+_ROUGHNESS_LIMITS = (0.0, 200.0)
+
+BeamSide = Literal["fronting", "backing"]
+ResolutionConvention = Literal["fwhm", "sigma"]
+
+
+def _quantity(default: Any, title: str, unit: str = "", **more: Any) -> Any:
+    """A field with what forms and documentation show; `...` as default makes it required."""
+    return Field(default, title=title, json_schema_extra={"unit": unit} if unit else None, **more)
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,39}$")]
+
+
+def _limited(limits: tuple[float, float]) -> dict[str, float]:
+    return {"ge": limits[0], "le": limits[1]}
+
+
+class Medium(_Params):
+    """A semi-infinite medium."""
+
+    name: LayerName = _quantity("medium", "Name")
+    sld: float = _quantity(..., "SLD", SLD_UNIT, description="Real part.", **_limited(_SLD_LIMITS))
+    isld: float = _quantity(
+        0.0, "Absorption", SLD_UNIT, description="Imaginary part of the SLD.", **_limited(_ISLD_LIMITS)
+    )
+
+
+class Backing(Medium):
+    """The medium behind the last layer."""
+
+    roughness: float = _quantity(
+        0.0,
+        "Roughness",
+        "angstrom",
+        description="Of its interface with what is in front of it.",
+        **_limited(_ROUGHNESS_LIMITS),
+    )
+
+
+class Layer(Backing):
+    """A layer of known structure."""
+
+    name: LayerName = _quantity("layer", "Name")
+    thickness: float = _quantity(..., "Thickness", "angstrom", **_limited(_THICKNESS_LIMITS))
+
+
+class Stack(_Params):
+    """A film of known structure between two media."""
+
+    fronting: Medium = Field(title="Fronting medium", description="First medium, such as air or silicon.")
+    layers: tuple[Layer, ...] = Field((), title="Layers", max_length=MAX_LAYERS)
+    backing: Backing = Field(title="Backing medium", description="Last medium, such as silicon or a liquid.")
+    beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
+
+
+class Probe(_Params):
+    """Where and how a curve is measured."""
+
+    q_min: float = _quantity(0.008, "Lowest q", "1/angstrom", gt=0, le=5)
+    q_max: float = _quantity(0.2, "Highest q", "1/angstrom", gt=0, le=5)
+    points: int = _quantity(300, "Points", ge=2, le=MAX_POINTS)
+    spacing: Literal["log", "linear"] = _quantity("log", "Spacing")
+    resolution: float = _quantity(0.05, "Resolution dq/q", description="0 for none.", ge=0, le=0.3)
+    resolution_convention: ResolutionConvention = _quantity("fwhm", "What the resolution means")
+    scale: float = _quantity(
+        1.0, "Scale", description="Measured = scale x reflectivity + background.", gt=0, le=10
+    )
+    background: float = _quantity(0.0, "Background", ge=0, le=0.1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Probe:
+        if self.q_max <= self.q_min:
+            refuse_field(self, ["q_max"], self.q_max, f"must be larger than q_min, {self.q_min}")
+        return self
+
+    def q(self) -> np.ndarray:
+        """The points, in 1/angstrom."""
+        return grid(self.q_min, self.q_max, self.points, self.spacing)
+
+    @property
+    def relative_sigma(self) -> float:
+        """Resolution dq/q as a standard deviation."""
+        return sigma_of(self.resolution, self.resolution_convention)
+
+
+class SimulateParams(_Params):
+    """A stack and how it is measured."""
+
+    stack: Stack
+    probe: Probe = Field(default_factory=Probe)
+    profile_points: int = _quantity(500, "Points of the SLD profile", ge=10, le=MAX_POINTS)
+
+
+class SimulateResult(_Params):
+    """A calculated curve and the profile behind it."""
+
+    q: list[float]
+    reflectivity: list[float]
+    # One standard deviation.
+    resolution: list[float]
+    z: list[float]
+    sld: list[float]
+    isld: list[float]
+
+
+class Range(_Params):
+    """What a parameter may be; the same number twice, or a plain number, fixes it."""
+
+    min: float = Field(title="Lowest")
+    max: float = Field(title="Highest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_number(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"min": value, "max": value} if number else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.max < self.min:
+            refuse_field(self, ["max"], self.max, f"must not be below min, {self.min}")
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is nothing to find out."""
+        return self.min == self.max
+
+
+def _limit_ranges(model: BaseModel, limits: dict[str, tuple[float, float]]) -> None:
+    for name, (lowest, highest) in limits.items():
+        bounds: Range = getattr(model, name)
+        for end in ("min", "max"):
+            value: float = getattr(bounds, end)
+            if not lowest <= value <= highest:
+                refuse_field(model, [name, end], value, f"must be between {lowest:g} and {highest:g}")
+
+
+def _range(default: Any, title: str, unit: str = "", description: str | None = None) -> Any:
+    if default is not ...:
+        default = Range(min=default[0], max=default[1])
+    return _quantity(default, title, unit, description=description)
+
+
+class MediumPrior(_Params):
+    """A semi-infinite medium with bounds."""
+
+    name: LayerName = _quantity("medium", "Name")
+    sld: Range = _range(..., "SLD", SLD_UNIT, "Real part.")
+    isld: Range = _range((0.0, 0.0), "Absorption", SLD_UNIT, "Imaginary part of the SLD.")
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> MediumPrior:
+        _limit_ranges(self, {"sld": _SLD_LIMITS, "isld": _ISLD_LIMITS})
+        return self
+
+
+class BackingPrior(MediumPrior):
+    """The medium behind the last layer, with bounds."""
+
+    roughness: Range = _range(
+        (0.0, 0.0), "Roughness", "angstrom", "Of its interface with what is in front of it."
+    )
+
+    @model_validator(mode="after")
+    def _smooth_enough(self) -> BackingPrior:
+        _limit_ranges(self, {"roughness": _ROUGHNESS_LIMITS})
+        return self
+
+
+class LayerPrior(BackingPrior):
+    """A layer with bounds."""
+
+    name: LayerName = _quantity("layer", "Name")
+    thickness: Range = _range(..., "Thickness", "angstrom")
+
+    @model_validator(mode="after")
+    def _thin_enough(self) -> LayerPrior:
+        _limit_ranges(self, {"thickness": _THICKNESS_LIMITS})
+        return self
+
+
+class StackPrior(_Params):
+    """What is known of a film before it is measured."""
+
+    fronting: MediumPrior = Field(title="Fronting medium")
+    layers: tuple[LayerPrior, ...] = Field(
+        title="Layers", max_length=MAX_LAYERS, json_schema_extra={"minItems": 1}
+    )
+    backing: BackingPrior = Field(title="Backing medium")
+    beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
+
+    @model_validator(mode="after")
+    def _names_and_freedom(self) -> StackPrior:
+        # pydantic's own min_length would also complain whenever a layer is wrong.
+        if not self.layers:
+            refuse_field(self, ["layers"], "none", "at least one layer is needed")
+        seen = {self.fronting.name: "fronting", self.backing.name: "backing"}
+        if len(seen) < 2:
+            refuse_field(
+                self, ["backing", "name"], self.backing.name, "must differ from the name of fronting"
+            )
+        for index, layer in enumerate(self.layers):
+            if layer.name in seen:
+                refuse_field(
+                    self,
+                    ["layers", index, "name"],
+                    layer.name,
+                    f"must differ from that of {seen[layer.name]}",
+                )
+            seen[layer.name] = f"layers[{index}]"
+        parts = (self.fronting, *self.layers, self.backing)
+        ranges = [value for part in parts for _, value in part if isinstance(value, Range)]
+        if all(item.fixed for item in ranges):
+            refuse_field(
+                self, ["layers"], "only fixed values", "at least one parameter must have min below max"
+            )
+        return self
+
+
+class TrainingProbe(_Params):
+    """The measurements that a model is made for."""
+
+    q_min: float = _quantity(0.008, "Lowest q", "1/angstrom", gt=0, le=5)
+    q_max: float = _quantity(0.2, "Highest q", "1/angstrom", gt=0, le=5)
+    points: int = _quantity(
+        128, "Points of the network's own grid", description="Spaced evenly in log q.", ge=16, le=1024
+    )
+    resolution: Range = _range((0.02, 0.08), "Resolution dq/q")
+    resolution_convention: ResolutionConvention = _quantity("fwhm", "What the resolution means")
+    scale: Range = _range((0.9, 1.1), "Scale", "", "Measured = scale x reflectivity + background.")
+    background: Range = _range((1e-8, 1e-5), "Background", "", "Drawn evenly in its logarithm.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingProbe:
+        if self.q_max < 2 * self.q_min:
+            refuse_field(self, ["q_max"], self.q_max, f"must be at least twice q_min, {2 * self.q_min:g}")
+        lowest = 0.0 if self.background.fixed else 1e-12
+        limits = {"resolution": (0.0, 0.3), "scale": (0.01, 10.0), "background": (lowest, 0.1)}
+        _limit_ranges(self, limits)
+        return self
+
+    def q(self) -> np.ndarray:
+        """The network's grid, in 1/angstrom."""
+        return grid(self.q_min, self.q_max, self.points, "log")
+
+
+class Noise(_Params):
+    """Errors of measured points: dR^2 = (relative_error R)^2 + R / counts."""
+
+    relative_error: float = _quantity(
+        0.02, "Relative error", description="Part that does not depend on R.", ge=0, le=0.5
+    )
+    counts: Range = _range((1e5, 1e8), "Neutrons per point at R = 1", "", "Drawn evenly in its logarithm.")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Noise:
+        _limit_ranges(self, {"counts": (1e2, 1e15)})
+        return self
+
+
+class Training(_Params):
+    """How long and how a network is trained."""
+
+    epochs: int = _quantity(30, "Epochs", description="The model is validated after each.", ge=1, le=10_000)
+    steps_per_epoch: int = _quantity(100, "Steps per epoch", ge=1, le=100_000)
+    batch_size: int = _quantity(128, "Curves per step", ge=1, le=8192)
+    fixed_curves: int = _quantity(
+        0,
+        "Curves made beforehand",
+        description="0 makes fresh curves at every step.",
+        ge=0,
+        le=MAX_FIXED_CURVES,
+    )
+    validation_curves: int = _quantity(256, "Curves held back for validation", ge=1, le=8192)
+    learning_rate: float = _quantity(1e-3, "Highest learning rate", gt=0, le=1)
+    width: int = _quantity(256, "Width of the network", ge=8, le=2048)
+    depth: int = _quantity(4, "Residual blocks of the network", ge=1, le=32)
+
+
+class NrSldParams(_Params):
+    """Train a network that reads the layers of a film from its reflectivity."""
+
+    model_name: str = _quantity(
+        "film", "Model name", pattern=f"^{MODEL_NAME.pattern}$", description="Each run adds a version to it."
+    )
+    stack: StackPrior
+    probe: TrainingProbe = Field(default_factory=TrainingProbe)
+    noise: Noise = Field(default_factory=Noise)
+    training: Training = Field(default_factory=Training)
+    curves_from_dataset: bool = _quantity(
+        False, "Train on the job's dataset", description="In the role `curves`; makes no curves of its own."
+    )
+
+    @model_validator(mode="after")
+    def _affordable(self) -> NrSldParams:
+        training, points = self.training, self.probe.points
+        if training.batch_size * points * (len(self.stack.layers) + 1) > 5_000_000:
+            allowed = "batch_size x points x interfaces must not be above 5e6"
+            refuse_field(self, ["training", "batch_size"], training.batch_size, allowed)
+        if training.fixed_curves * points > 50_000_000:
+            allowed = "fixed_curves x points must not be above 5e7"
+            refuse_field(self, ["training", "fixed_curves"], training.fixed_curves, allowed)
+        return self
+
+
+class EpochLosses(_Params):
+    """Mean losses of one epoch."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+
+
+class PredictionExample(_Params):
+    """A validation curve and what the model makes of it."""
+
+    q: list[float]
+    reflectivity: list[float]
+    predicted_reflectivity: list[float]
+    z: list[float]
+    sld: list[float]
+    predicted_sld: list[float]
+    parameters: dict[str, float]
+    predicted_parameters: dict[str, float]
+
+
+class NrSldResult(_Params):
+    """What a training gave."""
+
+    model_name: str
+    stopped_early: bool
+    curves_seen: int
+    metrics: dict[str, float]
+    losses: list[EpochLosses]
+    example: PredictionExample
+
+
+def grid(low: float, high: float, points: int, spacing: Literal["log", "linear"]) -> np.ndarray:
+    """`points` values from `low` to `high`, both included exactly."""
+    return np.geomspace(low, high, points) if spacing == "log" else np.linspace(low, high, points)
+
+
+def sigma_of(width: float, convention: ResolutionConvention) -> float:
+    """A resolution as one standard deviation."""
+    return width / FWHM_PER_SIGMA if convention == "fwhm" else width
