@@ -1,0 +1,74 @@
+"""Which loopback port each part listens on: the usual one, or the next free one, the same at every start."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+from guidehall.local.errors import StackError
+from guidehall.local.files import read_json, write_json
+
+LOOPBACK = "127.0.0.1"
+_TRIES = 200
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on `port` now."""
+    with socket.socket() as listener:
+        # As servers do, so that connections of an earlier server that linger do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+            listener.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+class Ports:
+    """Chooses ports and remembers them in a file.
+
+    Args:
+        file: where choices are kept; None keeps them in memory only.
+        usual: whether to begin at the usual ports; otherwise the system picks any (for tests side by side).
+    """
+
+    def __init__(self, file: Path | None, usual: bool = True) -> None:
+        self._file = file
+        self._usual = usual
+        self._lock = threading.Lock()
+        self._chosen: dict[str, int] = {}
+
+    def choose(self, name: str, usual: int) -> int:
+        """The port of `name`: the recorded one while it is free, else the first free one from `usual` on.
+
+        Raises:
+            StackError: no free port near `usual`.
+        """
+        with self._lock:
+            if name not in self._chosen:
+                self._chosen[name] = self._first_free(self._candidates(name, usual), usual)
+                if self._file is not None:
+                    write_json(self._file, read_json(self._file) | self._chosen, mode=0o644)
+            return self._chosen[name]
+
+    def _candidates(self, name: str, usual: int) -> list[int]:
+        recorded = read_json(self._file).get(name) if self._file is not None else None
+        candidates = [recorded] if isinstance(recorded, int) else []
+        if not self._usual:
+            return [*candidates, _any_port()]
+        return candidates + list(range(usual, min(usual + _TRIES, 65536)))
+
+    def _first_free(self, candidates: list[int], usual: int) -> int:
+        for port in candidates:
+            if port not in self._chosen.values() and is_free(port):
+                return port
+        raise StackError(f"no free port on {LOOPBACK} from {usual} to {candidates[-1]}")
+
+
+def _any_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        port: int = listener.getsockname()[1]
+        return port
