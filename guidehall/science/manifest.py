@@ -54,8 +54,8 @@ class TensorSpec(_Document):
     name: Name
     datatype: str
     shape: tuple[Dimension, ...] = Field(min_length=1, max_length=8)
-    unit: str = Field("", max_length=64)
-    description: str = Field("", max_length=2000)
+    unit: str = Field(default="", max_length=64)
+    description: str = Field(default="", max_length=2000)
     optional: bool = False
 
     @field_validator("datatype")
@@ -104,8 +104,8 @@ class Example(_Document):
     inputs: dict[Name, ExampleArray]
     outputs: dict[Name, ExampleArray]
     # Between devices and library versions, float32 networks agree to about this much.
-    relative_tolerance: float = Field(1e-3, gt=0, le=0.1)
-    absolute_tolerance: float = Field(1e-6, ge=0)
+    relative_tolerance: float = Field(default=1e-3, gt=0, le=0.1)
+    absolute_tolerance: float = Field(default=1e-6, ge=0)
 
     @classmethod
     def of(
@@ -133,7 +133,7 @@ class Provenance(_Document):
 class Manifest(_Document):
     """A model's description, immutable like the weights it belongs to."""
 
-    format_version: int = Field(1, ge=1, le=1)
+    format_version: int = Field(default=1, ge=1, le=1)
     science: Name
     pipeline: Name
     # Key in the registry, such as "reflectometry.physical/1".

@@ -1,9 +1,9 @@
 """The plug-in contract: what a science gives the platform and what the platform gives a science.
 
-A science is one folder that exposes `SCIENCE` (see `registry.py`): pipelines, which are run, and architectures,
-whose models are served. A pipeline is a function `run(params, context) -> result`; everything it may do to the
-world is in `Context`. It runs as well in a plain script, with `LocalContext`. Importing this module never
-imports torch.
+A science is one folder that exposes `SCIENCE` (see `registry.py`): pipelines, which are run, and
+architectures, whose models are served. A pipeline is a function `run(params, context) -> result`; everything
+it may do to the world is in `Context`. It runs as well in a plain script, with `LocalContext`. Importing this
+module never imports torch.
 """
 
 from __future__ import annotations

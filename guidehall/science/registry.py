@@ -1,8 +1,8 @@
 """Which sciences there are: the subpackages here, and modules that the environment names.
 
 A science is any importable module or package with a `SCIENCE`. `GUIDEHALL_SCIENCE_MODULES` lists further
-ones, separated by commas. Nothing in here imports torch; the code of a pipeline or a predictor is imported when
-it is used.
+ones, separated by commas. Nothing in here imports torch; the code of a pipeline or a predictor is imported
+when it is used.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Pipeline `reflectometry.nr_sld`: draw films, train, validate, publish."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from guidehall.science.pipeline import Context, Example, Manifest, sha256
+from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.curve_set import make_curves, read_curves, to_array
+from guidehall.science.reflectometry.draw import Curves, Draw, Seeds
+from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, PredictionExample
+from guidehall.science.reflectometry.predictor import ARCHITECTURE, PhysicalArguments, PhysicalPredictor
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.training import Trainer
+from guidehall.science.reflectometry.validation import validate
+
+
+def run(params: NrSldParams, context: Context) -> NrSldResult:
+    """Trains a model and publishes it."""
+    trainer = Trainer(params, context, _fixed_curves(params, context))
+    stopped = trainer.run()
+    metrics, example = validate(trainer)
+    context.log("validation: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    _publish(params, context, trainer, metrics, example)
+    plots.attach(context, "losses", plots.loss_curve(trainer.losses))
+    plots.attach(context, "prediction", _picture(example))
+    return NrSldResult(
+        model_name=params.model_name,
+        stopped_early=stopped,
+        curves_seen=trainer.curves_seen,
+        metrics=metrics,
+        losses=trainer.losses,
+        example=example,
+    )
+
+
+def _fixed_curves(params: NrSldParams, context: Context) -> Curves | None:
+    prior = Prior(params.stack, params.probe, context.device)
+    draw = Draw(params, prior, Seeds.of(context.seed).fixed_curves, context.device)
+    if params.curves_from_dataset:
+        return read_curves(context.dataset("curves"), draw)
+    if params.training.fixed_curves == 0:
+        return None
+    curves = make_curves(draw, params.training.fixed_curves, context)
+    buffer = io.BytesIO()
+    np.save(buffer, to_array(curves, draw), allow_pickle=False)
+    context.artifact("curves.npy", buffer.getvalue(), "application/x-npy")
+    return curves
+
+
+def _publish(
+    params: NrSldParams,
+    context: Context,
+    trainer: Trainer,
+    metrics: dict[str, float],
+    example: PredictionExample,
+) -> None:
+    arguments = PhysicalArguments(
+        stack=params.stack, probe=params.probe, width=params.training.width, depth=params.training.depth
+    )
+    predictor = PhysicalPredictor(arguments, trainer.network, context.device)
+    weights = predictor.weights()
+    curve = {
+        "q": np.array([example.q], dtype=np.float32),
+        "reflectivity": np.array([example.reflectivity], dtype=np.float32),
+    }
+    manifest = Manifest(
+        science="reflectometry",
+        pipeline="reflectometry.nr_sld",
+        architecture=ARCHITECTURE,
+        arguments=arguments.model_dump(mode="json"),
+        inputs=predictor.inputs,
+        outputs=predictor.outputs,
+        metrics=metrics,
+        provenance=context.provenance,
+        weights_sha256=sha256(weights),
+        example=Example.of(curve, predictor.predict(curve)),
+    )
+    context.publish_model(params.model_name, weights, manifest)
+
+
+def _picture(example: PredictionExample) -> Figure:
+    def line(x: list[float], y: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(x), np.array(y)
+
+    return plots.curve_and_profile(
+        {
+            "measured": line(example.q, example.reflectivity),
+            "predicted": line(example.q, example.predicted_reflectivity),
+        },
+        {
+            "true": line(example.z, example.sld),
+            "predicted": line(example.z, example.predicted_sld),
+        },
+    )

@@ -1,0 +1,226 @@
+"""Models that answer: `reflectometry.physical/1`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from guidehall.science.pipeline import (
+    InvalidModel,
+    Manifest,
+    TensorSpec,
+    UserError,
+    check_tensors,
+    field_errors,
+)
+from guidehall.science.reflectometry.kernel import profile
+from guidehall.science.reflectometry.network import Network, resample
+from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT, StackPrior, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.prior import Prior
+
+ARCHITECTURE = "reflectometry.physical/1"
+# What the network was shown: at least this share of its grid, in log q.
+MIN_COVERAGE = 0.5
+PROFILE_POINTS = 256
+# Good to 2e-4 in log10 R at 5 % FWHM.
+_SERVING_ORDER = 17
+# Reflectivities calculated at once; bounds the memory of a large batch.
+_CHUNK = 2_000_000
+
+
+class PhysicalArguments(BaseModel):
+    """What a model of this architecture is built from, and all that a fit needs to know of its prior."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    stack: StackPrior
+    probe: TrainingProbe
+    width: int = Field(ge=8, le=2048)
+    depth: int = Field(ge=1, le=32)
+
+    @property
+    def middle_resolution(self) -> float:
+        """Middle of the trained resolutions, one standard deviation of q over q."""
+        bounds = self.probe.resolution
+        return sigma_of(0.5 * (bounds.min + bounds.max), self.probe.resolution_convention)
+
+
+class PhysicalPredictor:
+    """Layer parameters from measured curves, in physical units on both sides.
+
+    Curves may lie on any grid. Points outside the trained range of q are not shown to the network; a curve
+    that covers less than half of that range (in log q) is refused.
+    """
+
+    def __init__(self, arguments: PhysicalArguments, network: Network, device: str = "cpu") -> None:
+        self.arguments = arguments
+        self.prior = Prior(arguments.stack, arguments.probe, device)
+        self.inputs, self.outputs = _specs(self.prior)
+        self.device = device
+        self._network = network.to(device).eval()
+        self._grid = torch.from_numpy(arguments.probe.q()).to(device)
+        self._z = self.prior.depth_grid(PROFILE_POINTS)
+
+    @classmethod
+    def load(cls, manifest: Manifest, weights: bytes, device: str = "cpu") -> PhysicalPredictor:
+        """Builds the model from its manifest and its safetensors file.
+
+        Raises:
+            InvalidModel: they do not fit together.
+        """
+        try:
+            arguments = PhysicalArguments.model_validate(manifest.arguments)
+        except ValidationError as error:
+            path, reason = field_errors(error, "arguments")[0]
+            raise InvalidModel(f"{path}: {reason}") from None
+        free = len(Prior(arguments.stack, arguments.probe).free)
+        network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
+        try:
+            network.load_state_dict(safetensors.torch.load(weights))
+        except (safetensors.SafetensorError, RuntimeError) as error:
+            raise InvalidModel(
+                "weights: they are not those of this architecture and these arguments"
+            ) from error
+        return cls(arguments, network, device)
+
+    def weights(self) -> bytes:
+        """The network as a safetensors file."""
+        state = {
+            name: value.detach().cpu().contiguous() for name, value in self._network.state_dict().items()
+        }
+        data: bytes = safetensors.torch.save(state)
+        return data
+
+    @torch.inference_mode()
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answers a batch; the tensors are described in `inputs` and `outputs`.
+
+        Raises:
+            UserError: a tensor is missing or wrong, or a curve covers too little of the trained range.
+        """
+        q, r, sigma = self._tensors(inputs)
+        relative_sigma = torch.nanmedian(sigma / q, dim=1).values
+        unit = self.unit(q, r, relative_sigma, "inputs.q")
+        values = self.prior.values(unit)
+        films = self.prior.films(values)
+        answers = {
+            "parameters": values,
+            "z": self._z.expand(len(values), -1),
+            "sld": profile(self._z, films.sld, films),
+            "reflectivity": self._calculate(q, sigma, values),
+        }
+        return {name: np.ascontiguousarray(tensor.float().cpu().numpy()) for name, tensor in answers.items()}
+
+    def unit(self, q: Tensor, r: Tensor, relative_sigma: Tensor, field: str) -> Tensor:
+        """The network's answer, [B, P] in the prior's unit cube, to curves [B, N] of resolution [B].
+
+        Raises:
+            UserError: blames `field` for a curve that covers too little of the trained range.
+        """
+        compressed, known = resample(q, r, self._grid)
+        coverage = known.double().mean(1)
+        if bool((coverage < MIN_COVERAGE).any()):
+            row = int(coverage.argmin())
+            low, high = self.arguments.probe.q_min, self.arguments.probe.q_max
+            allowed = f"the model needs half of {low:g} to {high:g} 1/angstrom, in log q"
+            raise UserError(field, f"{100 * float(coverage[row]):.0f} % covered in row {row}", allowed)
+        answer: Tensor = self._network(compressed, known, relative_sigma)
+        return answer
+
+    def _tensors(self, inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+        check_tensors(self.inputs, inputs)
+        shape = inputs["reflectivity"].shape
+        if shape[0] < 1 or not 2 <= shape[1] <= MAX_POINTS:
+            raise UserError(
+                "inputs.reflectivity", list(shape), f"must be 1 or more rows of 2 to {MAX_POINTS} points"
+            )
+        arrays = {}
+        for name, array in inputs.items():
+            if array.shape not in (shape, (1, shape[1])):
+                raise UserError(
+                    f"inputs.{name}", list(array.shape), f"must be {list(shape)} or [1, {shape[1]}]"
+                )
+            arrays[name] = np.broadcast_to(array, shape).astype(np.float64)
+        _check_rows(arrays)
+        if "resolution" not in arrays:
+            arrays["resolution"] = self.arguments.middle_resolution * arrays["q"]
+        q, r, sigma = (torch.from_numpy(arrays[name]) for name in ("q", "reflectivity", "resolution"))
+        return q.to(self.device), r.to(self.device), sigma.to(self.device)
+
+    def _calculate(self, q: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
+        rows = max(1, _CHUNK // (q.shape[1] * _SERVING_ORDER))
+        parts = [
+            self.prior.measured(q[i : i + rows], sigma[i : i + rows], values[i : i + rows], _SERVING_ORDER)
+            for i in range(0, len(q), rows)
+        ]
+        return torch.cat(parts)
+
+
+def _check_rows(arrays: Mapping[str, np.ndarray]) -> None:
+    """Each row of q is positive and ascending up to its padding; the other tensors are numbers there."""
+    q = arrays["q"]
+    padding = np.isnan(q)
+    _refuse_any(
+        padding[:, :1] | padding[:, 1:2], q, "q", "a curve has at least two points in front of its padding"
+    )
+    _refuse_any(padding[:, :-1] & ~padding[:, 1:], q, "q", "NaN may only come after the last point")
+    _refuse_any(~padding & ~(np.isfinite(q) & (q > 0)), q, "q", "must be positive and finite")
+    _refuse_any(np.diff(q, axis=1, prepend=0.0) < 0, q, "q", "must not be smaller than the value before it")
+    r = arrays["reflectivity"]
+    _refuse_any(~padding & ~np.isfinite(r), r, "reflectivity", "must be finite")
+    if "resolution" in arrays:
+        sigma = arrays["resolution"]
+        wrong = ~padding & ~((sigma >= 0) & (sigma <= 0.3 * q))
+        _refuse_any(wrong, sigma, "resolution", "must be between 0 and 0.3 q, one standard deviation")
+
+
+def _refuse_any(wrong: np.ndarray, array: np.ndarray, name: str, allowed: str) -> None:
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise UserError(f"inputs.{name}[{row}][{column}]", float(array[row, column]), allowed)
+
+
+def _specs(prior: Prior) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Input and output tensors of a model with this prior."""
+
+    def spec(name: str, columns: int, unit: str, description: str, optional: bool = False) -> TensorSpec:
+        return TensorSpec(
+            name=name,
+            datatype="FP32",
+            shape=(-1, columns),
+            unit=unit,
+            description=description,
+            optional=optional,
+        )
+
+    names = ", ".join(f"{item.name} ({item.unit})" if item.unit else item.name for item in prior.free)
+    inputs = (
+        spec(
+            "q",
+            -1,
+            "1/angstrom",
+            "Ascending in each row; shorter curves are padded with NaN at their end in every tensor. One row"
+            " serves the whole batch.",
+        ),
+        spec("reflectivity", -1, "", "As measured, with scale and background; may be zero or negative."),
+        spec(
+            "resolution",
+            -1,
+            "1/angstrom",
+            "One standard deviation of q; left out, the middle of the trained resolutions.",
+            optional=True,
+        ),
+    )
+    outputs = (
+        spec("parameters", len(prior.free), "", f"In this order: {names}."),
+        spec("z", PROFILE_POINTS, "angstrom", "Depth below the fronting medium."),
+        spec("sld", PROFILE_POINTS, SLD_UNIT, "SLD at z."),
+        spec("reflectivity", -1, "", "Calculated from the parameters at q; NaN in the padding."),
+    )
+    return inputs, outputs

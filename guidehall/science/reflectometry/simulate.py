@@ -1,0 +1,70 @@
+"""Pipeline `reflectometry.simulate`: the curve and the profile of a known stack."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidehall.science.pipeline import Context, raise_if_cancelled
+from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.kernel import Media, depth_grid, measured_reflectivity, profile
+from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
+
+
+def media_of(stack: Stack) -> Media:
+    """One film of known structure, fronting medium first."""
+    parts = (stack.fronting, *stack.layers, stack.backing)
+    return Media.of(
+        sld=np.array([part.sld for part in parts]),
+        isld=np.array([part.isld for part in parts]),
+        thickness=np.array([layer.thickness for layer in stack.layers]),
+        roughness=np.array([part.roughness for part in (*stack.layers, stack.backing)]),
+    )
+
+
+@torch.inference_mode()
+def simulate(params: SimulateParams) -> SimulateResult:
+    """Calculates one curve."""
+    stack, probe = params.stack, params.probe
+    media = media_of(stack)
+    q = torch.from_numpy(probe.q())
+    sigma = probe.relative_sigma * q
+    r = measured_reflectivity(
+        q,
+        sigma if probe.resolution > 0 else None,
+        media.reversed() if stack.beam == "backing" else media,
+        probe.scale,
+        probe.background,
+    )
+    z = depth_grid(media, params.profile_points)
+
+    def numbers(tensor: Tensor) -> list[float]:
+        values: list[float] = tensor.reshape(-1).tolist()
+        return values
+
+    return SimulateResult(
+        q=numbers(q),
+        reflectivity=numbers(r),
+        resolution=numbers(sigma),
+        z=numbers(z),
+        sld=numbers(profile(z, media.sld, media)),
+        isld=numbers(profile(z, media.isld, media)),
+    )
+
+
+def run(params: SimulateParams, context: Context) -> SimulateResult:
+    """Calculates one curve, with pictures and a text file of q, R and dq (one standard deviation)."""
+    raise_if_cancelled(context)
+    result = simulate(params)
+    context.progress(1, 1, phase="simulate")
+    rows = zip(result.q, result.reflectivity, result.resolution, strict=True)
+    text = "# q (1/angstrom), R, dq (1/angstrom, one standard deviation)\n"
+    text += "".join(f"{q:.8e} {r:.8e} {dq:.8e}\n" for q, r, dq in rows)
+    context.artifact("curve.txt", text.encode(), "text/plain")
+    figure = plots.curve_and_profile(
+        {"simulated": (np.array(result.q), np.array(result.reflectivity))},
+        {"SLD": (np.array(result.z), np.array(result.sld))},
+    )
+    plots.attach(context, "simulation", figure)
+    return result

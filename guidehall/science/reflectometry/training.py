@@ -1,0 +1,220 @@
+"""The training loop: reproducible from its seed, resumable from its checkpoint."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidehall.science.pipeline import Context, Desired, JobCancelled, JobPaused, UserError
+from guidehall.science.reflectometry.draw import Curves, Draw, Seeds
+from guidehall.science.reflectometry.kernel import profile
+from guidehall.science.reflectometry.network import Network, compress
+from guidehall.science.reflectometry.params import EpochLosses, NrSldParams
+from guidehall.science.reflectometry.prior import Prior
+
+# Rising over the first steps, then falling along a cosine to this share of the highest learning rate.
+_WARM_UP = 0.03
+_LAST_RATE = 0.01
+_GRADIENT_LIMIT = 1.0
+# Weight of the SLD profile beside that of the parameters, both about 1 for a network that knows nothing.
+_PROFILE_WEIGHT = 1.0
+_PROFILE_POINTS = 64
+
+
+@dataclass(frozen=True)
+class _Best:
+    loss: float
+    weights: dict[str, Tensor]
+
+
+class Trainer:
+    """Trains a network on films of one prior.
+
+    Args:
+        params: what to train.
+        context: where to report, and what to obey, at every step.
+        curves: a fixed set to train on; None draws fresh curves at each step.
+    """
+
+    def __init__(self, params: NrSldParams, context: Context, curves: Curves | None) -> None:
+        self._context, self._curves = context, curves
+        self._training = params.training
+        self.prior = Prior(params.stack, params.probe, context.device)
+        seeds = Seeds.of(context.seed)
+        self._draw = Draw(params, self.prior, seeds.training, context.device)
+        self.network = _new_network(params, len(self.prior.free), seeds.network).to(context.device)
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=params.training.learning_rate)
+        held_back = Draw(params, self.prior, seeds.validation, context.device)
+        self.validation = held_back.curves(params.training.validation_curves)
+        self.validation_measured = held_back.measure(self.validation.r)
+        self._z = self.prior.depth_grid(_PROFILE_POINTS)
+        self._total = params.training.epochs * params.training.steps_per_epoch
+        self._step = 0
+        self._epoch_loss = 0.0
+        self._best: _Best | None = None
+        self.losses: list[EpochLosses] = []
+
+    @property
+    def q(self) -> Tensor:
+        """The network's grid, [G], in 1/angstrom."""
+        return self._draw.q
+
+    def calculate(self, values: Tensor, relative_sigma: Tensor) -> Tensor:
+        """Curves [B, G] of films with these parameters; see `Draw.calculate`."""
+        return self._draw.calculate(values, relative_sigma)
+
+    @property
+    def curves_seen(self) -> int:
+        """Training curves shown so far."""
+        return self._step * self._training.batch_size
+
+    def run(self) -> bool:
+        """Trains to the end, leaving the best network in `network`. Returns whether it was stopped early.
+
+        Raises:
+            JobCancelled, JobPaused: as the owner desired; paused with a checkpoint.
+            UserError: the loss stopped being a number.
+        """
+        self._restore()
+        stopped = False
+        while self._step < self._total and not stopped:
+            stopped = self._obey()
+            if not stopped:
+                self._train_step()
+                if self._step % self._training.steps_per_epoch == 0:
+                    self._finish_epoch()
+        if self._best is None:
+            self._finish_epoch()
+        assert self._best is not None  # noqa: S101 (set by _finish_epoch)
+        self.network.load_state_dict(self._best.weights)
+        self.network.eval()
+        return stopped
+
+    def _obey(self) -> bool:
+        desired = self._context.desired()
+        if desired is Desired.CANCEL:
+            raise JobCancelled
+        if desired is Desired.PAUSE:
+            self._save()
+            raise JobPaused
+        return desired is Desired.STOP
+
+    def _train_step(self) -> None:
+        rate = self._training.learning_rate * _rate(self._step / self._total)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        batch = self._next_batch()
+        measured, known = compress(self._draw.measure(batch.r)), self._draw.windows(len(batch))
+        loss = self._loss(batch, measured, known)
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_LIMIT)
+        value = loss.item()
+        if not math.isfinite(value):
+            allowed = f"the loss became {value} at step {self._step}; try a smaller one"
+            raise UserError("training.learning_rate", self._training.learning_rate, allowed)
+        self._optimiser.step()
+        self._step += 1
+        self._epoch_loss += value / self._training.steps_per_epoch
+
+    def _next_batch(self) -> Curves:
+        count = self._training.batch_size
+        if self._curves is None:
+            return self._draw.curves(count)
+        rows = torch.randint(
+            len(self._curves), (count,), generator=self._draw.generator, device=self._draw.generator.device
+        )
+        return self._curves[rows]
+
+    def _loss(self, batch: Curves, compressed: Tensor, known: Tensor) -> Tensor:
+        answer: Tensor = self.network(compressed, known, batch.relative_sigma)
+        wanted = batch.unit.float()
+        # 1/12 is the variance of an evenly drawn parameter.
+        parameters = 12.0 * (answer - wanted).square().mean()
+        with torch.no_grad():
+            true_profile = self._profile(batch.unit)
+            spread = true_profile.var().clamp_min(1e-6)
+        deviation = (self._profile(answer) - true_profile).square().mean() / spread
+        return parameters + _PROFILE_WEIGHT * deviation
+
+    def _profile(self, unit: Tensor) -> Tensor:
+        films = self.prior.films(self.prior.values(unit))
+        return profile(self._z, films.sld, films)
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        total, size = 0.0, self._training.batch_size
+        for start in range(0, len(self.validation), size):
+            batch = self.validation[start : start + size]
+            compressed = compress(self.validation_measured[start : start + size])
+            loss = self._loss(batch, compressed, torch.ones_like(compressed, dtype=torch.bool))
+            total += loss.item() * len(batch)
+        return total / len(self.validation)
+
+    def _finish_epoch(self) -> None:
+        validation_loss = self._validation_loss()
+        epoch = len(self.losses) + 1
+        self.losses.append(
+            EpochLosses(epoch=epoch, train_loss=self._epoch_loss, validation_loss=validation_loss)
+        )
+        if self._best is None or validation_loss < self._best.loss:
+            weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self._best = _Best(validation_loss, weights)
+        self._context.progress(
+            self._step,
+            self._total,
+            phase="train",
+            epoch=epoch,
+            train_loss=self._epoch_loss,
+            validation_loss=validation_loss,
+        )
+        self._epoch_loss = 0.0
+        self._save()
+
+    def _save(self) -> None:
+        state = {
+            "step": self._step,
+            "epoch_loss": self._epoch_loss,
+            "losses": [item.model_dump() for item in self.losses],
+            "best_loss": None if self._best is None else self._best.loss,
+            "best_weights": {} if self._best is None else self._best.weights,
+            "network": self.network.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "generator": self._draw.generator.get_state(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._context.checkpoint.save(buffer.getvalue())
+
+    def _restore(self) -> None:
+        data = self._context.checkpoint.load()
+        if data is None:
+            return
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        self._step, self._epoch_loss = state["step"], state["epoch_loss"]
+        self.losses = [EpochLosses.model_validate(item) for item in state["losses"]]
+        if state["best_loss"] is not None:
+            self._best = _Best(state["best_loss"], state["best_weights"])
+        self.network.load_state_dict(state["network"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._draw.generator.set_state(state["generator"])
+        self._context.log(f"goes on from the checkpoint at step {self._step} of {self._total}")
+
+
+def _rate(done: float) -> float:
+    if done < _WARM_UP:
+        return (done + 1e-3) / _WARM_UP
+    fall = (done - _WARM_UP) / (1.0 - _WARM_UP)
+    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * fall))
+
+
+def _new_network(params: NrSldParams, parameters: int, seed: int) -> Network:
+    """The same weights for the same seed, leaving torch's global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(params.probe.points, parameters, params.training.width, params.training.depth)
