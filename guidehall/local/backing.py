@@ -52,13 +52,7 @@ class BackingServers:
         policy = RestartPolicy(longest_seconds=1.0)
         self._supervisor = Supervisor(folder / "logs", policy, report)
         self._secrets = secrets
-        self.postgres = PostgresServer(
-            folder,
-            ports.choose("postgres", POSTGRES_PORT),
-            secrets,
-            self._supervisor.log("postgres"),
-            durable,
-        )
+        self.postgres = PostgresServer(folder, ports.choose("postgres", POSTGRES_PORT), secrets, durable)
         self.nats = NatsServer(
             folder, ports.choose("nats", NATS_PORT), ports.choose("nats-monitor", NATS_MONITOR_PORT), secrets
         )

@@ -79,7 +79,7 @@ class NatsServer:
             argv=(str(find_program("nats-server")), "--config", str(configuration)),
             environment={"PATH": "/usr/bin:/bin", "HOME": str(self._folder)},
             probe=f"http://{LOOPBACK}:{self._monitor_port}/healthz",
-            prepare=lambda: write_atomically(configuration, json.dumps(self._configuration(), indent=2)),
+            prepare=lambda _: write_atomically(configuration, json.dumps(self._configuration(), indent=2)),
         )
 
     def _configuration(self) -> dict[str, object]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import hmac
 import os
 import re
 import shutil
@@ -16,9 +19,8 @@ from guidehall.local.accounts import account_for_postgres, can_enter
 from guidehall.local.binaries import PostgresInstall, find_postgres
 from guidehall.local.errors import StackError
 from guidehall.local.files import Secrets, read_json, write_json
-from guidehall.local.logfiles import RotatingLog
 from guidehall.local.ports import LOOPBACK
-from guidehall.local.processes import Account, Program, run_once
+from guidehall.local.processes import Account, Program, Run
 
 SUPERUSER = "postgres"
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -61,20 +63,16 @@ class PostgresServer:
         folder: the data folder of the stack.
         port: where it listens on loopback.
         secrets: where the superuser's password is kept.
-        log: gets the output of making the database.
         durable: False gives up safety against power loss for speed, for tests.
     """
 
-    def __init__(
-        self, folder: Path, port: int, secrets: Secrets, log: RotatingLog, durable: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, port: int, secrets: Secrets, durable: bool = True) -> None:
         self.host = LOOPBACK
         self.port = port
         self.user = SUPERUSER
         self.password = secrets.text("postgres-superuser")
         self._account = account_for_postgres()
         self._secrets = secrets
-        self._log = log
         self._durable = durable
         self.home = _home(folder, self._account)
         self._data = self.home / "data"
@@ -105,7 +103,7 @@ class PostgresServer:
         Raises:
             StackError: the name is not a plain identifier, or the server refused.
         """
-        if not _IDENTIFIER.fullmatch(name) or "'" in password or "\\" in password:
+        if not _IDENTIFIER.fullmatch(name):
             raise StackError(f"not a database name: {name!r}")
         self.run_sql(create_database_sql(name, password))
         return Database(self.host, self.port, name, name, password)
@@ -127,14 +125,14 @@ class PostgresServer:
             return original
         return original.copy_to(self.home)
 
-    def _prepare(self) -> None:
+    def _prepare(self, run: Run) -> None:
         if _version_of(self._data) is None:
-            self._initialise()
+            self._initialise(run)
         # Left by a killed server. None runs on these data: only the holder of the data folder's lock gets
         # here, after ending what an earlier supervisor left. The number in it may be anybody's by now.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
-    def _initialise(self) -> None:
+    def _initialise(self, run: Run) -> None:
         shutil.rmtree(self._data, ignore_errors=True)
         unfinished = self.home / "data.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -146,7 +144,7 @@ class PostgresServer:
             os.chown(unfinished, self._account.user, self._account.group)
             os.chown(passfile, self._account.user, self._account.group)
         try:
-            run_once(
+            run(
                 (
                     str(self._install().program("initdb")),
                     f"--pgdata={unfinished}", f"--username={SUPERUSER}",
@@ -155,8 +153,7 @@ class PostgresServer:
                     *(() if self._durable else ("--no-sync",)),
                 ),
                 _environment(),
-                self._log,
-                account=self._account,
+                self._account,
             )  # fmt: skip
         finally:
             passfile.unlink()
@@ -166,15 +163,27 @@ class PostgresServer:
 
 def create_database_sql(name: str, password: str) -> str:
     """A psql script that makes a role and its database unless they exist, and sets the role's password."""
-    # Checked by `create_database`; psql, which knows no parameters, fills none in.
+    # Names are checked by `create_database`. The role is granted to the one who makes it, who need not be a
+    # superuser and must be a member of the role to give it a database.
     return f"""
-SET log_min_error_statement = panic;
 SELECT 'CREATE ROLE "{name}"' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') \\gexec
-ALTER ROLE "{name}" LOGIN PASSWORD '{password}';
+ALTER ROLE "{name}" LOGIN PASSWORD '{scram_verifier(password)}';
+GRANT "{name}" TO CURRENT_USER;
 SELECT 'CREATE DATABASE "{name}" OWNER "{name}"'
  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{name}') \\gexec
 REVOKE ALL ON DATABASE "{name}" FROM PUBLIC;
 """  # noqa: S608
+
+
+def scram_verifier(password: str) -> str:
+    """What the server stores of a password (RFC 5803): so it never sees, or logs, the password itself."""
+    salt, iterations = os.urandom(16), 4096
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    stored_key = hashlib.sha256(client_key).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored_key, server_key)]
+    return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
 def run_psql(install: PostgresInstall, host: str, port: int, user: str, passfile: Path, sql: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from guidehall.local.errors import StackError
 from guidehall.local.logfiles import RotatingLog
@@ -35,6 +35,14 @@ class Account:
     group: int
 
 
+class Run(Protocol):
+    """Runs a program to its end, its output going to a log; raises StackError unless it succeeds."""
+
+    def __call__(
+        self, argv: tuple[str, ...], environment: Mapping[str, str], account: Account | None = None
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Program:
     """What to run and how.
@@ -45,7 +53,7 @@ class Program:
         environment: the whole environment of the program.
         probe: URL that tells when it is ready (see `probes`).
         after: names of programs that must be ready before this one starts.
-        prepare: run before the first start.
+        prepare: called before the first start, with a way to run other programs.
         provision: run when it is ready, before those that come after it start.
         stop_signal: asks it to stop; also what it gets when the supervisor dies.
         stop_seconds: how long it may take to stop before it is killed.
@@ -58,7 +66,7 @@ class Program:
     probe: str
     environment: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
-    prepare: Callable[[], None] | None = None
+    prepare: Callable[[Run], None] | None = None
     provision: Callable[[], None] | None = None
     stop_signal: Signals = Signals.SIGTERM
     stop_seconds: float = 15.0
@@ -128,28 +136,29 @@ def reap(process: subprocess.Popen[bytes]) -> int:
 def run_once(
     argv: tuple[str, ...],
     environment: Mapping[str, str],
+    account: Account | None,
     log: RotatingLog,
-    *,
-    account: Account | None = None,
-    timeout: float = 120.0,
+    interrupted: threading.Event,
+    seconds: float,
 ) -> None:
     """Runs a program to its end, its output going to `log`.
 
     Raises:
-        StackError: it failed or took longer than `timeout` seconds.
+        StackError: it failed, took longer than `seconds`, or `interrupted` was set.
     """
     process = launch(argv, environment, account, Signals.SIGTERM)
     copying = pump(process, log)
-    killer = threading.Timer(timeout, process.kill)
-    killer.daemon = True
-    killer.start()
-    try:
-        code = reap(process)
-    finally:
-        killer.cancel()
+    deadline = time.monotonic() + seconds
+    while (
+        not _has_ended(process.pid) and time.monotonic() < deadline and not interrupted.wait(_PROBE_SECONDS)
+    ):
+        pass
+    if not _has_ended(process.pid):
+        process.kill()
+    code = reap(process)
     copying.join(timeout=1.0)
     if code != 0:
-        raise StackError(f"{' '.join(argv[:4])} ended with status {code}; its log is {log.path}")
+        raise StackError(f"{' '.join(argv[:5])} ended with status {code}")
 
 
 class Process:
@@ -220,17 +229,22 @@ class Process:
         with self._changed:
             return self._changed.wait_for(lambda: self.pid is None, timeout)
 
-    def stop(self, seconds: float | None = None) -> None:
+    def stop(self) -> None:
         """Asks the program to stop, kills it when it takes too long, and ends the supervision."""
         self._stopping.set()
         self._released.set()
-        if not self._thread.is_alive():
-            return
-        self.send(self.program.stop_signal)
-        self._thread.join(self.program.stop_seconds if seconds is None else seconds)
+        if self._thread.is_alive():
+            self.send(self.program.stop_signal)
+            self._thread.join(self.program.stop_seconds)
         while self._thread.is_alive():
             self.send(Signals.SIGKILL)
             self._thread.join(1.0)
+
+    def kill(self) -> None:
+        """Kills the program at once and ends the supervision."""
+        self._stopping.set()
+        self._released.set()
+        self.send(Signals.SIGKILL)
 
     def _supervise(self) -> None:
         try:

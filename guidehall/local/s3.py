@@ -40,7 +40,7 @@ class S3Server:
                 "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"',
             },
             probe=f"s3://{self.endpoint}",
-            prepare=lambda: (buckets / BUCKET).mkdir(parents=True, exist_ok=True),
+            prepare=lambda _: (buckets / BUCKET).mkdir(parents=True, exist_ok=True),
         )  # fmt: skip
 
     def create_bucket(self, name: str) -> str:

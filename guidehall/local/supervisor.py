@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from guidehall.local.errors import Interrupted, StackError
 from guidehall.local.logfiles import RotatingLog, last_lines
-from guidehall.local.processes import Process, Program, RestartPolicy
+from guidehall.local.processes import Account, Process, Program, RestartPolicy, Run, run_once
 
 _LOG_LINES_SHOWN = 15
 
@@ -30,6 +30,7 @@ class Supervisor:
         policy: how crashed programs are restarted.
         report: gets one line for people at each step, from any thread.
         changed: called whenever the state of a program changed, from any thread.
+        prepare_seconds: how long each program that prepares another may run, such as a migration.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Supervisor:
         policy: RestartPolicy | None = None,
         report: Report = silent,
         changed: Callable[[], None] = lambda: None,
+        prepare_seconds: float = 120.0,
     ) -> None:
         self.processes: dict[str, Process] = {}
         self.interrupted = threading.Event()
@@ -45,6 +47,7 @@ class Supervisor:
         self._policy = policy or RestartPolicy()
         self._report = report
         self._changed = changed
+        self._prepare_seconds = prepare_seconds
         self._logs: dict[str, RotatingLog] = {}
         self._stopping = False
 
@@ -83,12 +86,8 @@ class Supervisor:
             self.stop()
             raise
 
-    def stop(self, seconds: float | None = None) -> None:
-        """Stops everything, each program after those that need it.
-
-        Args:
-            seconds: how long each program may take; None leaves it to the programs.
-        """
+    def stop(self) -> None:
+        """Stops everything, each program after those that need it."""
         self.interrupted.set()
         self._stopping = True
         processes = self.processes
@@ -97,11 +96,18 @@ class Supervisor:
             with ThreadPoolExecutor(len(processes), "stop") as pool:
                 for name in reversed(processes):
                     needed_by = [stops[other] for other in stops if name in processes[other].program.after]
-                    stops[name] = pool.submit(self._stop_one, processes[name], needed_by, seconds)
+                    stops[name] = pool.submit(self._stop_one, processes[name], needed_by)
         for log in self._logs.values():
             log.close()
         for future in stops.values():
             future.result()
+
+    def kill(self) -> None:
+        """Kills everything at once, such as when `stop` takes too long for somebody."""
+        self.interrupted.set()
+        self._stopping = True
+        for process in self.processes.values():
+            process.kill()
 
     def _start_one(self, program: Program, needs: list[Future[None]]) -> None:
         wait(needs)
@@ -111,7 +117,7 @@ class Supervisor:
         process = self.processes[program.name]
         try:
             if program.prepare is not None:
-                program.prepare()
+                program.prepare(self._runner(program.name))
             process.start()
             process.wait_ready(self.interrupted)
             if program.provision is not None:
@@ -122,15 +128,23 @@ class Supervisor:
             raise StackError(f"{error}\n{self._end_of_log(program.name)}") from error
         self._report(f"{program.name:<11} ready  {time.monotonic() - begun:4.1f} s  {program.probe}")
 
+    def _runner(self, name: str) -> Run:
+        def run(
+            argv: tuple[str, ...], environment: Mapping[str, str], account: Account | None = None
+        ) -> None:
+            run_once(argv, environment, account, self.log(name), self.interrupted, self._prepare_seconds)
+
+        return run
+
     def _end_of_log(self, name: str) -> str:
         path = self.log(name).path
         lines = "\n".join(f"  {line}" for line in last_lines(path, _LOG_LINES_SHOWN))
         return f"the end of {path}:\n{lines}"
 
-    def _stop_one(self, process: Process, needed_by: list[Future[None]], seconds: float | None) -> None:
+    def _stop_one(self, process: Process, needed_by: list[Future[None]]) -> None:
         wait(needed_by)
         was_running = process.pid is not None
-        process.stop(seconds)
+        process.stop()
         if was_running:
             self._report(f"{process.program.name:<11} stopped")
 
