@@ -124,7 +124,7 @@ def measured_reflectivity(
     if sigma is None:
         sharp = reflectivity(q, media)
     else:
-        nodes, weights = (array.to(q.device) for array in _quadrature(order))
+        nodes, weights = (torch.from_numpy(array).to(q.device) for array in _quadrature(order))
         spread = q[..., None] + sigma[..., None] * nodes
         sharp = reflectivity(spread.flatten(-2), media).reshape(len(media.sld), -1, order) @ weights
     return _column(scale) * sharp + _column(background)
@@ -135,12 +135,12 @@ def _column(value: Tensor | float) -> Tensor | float:
 
 
 @lru_cache(maxsize=16)
-def _quadrature(order: int) -> tuple[Tensor, Tensor]:
+def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in standard deviations, and weights of a Gaussian that sum to one."""
     x, w = np.polynomial.legendre.leggauss(order)
     nodes = _CUT * x
     weights = w * np.exp(-0.5 * nodes**2)
-    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    return nodes, weights / weights.sum()
 
 
 def profile(z: Tensor, values: Tensor, media: Media) -> Tensor:

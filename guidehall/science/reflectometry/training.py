@@ -55,7 +55,8 @@ class Trainer:
         self._z = self.prior.depth_grid(_PROFILE_POINTS)
         self._total = params.training.epochs * params.training.steps_per_epoch
         self._step = 0
-        self._epoch_loss = 0.0
+        # Sum over the steps of the present epoch.
+        self._loss_sum = 0.0
         self._best: _Best | None = None
         self.losses: list[EpochLosses] = []
 
@@ -120,7 +121,7 @@ class Trainer:
             raise UserError("training.learning_rate", self._training.learning_rate, allowed)
         self._optimiser.step()
         self._step += 1
-        self._epoch_loss += value / self._training.steps_per_epoch
+        self._loss_sum += value
 
     def _next_batch(self) -> Curves:
         count = self._training.batch_size
@@ -159,8 +160,11 @@ class Trainer:
     def _finish_epoch(self) -> None:
         validation_loss = self._validation_loss()
         epoch = len(self.losses) + 1
+        # Stopped early, an epoch may have fewer steps, or none at all.
+        steps = self._step - (epoch - 1) * self._training.steps_per_epoch
+        train_loss = self._loss_sum / max(steps, 1)
         self.losses.append(
-            EpochLosses(epoch=epoch, train_loss=self._epoch_loss, validation_loss=validation_loss)
+            EpochLosses(epoch=epoch, train_loss=train_loss, validation_loss=validation_loss)
         )
         if self._best is None or validation_loss < self._best.loss:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
@@ -170,16 +174,17 @@ class Trainer:
             self._total,
             phase="train",
             epoch=epoch,
-            train_loss=self._epoch_loss,
+            train_loss=train_loss,
             validation_loss=validation_loss,
         )
-        self._epoch_loss = 0.0
-        self._save()
+        self._loss_sum = 0.0
+        if epoch % self._training.checkpoint_epochs == 0:
+            self._save()
 
     def _save(self) -> None:
         state = {
             "step": self._step,
-            "epoch_loss": self._epoch_loss,
+            "loss_sum": self._loss_sum,
             "losses": [item.model_dump() for item in self.losses],
             "best_loss": None if self._best is None else self._best.loss,
             "best_weights": {} if self._best is None else self._best.weights,
@@ -196,7 +201,7 @@ class Trainer:
         if data is None:
             return
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        self._step, self._epoch_loss = state["step"], state["epoch_loss"]
+        self._step, self._loss_sum = state["step"], state["loss_sum"]
         self.losses = [EpochLosses.model_validate(item) for item in state["losses"]]
         if state["best_loss"] is not None:
             self._best = _Best(state["best_loss"], state["best_weights"])
