@@ -1,0 +1,70 @@
+"""Rules that hold for every request by the names of its fields, before any service looks at it."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from guidehall.core.errors import InvalidArgument
+
+MAX_STRING_BYTES = 64 << 10
+MAX_PAGE_TOKEN_CHARACTERS = 1024
+MAX_STRUCT_DEPTH = 32
+
+
+def validate(request: Message) -> None:
+    """Checks a request's own fields.
+
+    Raises:
+        InvalidArgument: a negative page size, a request id that is no UUID, a number that is not finite in a struct, or
+            a text that is too long.
+    """
+    for field, value in request.ListFields():
+        if field.is_repeated:
+            continue
+        if field.type == FieldDescriptor.TYPE_STRING:
+            _check_text(field.name, value)
+        elif field.name == "page_size" and value < 0:
+            raise InvalidArgument.field("page_size", value, "0 or more")
+        elif isinstance(value, Struct):
+            _check_struct(field.name, value, 0)
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_STRING_BYTES:
+        raise InvalidArgument.field(name, text, f"at most {MAX_STRING_BYTES} characters")
+    if name == "page_token" and len(text) > MAX_PAGE_TOKEN_CHARACTERS:
+        raise InvalidArgument.field(name, text, "a next_page_token of an earlier answer")
+    if name == "request_id":
+        try:
+            uuid.UUID(text)
+        except ValueError:
+            raise InvalidArgument.field(name, text, "a UUID") from None
+
+
+def _check_struct(path: str, struct: Struct, depth: int) -> None:
+    for key, value in struct.fields.items():
+        _check_value(f"{path}.{key}", value, depth + 1)
+
+
+def _check_value(path: str, value: Value, depth: int) -> None:
+    if depth > MAX_STRUCT_DEPTH:
+        raise InvalidArgument(f"{path[:200]}: nested more than {MAX_STRUCT_DEPTH} deep")
+    kind = value.WhichOneof("kind")
+    if kind == "number_value" and not math.isfinite(value.number_value):
+        raise InvalidArgument.field(path, value.number_value, "a finite number")
+    if kind == "struct_value":
+        _check_struct(path, value.struct_value, depth)
+    if kind == "list_value":
+        _check_list(path, value.list_value, depth)
+
+
+def _check_list(path: str, values: ListValue, depth: int) -> None:
+    items: Any = values.values
+    for index, item in enumerate(items):
+        _check_value(f"{path}[{index}]", item, depth + 1)
