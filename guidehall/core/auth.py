@@ -109,8 +109,8 @@ class KeyPair:
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
         raw = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-        self.public_text = base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
-        self.key_id = self.public_text[:16]
+        self.public_key = base64.urlsafe_b64encode(raw).decode("ascii").rstrip("=")
+        self.kid = self.public_key[:16]
 
     @classmethod
     def generate(cls) -> KeyPair:
@@ -134,7 +134,7 @@ class KeyPair:
             file.write(pem)
 
     def sign(self, claims: Mapping[str, Any]) -> str:
-        return jwt.encode(dict(claims), self._private, algorithm=ALGORITHM, headers={"kid": self.key_id})
+        return jwt.encode(dict(claims), self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class TrustStore:
     @staticmethod
     def entry(key: KeyPair, issuer: str, may_issue: Sequence[str], may_delegate: bool = False) -> dict[str, Any]:
         """The trust file's entry for a key, by its id."""
-        body = {"issuer": issuer, "public_key": key.public_text, "may_issue": list(may_issue), "may_delegate": may_delegate}
-        return {key.key_id: body}
+        body = {"issuer": issuer, "public_key": key.public_key, "may_issue": list(may_issue), "may_delegate": may_delegate}
+        return {key.kid: body}
 
     def get(self, key_id: str) -> TrustedKey | None:
         """The key by that id, if it is trusted."""

@@ -61,18 +61,22 @@ class Message:
 
 
 class EventBus:
-    """A connection that comes back by itself, however long the broker was away."""
+    """A connection that comes back by itself, however long the broker was away.
 
-    def __init__(self, settings: NatsSettings, name: str) -> None:
+    One service owns the streams and makes them anew when they are gone; the others may only use them.
+    """
+
+    def __init__(self, settings: NatsSettings, name: str, owns_streams: bool) -> None:
         self._settings = settings
         self._name = name
+        self._owns_streams = owns_streams
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, settings: NatsSettings, name: str) -> EventBus:
+    async def connect(cls, settings: NatsSettings, name: str, owns_streams: bool = False) -> EventBus:
         """Opens the bus. When the broker is away it goes on trying in the background."""
-        bus = cls(settings, name)
+        bus = cls(settings, name, owns_streams)
         bus._connecting = asyncio.create_task(bus._connect(), name="bus-connect")
         await asyncio.wait([bus._connecting], timeout=settings.connect_seconds)
         return bus
@@ -152,11 +156,12 @@ class EventBus:
                 await jetstream.publish(subject, payload, headers=headers)
         except (NatsError, TimeoutError) as error:
             # A broker whose streams were wiped says "no responders": make them anew for the next try.
-            if self.connected:
-                await self._provision_quietly()
+            await self._restore_streams()
             raise Unavailable("the event bus did not store the message", reason="BUS_UNAVAILABLE") from error
 
-    async def _provision_quietly(self) -> None:
+    async def _restore_streams(self) -> None:
+        if not (self._owns_streams and self.connected):
+            return
         try:
             await self.provision()
         except Unavailable:
@@ -187,8 +192,7 @@ class EventBus:
                         continue
                     yield Message(raw.subject, raw.data, dict(raw.headers or {}), raw)
             except (NatsError, Unavailable, TimeoutError, OSError):
-                if self.connected:
-                    await self._provision_quietly()
+                await self._restore_streams()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def tail(self, subject: str) -> AsyncIterator[Message]:

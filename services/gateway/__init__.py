@@ -1,0 +1,1 @@
+"""The HTTP gateway: HTTP/JSON in, gRPC out. No science, no database."""

@@ -1,0 +1,75 @@
+"""What the routes share: the backends, answers made of messages, names made of path segments."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Depends, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from google.protobuf.message import Message
+
+from guidehall.core.errors import InvalidArgument, NotFound
+from guidehall.core.names import DEFAULT_PROJECT, Pattern
+from services.gateway.backends import Backends
+from services.gateway.messages import to_json
+
+
+def _backends(request: Request) -> Backends:
+    backends: Backends = request.app.state.backends
+    return backends
+
+
+BackendsDep = Annotated[Backends, Depends(_backends)]
+PageSize = Annotated[int, Query(ge=0, le=1000, description="At most so many; 0 lets the server choose")]
+PageToken = Annotated[str, Query(max_length=1024, description="`next_page_token` of the page before")]
+Filter = Annotated[str, Query(max_length=2000, description='Terms such as `state = "RUNNING"`, joined by AND')]
+
+
+def answer(message: Message, status_code: int = 200) -> JSONResponse:
+    """A message as the body of an answer."""
+    return JSONResponse(to_json(message), status_code=status_code)
+
+
+def returns(message: type[Message], description: str = "") -> dict[str, Any]:
+    """Keyword arguments for a route decorator: documents the answer's message; its schema is added by the app."""
+    reference = {"$ref": f"#/components/schemas/{message.DESCRIPTOR.name}"}
+    content = {"application/json": {"schema": reference}}
+    DOCUMENTED.add(message)
+    return {"responses": {200: {"description": description or message.DESCRIPTOR.name, "content": content}}}
+
+
+DOCUMENTED: set[type[Message]] = set()
+
+
+def resource(pattern: Pattern, **ids: str | int) -> str:
+    """The full name of a resource of the default project.
+
+    Raises:
+        NotFound: a path segment cannot be part of any name.
+    """
+    name = pattern.format(project=DEFAULT_PROJECT, **ids)
+    try:
+        pattern.parse(name)
+    except InvalidArgument as error:
+        raise NotFound(f"{name[:200]} does not exist") from error
+    return name
+
+
+async def download(stream: Any) -> StreamingResponse:
+    """A download stream of messages (header, then chunks) as an attachment, piece by piece."""
+    first = await stream.read()
+    header = first.header
+
+    async def body() -> AsyncIterator[bytes]:
+        async for message in stream:
+            yield message.chunk.data
+
+    headers = {
+        "Content-Length": str(header.object.size_bytes - header.offset_bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(header.filename, safe='')}",
+        "ETag": f'"{header.object.sha256}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return StreamingResponse(body(), media_type=header.object.media_type or "application/octet-stream", headers=headers)

@@ -1,0 +1,154 @@
+"""Predictions and simulations."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.prediction.v1 import prediction_pb2
+from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2
+from guidehall.core.errors import InvalidArgument
+from guidehall.core.names import MODEL, MODEL_VERSION
+from services.gateway.api.common import BackendsDep, answer, resource, returns
+
+router = APIRouter(tags=["inference"])
+
+MAX_POINTS = 100_000
+Numbers = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_POINTS)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TensorBody(_Body):
+    """A dense tensor: row-major, little-endian bytes in base64."""
+
+    datatype: str = Field(examples=["FP64"], max_length=8)
+    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8, examples=[[1, 3]])
+    content: str = Field(description="base64")
+
+    def message(self, field: str) -> common_pb2.Tensor:
+        """The tensor as the inference service takes it."""
+        try:
+            content = base64.b64decode(self.content, validate=True)
+        except binascii.Error as error:
+            raise InvalidArgument.field(f"{field}.content", self.content[:40], "base64") from error
+        return common_pb2.Tensor(datatype=self.datatype, shape=self.shape, content=content)
+
+
+class PredictBody(_Body):
+    """Tensors for a model of any science."""
+
+    model: str = Field(max_length=128, description="Model id")
+    version: int = Field(0, ge=0, description="0 takes the newest")
+    inputs: dict[str, TensorBody] = Field(max_length=64)
+    outputs: list[str] = Field(default_factory=list, max_length=64, description="Empty for all")
+
+
+class MediumBody(_Body):
+    """A semi-infinite medium."""
+
+    material: str = Field("", max_length=100)
+    sld: float = Field(ge=-10, le=150, allow_inf_nan=False, description="1e-6 per square angstrom")
+    isld: float = Field(0.0, ge=0, le=150, allow_inf_nan=False)
+
+
+class CurveBody(_Body):
+    """A measured reflectivity curve."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"q": [0.01, 0.02, 0.03], "r": [0.9, 0.1, 0.01], "dr": [0.01, 0.002, 0.0005], "relative_dq": 0.05,
+                          "dq_convention": "FWHM"}]
+        },
+    )  # fmt: skip
+
+    q: Numbers
+    r: Numbers
+    dr: Numbers = Field(default_factory=list, description="One standard deviation of r")
+    dq: Numbers = Field(default_factory=list, description="Resolution in the unit of q")
+    q_unit: Literal["INVERSE_ANGSTROM", "INVERSE_NANOMETRE"] = "INVERSE_ANGSTROM"
+    dq_convention: Literal["SIGMA", "FWHM"] | None = Field(None, description="What dq and relative_dq mean")
+    relative_dq: float | None = Field(None, gt=0, lt=1, description="dq/q where dq is empty")
+    beam_side: Literal["FRONTING", "BACKING"] | None = None
+    fronting: MediumBody | None = None
+    backing: MediumBody | None = None
+    mask: list[bool] = Field(default_factory=list, max_length=MAX_POINTS, description="True leaves the point out")
+
+    def message(self) -> curve_pb2.Curve:
+        """The curve as the inference service takes it."""
+        curve = curve_pb2.Curve(
+            q=self.q,
+            r=self.r,
+            dr=self.dr,
+            dq=self.dq,
+            mask=self.mask,
+            q_unit=curve_pb2.QUnit.Value(f"Q_UNIT_{self.q_unit}"),
+            relative_dq=self.relative_dq,
+        )
+        if self.dq_convention is not None:
+            curve.dq_convention = curve_pb2.ResolutionConvention.Value(f"RESOLUTION_CONVENTION_{self.dq_convention}")
+        if self.beam_side is not None:
+            curve.beam_side = curve_pb2.BeamSide.Value(f"BEAM_SIDE_{self.beam_side}")
+        for name in ("fronting", "backing"):
+            medium: MediumBody | None = getattr(self, name)
+            if medium is not None:
+                getattr(curve, name).CopyFrom(curve_pb2.Medium(**medium.model_dump()))
+        return curve
+
+
+class AnalyzeBody(_Body):
+    """A curve, and how it shall be answered."""
+
+    curve: CurveBody
+    model: str = Field("", max_length=128, description="Model id; empty takes the newest that fits the curve")
+    version: int = Field(0, ge=0, description="0 takes the newest")
+    stage: Literal["NETWORK", "REFINED"] = "NETWORK"
+
+
+class SimulateBody(_Body):
+    """Parameters of the pipeline `reflectometry.simulate`."""
+
+    params: dict[str, Any]
+
+
+def _model_name(model: str, version: int) -> str:
+    return resource(MODEL_VERSION, model=model, version=version) if version else resource(MODEL, model=model)
+
+
+@router.post("/predict", **returns(prediction_pb2.PredictResponse))
+async def predict(body: PredictBody, backends: BackendsDep) -> JSONResponse:
+    """Runs a model on tensors."""
+    request = prediction_pb2.PredictRequest(
+        model=_model_name(body.model, body.version),
+        inputs={name: tensor.message(f"inputs.{name}") for name, tensor in body.inputs.items()},
+        outputs=body.outputs,
+    )
+    return answer(await backends.prediction.Predict(request, timeout=backends.timeouts.analysis))
+
+
+@router.post("/analyze", **returns(reflectometry_pb2.AnalyzeCurveResponse))
+async def analyze(body: AnalyzeBody, backends: BackendsDep) -> JSONResponse:
+    """A measured reflectivity curve in; profile, parameters, calculated curve and chi-square out."""
+    request = reflectometry_pb2.AnalyzeCurveRequest(
+        model=_model_name(body.model, body.version) if body.model else "",
+        curve=body.curve.message(),
+        stage=reflectometry_pb2.AnalysisStage.Value(f"ANALYSIS_STAGE_{body.stage}"),
+    )
+    return answer(await backends.reflectometry.AnalyzeCurve(request, timeout=backends.timeouts.analysis))
+
+
+@router.post("/simulate", **returns(reflectometry_pb2.SimulateResponse))
+async def simulate(body: SimulateBody, backends: BackendsDep) -> JSONResponse:
+    """The reflectivity and profile of a film, at once."""
+    request = reflectometry_pb2.SimulateRequest()
+    request.params.update(body.params)
+    return answer(await backends.reflectometry.Simulate(request, timeout=backends.timeouts.analysis))

@@ -1,0 +1,141 @@
+"""Pipelines, jobs and their events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.results.v1 import results_pb2
+from guidehall.core.errors import InvalidArgument
+from guidehall.core.names import JOB, RESULT
+from services.gateway.api.common import BackendsDep, Filter, PageSize, PageToken, answer, resource, returns
+from services.gateway.messages import enum_choices, enum_number, to_json
+
+router = APIRouter(tags=["jobs"])
+
+_PRIORITY = jobs_pb2.JobPriority.DESCRIPTOR
+
+
+class SubmitJob(BaseModel):
+    """A job to run."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]},
+    )
+
+    pipeline: str = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
+    params: dict[str, Any] = Field(default_factory=dict, description="By the pipeline's `params_schema`")
+    display_name: str = Field("", max_length=80)
+    seed: int = Field(0, ge=0, lt=2**53, description="0 lets the server choose one")
+    inputs: dict[str, str] = Field(default_factory=dict, description="Dataset version names by role")
+    pool: str = Field("", max_length=63)
+    priority: str = Field("NORMAL", description="LOW, NORMAL or HIGH")
+    labels: dict[str, str] = Field(default_factory=dict)
+    timeout_seconds: int = Field(0, ge=0)
+    max_attempts: int = Field(0, ge=0, le=100)
+    validate_only: bool = False
+    request_id: str = Field("", description="UUID; a repeat answers with the first job")
+
+    def message(self) -> jobs_pb2.SubmitJobRequest:
+        """The request as the trainer takes it."""
+        fields = self.model_dump(exclude={"params", "priority"})
+        priority = enum_number(_PRIORITY, self.priority)
+        if priority is None:
+            raise InvalidArgument.field("priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY)))
+        request = jobs_pb2.SubmitJobRequest(priority=jobs_pb2.JobPriority.ValueType(priority), **fields)
+        request.params.update(self.params)
+        return request
+
+
+@router.get("/pipelines", **returns(jobs_pb2.ListPipelinesResponse))
+async def list_pipelines(backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "") -> JSONResponse:
+    """What can be run, with the JSON Schema of its parameters."""
+    request = jobs_pb2.ListPipelinesRequest(page_size=page_size, page_token=page_token)
+    return answer(await backends.jobs.ListPipelines(request, timeout=backends.timeouts.call))
+
+
+@router.get("/pipelines/{pipeline}", **returns(jobs_pb2.Pipeline))
+async def get_pipeline(pipeline: str, backends: BackendsDep) -> JSONResponse:
+    """One pipeline."""
+    request = jobs_pb2.GetPipelineRequest(name=pipeline)
+    return answer(await backends.jobs.GetPipeline(request, timeout=backends.timeouts.call))
+
+
+@router.post("/jobs", status_code=201, **returns(jobs_pb2.Job))
+async def submit_job(body: SubmitJob, backends: BackendsDep) -> JSONResponse:
+    """Submits a job; `validate_only` checks it and stores nothing."""
+    job = await backends.jobs.SubmitJob(body.message(), timeout=backends.timeouts.call)
+    return answer(job, status_code=200 if body.validate_only else 201)
+
+
+@router.get("/jobs", **returns(jobs_pb2.ListJobsResponse))
+async def list_jobs(
+    backends: BackendsDep,
+    page_size: PageSize = 0,
+    page_token: PageToken = "",
+    filter: Filter = "",
+    order_by: Annotated[str, Query(max_length=100)] = "",
+) -> JSONResponse:
+    """Jobs, newest first."""
+    request = jobs_pb2.ListJobsRequest(
+        page_size=page_size, page_token=page_token, filter=filter, order_by=order_by
+    )
+    return answer(await backends.jobs.ListJobs(request, timeout=backends.timeouts.call))
+
+
+@router.get("/jobs/{job}", **returns(jobs_pb2.Job))
+async def get_job(job: str, backends: BackendsDep) -> JSONResponse:
+    """One job as it stands."""
+    request = jobs_pb2.GetJobRequest(name=resource(JOB, job=job))
+    return answer(await backends.jobs.GetJob(request, timeout=backends.timeouts.call))
+
+
+@router.post("/jobs/{job}:cancel", **returns(jobs_pb2.Job))
+async def cancel_job(job: str, backends: BackendsDep) -> JSONResponse:
+    """Asks for the end of a job. May be repeated."""
+    request = jobs_pb2.CancelJobRequest(name=resource(JOB, job=job))
+    return answer(await backends.jobs.CancelJob(request, timeout=backends.timeouts.call))
+
+
+@router.get("/jobs/{job}/result", **returns(results_pb2.Result))
+async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
+    """The result of a job that succeeded."""
+    request = results_pb2.GetResultRequest(name=resource(RESULT, result=job))
+    return answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+
+
+async def _watched(
+    job: str,
+    backends: BackendsDep,
+    last_event_id: Annotated[str | None, Header(description="Sequence number of the last event seen")] = None,
+    after_seq: Annotated[int, Query(ge=0, description="The same, for clients that cannot set headers")] = 0,
+) -> jobs_pb2.WatchJobRequest:
+    """Checks everything while an error can still be answered as one: a stream that has begun is a 200."""
+    if last_event_id:
+        if not re.fullmatch(r"\d{1,18}", last_event_id):
+            raise InvalidArgument.field("Last-Event-ID", last_event_id, "a sequence number")
+        after_seq = int(last_event_id)
+    name = resource(JOB, job=job)
+    await backends.jobs.GetJob(jobs_pb2.GetJobRequest(name=name), timeout=backends.timeouts.call)
+    return jobs_pb2.WatchJobRequest(name=name, after_seq=after_seq)
+
+
+@router.get(
+    "/jobs/{job}/events",
+    response_class=EventSourceResponse,
+    responses={200: {"description": "`id` is the event's `seq`, `event` its kind, `data` the JobEvent as JSON"}},
+)
+async def watch_job(
+    backends: BackendsDep, request: Annotated[jobs_pb2.WatchJobRequest, Depends(_watched)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are kept alive."""
+    async for event in backends.jobs.WatchJob(request):
+        yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))

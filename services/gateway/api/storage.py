@@ -1,0 +1,262 @@
+"""Datasets, models, results."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import grpc
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.datasets.v1 import datasets_pb2
+from guidehall.contracts.models.v1 import models_pb2
+from guidehall.contracts.results.v1 import results_pb2
+from guidehall.core.errors import InvalidArgument
+from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
+from services.gateway.api.common import (
+    BackendsDep,
+    Filter,
+    PageSize,
+    PageToken,
+    answer,
+    download,
+    resource,
+    returns,
+)
+
+router = APIRouter()
+_CHUNK_BYTES = 1 << 20
+
+UploadCall = grpc.aio.StreamUnaryCall[datasets_pb2.UploadDatasetVersionRequest, datasets_pb2.DatasetVersion]
+
+Offset = Annotated[int, Query(ge=0, description="Start here, to go on with a broken download")]
+BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+
+
+class CreateDataset(BaseModel):
+    """A series of versions, empty at first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset_id: str = Field("", max_length=63, description="Last part of the name; empty lets the server choose")
+    display_name: str = Field("", max_length=200)
+    description: str = Field("", max_length=4000)
+    labels: dict[str, str] = Field(default_factory=dict)
+    request_id: str = ""
+
+
+@router.post("/datasets", status_code=201, tags=["datasets"], **returns(datasets_pb2.Dataset))
+async def create_dataset(body: CreateDataset, backends: BackendsDep) -> JSONResponse:
+    """Creates an empty dataset. Uploading a version creates it too."""
+    dataset = datasets_pb2.Dataset(
+        display_name=body.display_name, description=body.description, labels=body.labels
+    )
+    request = datasets_pb2.CreateDatasetRequest(
+        dataset_id=body.dataset_id, dataset=dataset, request_id=body.request_id
+    )
+    return answer(await backends.datasets.CreateDataset(request, timeout=backends.timeouts.call), 201)
+
+
+@router.get("/datasets", tags=["datasets"], **returns(datasets_pb2.ListDatasetsResponse))
+async def list_datasets(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "", filter: Filter = ""
+) -> JSONResponse:
+    """Datasets, newest first."""
+    request = datasets_pb2.ListDatasetsRequest(page_size=page_size, page_token=page_token, filter=filter)
+    return answer(await backends.datasets.ListDatasets(request, timeout=backends.timeouts.call))
+
+
+@router.get("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
+async def get_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
+    """One dataset."""
+    request = datasets_pb2.GetDatasetRequest(name=resource(DATASET, dataset=dataset))
+    return answer(await backends.datasets.GetDataset(request, timeout=backends.timeouts.call))
+
+
+@router.delete("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
+async def delete_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
+    """Hides a dataset; versions that jobs pinned stay readable to them."""
+    request = datasets_pb2.DeleteDatasetRequest(name=resource(DATASET, dataset=dataset))
+    return answer(await backends.datasets.DeleteDataset(request, timeout=backends.timeouts.call))
+
+
+@router.post(
+    "/datasets/{dataset}/versions",
+    status_code=201,
+    tags=["datasets"],
+    openapi_extra=BINARY,
+    **returns(datasets_pb2.DatasetVersion),
+)
+async def upload_dataset_version(
+    dataset: str,
+    http_request: Request,
+    backends: BackendsDep,
+    filename: Annotated[str, Query(min_length=1, max_length=255)],
+    request_id: str = "",
+    content_length: Annotated[int | None, Header()] = None,
+) -> JSONResponse:
+    """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when complete."""
+    limit = http_request.app.state.settings.http.max_upload_bytes
+    if content_length is not None and content_length > limit:
+        raise InvalidArgument.field("Content-Length", content_length, f"at most {limit} bytes")
+    header = datasets_pb2.UploadDatasetVersionHeader(
+        parent=resource(DATASET, dataset=dataset),
+        filename=filename,
+        media_type=http_request.headers.get("content-type", "application/octet-stream"),
+        size_bytes=content_length or 0,
+        request_id=request_id,
+    )
+    call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)
+    try:
+        await _send(call, header, http_request.stream(), limit)
+        return answer(await call, 201)
+    finally:
+        call.cancel()
+
+
+async def _send(
+    call: UploadCall, header: datasets_pb2.UploadDatasetVersionHeader, body: AsyncIterator[bytes], limit_bytes: int
+) -> None:
+    """Header, chunks of at most 1 MiB, end. gRPC's flow control holds the body back when storage is slower."""
+    digest, offset = hashlib.sha256(), 0
+    try:
+        await call.write(datasets_pb2.UploadDatasetVersionRequest(header=header))
+        async for piece in body:
+            for start in range(0, len(piece), _CHUNK_BYTES):
+                data = piece[start : start + _CHUNK_BYTES]
+                digest.update(data)
+                chunk = common_pb2.Chunk(offset_bytes=offset, data=data)
+                offset += len(data)
+                if offset > limit_bytes:
+                    raise InvalidArgument.field("body", f"over {limit_bytes} bytes", f"at most {limit_bytes} bytes")
+                await call.write(datasets_pb2.UploadDatasetVersionRequest(chunk=chunk))
+        end = datasets_pb2.UploadEnd(size_bytes=offset, sha256=digest.hexdigest())
+        await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
+        await call.done_writing()
+    except asyncio.InvalidStateError:
+        # Storage has already answered, with a refusal: awaiting the call gives it.
+        return
+
+
+@router.get(
+    "/datasets/{dataset}/versions", tags=["datasets"], **returns(datasets_pb2.ListDatasetVersionsResponse)
+)
+async def list_dataset_versions(
+    dataset: str, backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
+    """Versions of a dataset, newest first."""
+    request = datasets_pb2.ListDatasetVersionsRequest(
+        parent=resource(DATASET, dataset=dataset), page_size=page_size, page_token=page_token
+    )
+    return answer(await backends.datasets.ListDatasetVersions(request, timeout=backends.timeouts.call))
+
+
+@router.get(
+    "/datasets/{dataset}/versions/{version}", tags=["datasets"], **returns(datasets_pb2.DatasetVersion)
+)
+async def get_dataset_version(dataset: str, version: str, backends: BackendsDep) -> JSONResponse:
+    """One version; `latest` is the newest."""
+    request = datasets_pb2.GetDatasetVersionRequest(name=resource(DATASET_VERSION, dataset=dataset, version=version))
+    return answer(await backends.datasets.GetDatasetVersion(request, timeout=backends.timeouts.call))
+
+
+@router.get("/datasets/{dataset}/versions/{version}/content", tags=["datasets"], response_class=StreamingResponse)
+async def download_dataset_version(
+    dataset: str, version: str, backends: BackendsDep, offset: Offset = 0
+) -> StreamingResponse:
+    """The bytes of a version."""
+    request = datasets_pb2.DownloadDatasetVersionRequest(
+        name=resource(DATASET_VERSION, dataset=dataset, version=version), offset_bytes=offset
+    )
+    return await download(backends.datasets.DownloadDatasetVersion(request, timeout=backends.timeouts.transfer))
+
+
+@router.get("/models", tags=["models"], **returns(models_pb2.ListModelsResponse))
+async def list_models(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "", filter: Filter = ""
+) -> JSONResponse:
+    """Models, newest first."""
+    request = models_pb2.ListModelsRequest(page_size=page_size, page_token=page_token, filter=filter)
+    return answer(await backends.models.ListModels(request, timeout=backends.timeouts.call))
+
+
+@router.get("/models/{model}", tags=["models"], **returns(models_pb2.Model))
+async def get_model(model: str, backends: BackendsDep) -> JSONResponse:
+    """One model."""
+    request = models_pb2.GetModelRequest(name=resource(MODEL, model=model))
+    return answer(await backends.models.GetModel(request, timeout=backends.timeouts.call))
+
+
+@router.delete("/models/{model}", tags=["models"], **returns(models_pb2.Model))
+async def delete_model(model: str, backends: BackendsDep) -> JSONResponse:
+    """Hides a model from lists and from serving; `:undelete` brings it back."""
+    request = models_pb2.DeleteModelRequest(name=resource(MODEL, model=model))
+    return answer(await backends.models.DeleteModel(request, timeout=backends.timeouts.call))
+
+
+@router.post("/models/{model}:undelete", tags=["models"], **returns(models_pb2.Model))
+async def undelete_model(model: str, backends: BackendsDep) -> JSONResponse:
+    """Brings a deleted model back."""
+    request = models_pb2.UndeleteModelRequest(name=resource(MODEL, model=model))
+    return answer(await backends.models.UndeleteModel(request, timeout=backends.timeouts.call))
+
+
+@router.get("/models/{model}/versions", tags=["models"], **returns(models_pb2.ListModelVersionsResponse))
+async def list_model_versions(
+    model: str, backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "", filter: Filter = ""
+) -> JSONResponse:
+    """Versions of a model, newest first; `-` lists those of all models."""
+    request = models_pb2.ListModelVersionsRequest(
+        parent=resource(MODEL, model=model), page_size=page_size, page_token=page_token, filter=filter
+    )
+    return answer(await backends.models.ListModelVersions(request, timeout=backends.timeouts.call))
+
+
+@router.get("/models/{model}/versions/{version}", tags=["models"], **returns(models_pb2.ModelVersion))
+async def get_model_version(model: str, version: str, backends: BackendsDep) -> JSONResponse:
+    """One version with its manifest; `latest` is the newest."""
+    request = models_pb2.GetModelVersionRequest(name=resource(MODEL_VERSION, model=model, version=version))
+    return answer(await backends.models.GetModelVersion(request, timeout=backends.timeouts.call))
+
+
+@router.get("/models/{model}/versions/{version}/content", tags=["models"], response_class=StreamingResponse)
+async def download_model_version(
+    model: str, version: str, backends: BackendsDep, offset: Offset = 0
+) -> StreamingResponse:
+    """The weights of a version, as safetensors."""
+    request = models_pb2.DownloadModelVersionRequest(
+        name=resource(MODEL_VERSION, model=model, version=version), offset_bytes=offset
+    )
+    return await download(backends.models.DownloadModelVersion(request, timeout=backends.timeouts.transfer))
+
+
+@router.get("/results", tags=["results"], **returns(results_pb2.ListResultsResponse))
+async def list_results(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "", filter: Filter = ""
+) -> JSONResponse:
+    """Results without their documents, newest first."""
+    request = results_pb2.ListResultsRequest(page_size=page_size, page_token=page_token, filter=filter)
+    return answer(await backends.results.ListResults(request, timeout=backends.timeouts.call))
+
+
+@router.get("/results/{result}", tags=["results"], **returns(results_pb2.Result))
+async def get_result(result: str, backends: BackendsDep) -> JSONResponse:
+    """One result: its document and its artifacts. A result's id is its job's id."""
+    request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
+    return answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+
+
+@router.get("/results/{result}/artifacts/{artifact}", tags=["results"], response_class=StreamingResponse)
+async def download_artifact(
+    result: str, artifact: str, backends: BackendsDep, offset: Offset = 0
+) -> StreamingResponse:
+    """The bytes of one artifact."""
+    request = results_pb2.DownloadArtifactRequest(
+        name=resource(ARTIFACT, result=result, artifact=artifact), offset_bytes=offset
+    )
+    return await download(backends.results.DownloadArtifact(request, timeout=backends.timeouts.transfer))

@@ -1,0 +1,116 @@
+"""The HTTP application: routes, errors, limits, documentation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from guidehall import __version__
+from services.gateway import problems
+from services.gateway.api import inference, jobs, storage, system
+from services.gateway.api.common import DOCUMENTED
+from services.gateway.backends import Backends
+from services.gateway.messages import schema
+from services.gateway.middleware import BodyLimit, Identify, SecurityHeaders, Trace
+from services.gateway.settings import GatewaySettings
+
+# Names by which a browser on this machine reaches a gateway that trusts everybody on it.
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+DESCRIPTION = "Measured curves in, physics out. Errors are problem details (RFC 9457)."
+
+
+def create_app(settings: GatewaySettings, identify: Identify.Authenticate, backends: Callable[[], Backends]) -> FastAPI:
+    """The application.
+
+    Args:
+        settings: read once, at start.
+        identify: finds out who calls, from headers and peer.
+        backends: opens the channels; called when the event loop runs.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.backends = backends()
+        try:
+            yield
+        finally:
+            await app.state.backends.close()
+
+    app = _documented(lifespan)
+    api = APIRouter(prefix="/api/v1")
+    for module in (system, jobs, storage, inference):
+        api.include_router(module.router)
+    app.include_router(api)
+    problems.install(app)
+    app.state.settings = settings
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, limit_bytes=settings.http.max_body_bytes)
+    app.add_middleware(Identify, authenticate=identify)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.http.cors_origins,
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        max_age=600,
+    )
+    if settings.auth.mode == "single":
+        # Without credentials the host name is what tells this machine's user from a page that rebound its name here.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS), www_redirect=False)
+    app.add_middleware(Trace)
+    return app
+
+
+def _documented(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """An app whose documentation pages carry their own scripts and whose schema knows the protos' messages."""
+    app = FastAPIOffline(
+        title="Guidehall", version=__version__, description=DESCRIPTION, lifespan=lifespan, openapi_url="/openapi.json"
+    )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            components = document.setdefault("components", {}).setdefault("schemas", {})
+            for message in sorted(DOCUMENTED, key=lambda message: message.DESCRIPTOR.name):
+                schema(message.DESCRIPTOR, components)
+            _document_problems(document)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _document_problems(document: dict[str, Any]) -> None:
+    """Every operation fails in one shape."""
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    text, violation = {"type": "string"}, {"$ref": "#/components/schemas/FieldViolation"}
+    schemas["Problem"] = {
+        "type": "object",
+        "title": "Problem",
+        "description": "RFC 9457. `reason` is for programs, `detail` for people.",
+        "required": ["type", "title", "status"],
+        "properties": {
+            **dict.fromkeys(("type", "title", "detail", "instance", "reason", "trace_id"), text),
+            "status": {"type": "integer"},
+            "metadata": {"type": "object", "additionalProperties": text},
+            "violations": {"type": "array", "items": violation},
+        },
+    }
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "What went wrong", "content": problem}

@@ -1,0 +1,49 @@
+"""Who an HTTP request comes from: a bearer token, a proxy that proves itself, or, in single mode, this machine's user."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from guidehall.core.auth import Authenticator, Principal, Role
+from guidehall.core.errors import InvalidArgument, Unauthenticated
+from guidehall.core.settings import AuthSettings
+
+PROXY_SECRET_HEADER = "x-guidehall-proxy-secret"  # noqa: S105 (a header's name)
+USER_HEADER = "x-user-id"
+GROUPS_HEADER = "x-user-groups"
+_SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
+
+
+@dataclass(frozen=True)
+class HttpIdentity:
+    """The three modes over HTTP headers."""
+
+    settings: AuthSettings
+    authenticator: Authenticator
+
+    def __call__(self, headers: Mapping[str, str], peer: str) -> Principal:
+        """The caller.
+
+        Raises:
+            Unauthenticated: no credential where one is needed, or one that does not hold.
+        """
+        if self.settings.mode == "proxy" and "authorization" not in headers:
+            return self._from_proxy(headers)
+        only_token = {name: headers[name] for name in ("authorization",) if name in headers}
+        return self.authenticator.authenticate(only_token, peer)
+
+    def _from_proxy(self, headers: Mapping[str, str]) -> Principal:
+        secret = self.settings.proxy_secret
+        given = headers.get(PROXY_SECRET_HEADER, "")
+        if secret is None or not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
+            raise Unauthenticated("only the authenticating proxy may call", reason="NO_PROXY_SECRET")
+        user = headers.get(USER_HEADER)
+        if user is None:
+            return Principal("guest", "guest")
+        if not _SUBJECT.fullmatch(user):
+            raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
+        groups = frozenset(group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip())
+        return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)

@@ -1,0 +1,144 @@
+"""Protocol buffer messages as JSON, and their JSON Schema: one rule for every message.
+
+Field names stay as in the protos (snake_case); 64-bit integers are numbers, timestamps RFC 3339 strings, enum values
+drop the enum's own prefix (`JOB_STATE_RUNNING` reads `RUNNING`), structs are plain JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+Json = dict[str, Any]
+
+_INTEGERS = {
+    FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64,
+    FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SINT64,
+}  # fmt: skip
+_WELL_KNOWN: dict[str, Json] = {
+    "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
+    "google.protobuf.Struct": {"type": "object", "additionalProperties": True},
+}
+
+
+def enum_text(enum: EnumDescriptor, number: int) -> str:
+    """The short name of an enum's value; its number as text when this version does not know it."""
+    value = enum.values_by_number.get(number)
+    return str(number) if value is None else value.name.removeprefix(_prefix(enum))
+
+
+def enum_number(enum: EnumDescriptor, text: str) -> int | None:
+    """The number of an enum's short name; None when there is none."""
+    value = enum.values_by_name.get(_prefix(enum) + text.upper())
+    return None if value is None or value.number == 0 else int(value.number)
+
+
+def enum_choices(enum: EnumDescriptor) -> list[str]:
+    """The short names, without the unspecified one."""
+    return [enum_text(enum, value.number) for value in enum.values if value.number != 0]
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
+
+
+def to_json(message: Message) -> Json:
+    """The message as a JSON object. Scalars are always there; messages and `optional` fields only when set."""
+    result: Json = {}
+    for field in message.DESCRIPTOR.fields:
+        if field.has_presence and not message.HasField(field.name):
+            continue
+        if field.containing_oneof is not None and message.WhichOneof(field.containing_oneof.name) != field.name:
+            continue
+        result[field.name] = _field_json(field, getattr(message, field.name))
+    return result
+
+
+def _field_json(field: FieldDescriptor, value: Any) -> Any:
+    if _is_map(field):
+        element = _element_json(_map_value(field))
+        return {str(key): element(value[key]) for key in value}
+    element = _element_json(field)
+    return [element(item) for item in value] if field.is_repeated else element(value)
+
+
+def _element_json(field: FieldDescriptor) -> Callable[[Any], Any]:
+    if field.message_type is not None:
+        if field.message_type.full_name == Struct.DESCRIPTOR.full_name:
+            return struct_json
+        return MessageToDict if field.message_type.full_name in _WELL_KNOWN else to_json
+    if field.enum_type is not None:
+        enum = field.enum_type
+        return lambda number: enum_text(enum, number)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return lambda data: base64.b64encode(data).decode("ascii")
+    return _plain
+
+
+def struct_json(struct: Struct) -> Any:
+    """A struct as plain JSON; its numbers are doubles on the wire, so whole ones become integers again."""
+    return _whole_numbers(MessageToDict(struct))
+
+
+def _whole_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return value
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
+
+
+def _map_value(field: FieldDescriptor) -> FieldDescriptor:
+    return field.message_type.fields_by_name["value"]
+
+
+def schema(descriptor: Descriptor, components: Json) -> Json:
+    """A reference to the message's JSON Schema, which is added to `components` with all it needs."""
+    if descriptor.full_name in _WELL_KNOWN:
+        return _WELL_KNOWN[descriptor.full_name]
+    if descriptor.name not in components:
+        components[descriptor.name] = body = {"type": "object", "title": descriptor.name, "properties": {}}
+        properties: Json = body["properties"]  # type: ignore[assignment]
+        for field in descriptor.fields:
+            properties[field.name] = _field_schema(field, components)
+    return {"$ref": f"#/components/schemas/{descriptor.name}"}
+
+
+def _field_schema(field: FieldDescriptor, components: Json) -> Json:
+    if _is_map(field):
+        return {"type": "object", "additionalProperties": _element_schema(_map_value(field), components)}
+    element = _element_schema(field, components)
+    return {"type": "array", "items": element} if field.is_repeated else element
+
+
+def _element_schema(field: FieldDescriptor, components: Json) -> Json:
+    if field.message_type is not None:
+        return schema(field.message_type, components)
+    if field.enum_type is not None:
+        return {"type": "string", "enum": [enum_text(field.enum_type, value.number) for value in field.enum_type.values]}
+    if field.type in _INTEGERS:
+        return {"type": "integer"}
+    if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
+        return {"type": "number"}
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return {"type": "boolean"}
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return {"type": "string", "contentEncoding": "base64"}
+    return {"type": "string"}

@@ -1,0 +1,81 @@
+"""Errors as RFC 9457 problem details: every failure of every route, in one shape."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from http import HTTPStatus
+
+import grpc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from guidehall.core.errors import (
+    HTTP_STATUS,
+    AppError,
+    Internal,
+    InvalidArgument,
+    Violation,
+    from_rpc_error,
+    problem,
+)
+from guidehall.core.telemetry import current_trace_id
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def respond(request: Request, error: AppError, status_code: int = 0) -> JSONResponse:
+    """The answer that says what went wrong; `status_code` overrides the table."""
+    body = problem(error, instance=request.url.path, trace_id=current_trace_id())
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return JSONResponse(body, status_code=status_code or HTTP_STATUS[error.code], media_type=MEDIA_TYPE, headers=headers)
+
+
+async def _app_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AppError)
+    return respond(request, error)
+
+
+async def _rpc_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, grpc.RpcError)
+    return respond(request, from_rpc_error(error))
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    violations = [
+        Violation(".".join(str(part) for part in item["loc"] if part != "body") or "body", str(item["msg"]))
+        for item in error.errors()
+    ]
+    message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:5])
+    return respond(request, InvalidArgument(message, reason="INVALID_REQUEST", violations=violations))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework refuses by itself: unknown paths, wrong methods, bodies that are too long."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    body = {"type": "about:blank", "title": title, "status": error.status_code, "instance": request.url.path}
+    body["detail"] = error.detail if isinstance(error.detail, str) else title
+    return JSONResponse(body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    error_id = uuid.uuid4().hex
+    logger.error("unexpected error %s", error_id, exc_info=error)
+    return respond(request, Internal("internal error", metadata={"error_id": error_id}))
+
+
+def install(app: FastAPI) -> None:
+    """Registers a handler for everything that can go wrong in a route."""
+    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(grpc.RpcError, _rpc_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,48 @@
+"""What the gateway can be told from outside, by variables that start with GUIDEHALL_GATEWAY__."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import SettingsConfigDict
+
+from guidehall.core.settings import (
+    AuthSettings,
+    ChannelSettings,
+    LogSettings,
+    OpsSettings,
+    ServiceSettings,
+    TelemetrySettings,
+    TlsSettings,
+)
+
+
+class HttpSettings(BaseModel):
+    """The HTTP listener and its limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    tls: TlsSettings = TlsSettings()
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="of a JSON body; uploads have their own limit")
+    max_upload_bytes: int = Field(2_000_000_000, ge=1)
+    cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://127.0.0.1:3000")
+    drain_seconds: float = Field(10.0, gt=0)
+
+
+class GatewaySettings(ServiceSettings):
+    """The whole of it."""
+
+    model_config = SettingsConfigDict(env_prefix="GUIDEHALL_GATEWAY__")
+
+    http: HttpSettings = HttpSettings()
+    ops: OpsSettings = OpsSettings(port=7204)
+    auth: AuthSettings = AuthSettings()
+    log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    trainer: ChannelSettings = ChannelSettings(target="127.0.0.1:7101")
+    storage: ChannelSettings = ChannelSettings(target="127.0.0.1:7102")
+    inference: ChannelSettings = ChannelSettings(target="127.0.0.1:7103")
+    call_seconds: float = Field(30.0, gt=0, description="deadline of one call to a service")
+    analysis_seconds: float = Field(60.0, gt=0, description="deadline of one prediction or simulation")
+    transfer_seconds: float = Field(3600.0, gt=0, description="deadline of one upload or download")
