@@ -101,8 +101,8 @@ class ExampleArray(_Document):
 class Example(_Document):
     """Inputs with the outputs they must give; loading a model checks it."""
 
-    inputs: dict[Name, ExampleArray]
-    outputs: dict[Name, ExampleArray]
+    inputs: dict[Name, ExampleArray] = Field(min_length=1)
+    outputs: dict[Name, ExampleArray] = Field(min_length=1)
     # Between devices and library versions, float32 networks agree to about this much.
     relative_tolerance: float = Field(default=1e-3, gt=0, le=0.1)
     absolute_tolerance: float = Field(default=1e-6, ge=0)

@@ -22,6 +22,8 @@ SCIENCE = Science(
         ),
     ),
     architectures=(
-        Architecture(key="toy.line/1", entry="tests.toy_science.predictor:LinePredictor", title="Straight line"),
+        Architecture(
+            key="toy.line/1", entry="tests.toy_science.predictor:LinePredictor", title="Straight line"
+        ),
     ),
 )

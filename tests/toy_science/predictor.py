@@ -22,7 +22,7 @@ class LinePredictor:
         self._slope, self._intercept = slope, intercept
 
     @classmethod
-    def load(cls, manifest: Manifest, weights: bytes, device: str = "cpu") -> LinePredictor:
+    def load(cls, manifest: Manifest, weights: bytes, device: str = "cpu") -> LinePredictor:  # noqa: ARG003
         try:
             slope, intercept = safetensors.numpy.load(weights)["line"].tolist()
         except (safetensors.SafetensorError, KeyError, ValueError):

@@ -56,9 +56,7 @@ def run(params: LineParams, context: Context) -> LineResult:
     buffer = io.BytesIO()
     np.save(buffer, np.stack([x, y], axis=1), allow_pickle=False)
     context.artifact("points.npy", buffer.getvalue(), "application/x-npy")
-    return LineResult(
-        model_name=params.model_name, slope=slope, intercept=intercept, loss=loss, steps=step
-    )
+    return LineResult(model_name=params.model_name, slope=slope, intercept=intercept, loss=loss, steps=step)
 
 
 def _points(params: LineParams, context: Context) -> tuple[np.ndarray, np.ndarray]:

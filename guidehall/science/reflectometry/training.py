@@ -163,9 +163,7 @@ class Trainer:
         # Stopped early, an epoch may have fewer steps, or none at all.
         steps = self._step - (epoch - 1) * self._training.steps_per_epoch
         train_loss = self._loss_sum / max(steps, 1)
-        self.losses.append(
-            EpochLosses(epoch=epoch, train_loss=train_loss, validation_loss=validation_loss)
-        )
+        self.losses.append(EpochLosses(epoch=epoch, train_loss=train_loss, validation_loss=validation_loss))
         if self._best is None or validation_loss < self._best.loss:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
             self._best = _Best(validation_loss, weights)

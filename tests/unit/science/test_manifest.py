@@ -9,7 +9,14 @@ import pytest
 import safetensors.numpy
 
 from guidehall.science import registry
-from guidehall.science.manifest import MAX_MANIFEST_BYTES, Example, ExampleArray, InvalidModel, Manifest, sha256
+from guidehall.science.manifest import (
+    MAX_MANIFEST_BYTES,
+    Example,
+    ExampleArray,
+    InvalidModel,
+    Manifest,
+    sha256,
+)
 from guidehall.science.pipeline import LocalContext
 
 
@@ -59,6 +66,7 @@ def test_nan_survives_in_examples() -> None:
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}, "manifest.inputs.0.shape.0"),
         ({"metrics": {"loss": "NaN"}}, "manifest.metrics.loss"),
         ({"example": {"inputs": {"x": {"shape": [3], "values": [1]}}, "outputs": {}}}, "does not hold"),
+        ({"example": {"inputs": {"x": {"shape": [1], "values": [1]}}, "outputs": {}}}, "example.outputs"),
     ],
 )
 def test_refuses_what_is_no_manifest(
@@ -106,8 +114,8 @@ def test_refuses_weights_that_answer_differently(model: tuple[Manifest, bytes]) 
 @pytest.mark.parametrize(
     "example",
     [
-        Example.of({"nothing": np.zeros((1, 1))}, {}),
-        Example.of({}, {"y": np.zeros((1, 1))}),
+        Example.of({"nothing": np.zeros((1, 1))}, {"y": np.zeros((1, 1))}),
+        Example.of({"x": np.zeros((1, 3))}, {"y": np.zeros((1, 1))}),
         Example.of({"x": np.zeros((1, 1))}, {"y": np.zeros((2, 1))}),
     ],
 )
