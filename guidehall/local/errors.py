@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from guidehall.core.errors import FailedPrecondition
 
-class StackError(Exception):
+
+class StackError(FailedPrecondition):
     """The stack cannot start, or a part of it failed; the message is meant for the person at the terminal."""
 
 

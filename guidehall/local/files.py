@@ -10,25 +10,29 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Writes `text` so that a reader, or a crash, sees the old content or the new one and nothing between."""
+def write_atomically(path: Path, text: str, mode: int = 0o600, durable: bool = True) -> None:
+    """Writes `text` so that a reader sees the old content or the new one and nothing between.
+
+    So does the next start after a power failure, if `durable`; that costs a wait for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), mode)
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o600, durable: bool = True) -> None:
     """Writes `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n", mode)
+    write_atomically(path, json.dumps(value, indent=2) + "\n", mode, durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:

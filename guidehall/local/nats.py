@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from guidehall.local.access import NatsAccess
 from guidehall.local.binaries import find_program
 from guidehall.local.files import Secrets, write_atomically
 from guidehall.local.ports import LOOPBACK
@@ -29,11 +30,9 @@ class Subjects:
 def _consumer(stream: str) -> tuple[str, ...]:
     """The subjects by which a pull consumer of `stream` is made, asked about, read and acknowledged."""
     return (
-        "$JS.API.INFO",
-        f"$JS.API.STREAM.INFO.{stream}",
-        "$JS.API.STREAM.NAMES",
-        f"$JS.API.CONSUMER.*.{stream}.>",
+        f"$JS.API.CONSUMER.CREATE.{stream}.>",
         f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.>",
+        f"$JS.API.CONSUMER.INFO.{stream}.>",
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.>",
         f"$JS.ACK.{stream}.>",
     )
@@ -43,9 +42,7 @@ USERS: Mapping[str, Subjects] = {
     ADMIN: Subjects((">",), (">",)),
     # Owns the streams, so it alone may make and change them.
     "trainer": Subjects(("jobs.>", "events.>", "$JS.API.>", "$JS.ACK.>"), (*_PUBLIC_EVENTS, _REPLIES)),
-    "storage": Subjects(
-        (*_PUBLIC_EVENTS, "$JS.API.INFO", "$JS.API.STREAM.*.*", "$JS.API.STREAM.NAMES"), (_REPLIES,)
-    ),
+    "storage": Subjects(_PUBLIC_EVENTS, (_REPLIES,)),
     "inference": Subjects(_consumer("EVENTS"), (*_PUBLIC_EVENTS, _REPLIES)),
     "gateway": Subjects(_consumer("EVENTS"), (*_PUBLIC_EVENTS, _REPLIES)),
     "worker": Subjects(_consumer("JOBS"), (_REPLIES,)),
@@ -67,9 +64,9 @@ class NatsServer:
         """The password of `user`."""
         return self._secrets.text(f"nats-{user}")
 
-    def password_file(self, user: str) -> Path:
-        """The file that holds the password of `user`."""
-        return self._secrets.path(f"nats-{user}")
+    def access(self, user: str) -> NatsAccess:
+        """How a service of that name reaches it."""
+        return NatsAccess(self.url, user, self._secrets.path(f"nats-{user}"))
 
     def program(self) -> Program:
         """The server as a program to supervise."""

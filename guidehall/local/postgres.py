@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from guidehall.local.access import PostgresAccess
 from guidehall.local.accounts import account_for_postgres, can_enter
 from guidehall.local.binaries import PostgresInstall, find_postgres
 from guidehall.local.errors import StackError
@@ -107,6 +108,19 @@ class PostgresServer:
             raise StackError(f"not a database name: {name!r}")
         self.run_sql(create_database_sql(name, password))
         return Database(self.host, self.port, name, name, password)
+
+    def provide(self, names: tuple[str, ...]) -> None:
+        """Makes sure of a database and a role for each name, with a password of its own."""
+        for name in names:
+            self.create_database(name, self._secrets.text(f"postgres-{name}"))
+
+    def access(self, name: str) -> PostgresAccess:
+        """How a service reaches the database `name`."""
+        return PostgresAccess(self.host, self.port, name, name, self._secrets.path(f"postgres-{name}"))
+
+    def generation(self) -> str:
+        """Text that is another one for each database cluster ever made here; there must be one."""
+        return f"made {(self._data / 'PG_VERSION').stat().st_mtime_ns}"
 
     def run_sql(self, sql: str) -> str:
         """Runs a psql script as superuser and returns what it prints."""

@@ -59,6 +59,7 @@ class Program:
         stop_seconds: how long it may take to stop before it is killed.
         start_seconds: how long it may take to become ready for the first time.
         account: the account to change to; None keeps ours.
+        folder: where it runs, and what prepares it.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Program:
     stop_seconds: float = 15.0
     start_seconds: float = 60.0
     account: Account | None = None
+    # Not the current folder: an account that we change to may not be allowed in there.
+    folder: Path = Path("/")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,11 @@ class RestartPolicy:
 
 
 def launch(
-    argv: tuple[str, ...], environment: Mapping[str, str], account: Account | None, death_signal: Signals
+    argv: tuple[str, ...],
+    environment: Mapping[str, str],
+    folder: Path,
+    account: Account | None,
+    death_signal: Signals,
 ) -> subprocess.Popen[bytes]:
     """Starts a program in a session of its own that gets `death_signal` when the *calling thread* ends."""
     user, group = (account.user, account.group) if account else (-1, -1)
@@ -104,8 +111,7 @@ def launch(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # "/" because an account that we change to may not enter the current folder.
-        cwd="/" if account else None,
+        cwd=folder,
         start_new_session=True,
     )
 
@@ -136,6 +142,7 @@ def reap(process: subprocess.Popen[bytes]) -> int:
 def run_once(
     argv: tuple[str, ...],
     environment: Mapping[str, str],
+    folder: Path,
     account: Account | None,
     log: RotatingLog,
     interrupted: threading.Event,
@@ -146,7 +153,7 @@ def run_once(
     Raises:
         StackError: it failed, took longer than `seconds`, or `interrupted` was set.
     """
-    process = launch(argv, environment, account, Signals.SIGTERM)
+    process = launch(argv, environment, folder, account, Signals.SIGTERM)
     copying = pump(process, log)
     deadline = time.monotonic() + seconds
     while (
@@ -271,8 +278,9 @@ class Process:
         with self._changed:
             if self._stopping.is_set():
                 return None
+            program = self.program
             process = launch(
-                self.program.argv, self.program.environment, self.program.account, self.program.stop_signal
+                program.argv, program.environment, program.folder, program.account, program.stop_signal
             )
             self.pid = process.pid
         copying = pump(process, self.log)

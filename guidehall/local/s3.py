@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from guidehall.local.access import S3Access
 from guidehall.local.binaries import find_program
 from guidehall.local.errors import StackError
 from guidehall.local.files import Secrets
@@ -21,6 +22,7 @@ class S3Server:
         self.endpoint = f"{LOOPBACK}:{port}"
         self.access_key = ACCESS_KEY
         self.secret_key = secrets.text("s3-secret-key")
+        self._secret_file = secrets.path("s3-secret-key")
         self._folder = folder / "s3"
 
     def program(self) -> Program:
@@ -42,6 +44,10 @@ class S3Server:
             probe=f"s3://{self.endpoint}",
             prepare=lambda _: (buckets / BUCKET).mkdir(parents=True, exist_ok=True),
         )  # fmt: skip
+
+    def access(self) -> S3Access:
+        """How a service reaches the bucket of the platform."""
+        return S3Access(self.endpoint, self.access_key, self._secret_file, BUCKET, secure=False)
 
     def create_bucket(self, name: str) -> str:
         """Makes the bucket `name`, if it is not there, and returns the name."""

@@ -117,7 +117,7 @@ class Supervisor:
         process = self.processes[program.name]
         try:
             if program.prepare is not None:
-                program.prepare(self._runner(program.name))
+                program.prepare(self._runner(program))
             process.start()
             process.wait_ready(self.interrupted)
             if program.provision is not None:
@@ -128,11 +128,13 @@ class Supervisor:
             raise StackError(f"{error}\n{self._end_of_log(program.name)}") from error
         self._report(f"{program.name:<11} ready  {time.monotonic() - begun:4.1f} s  {program.probe}")
 
-    def _runner(self, name: str) -> Run:
+    def _runner(self, program: Program) -> Run:
+        log = self.log(program.name)
+
         def run(
             argv: tuple[str, ...], environment: Mapping[str, str], account: Account | None = None
         ) -> None:
-            run_once(argv, environment, account, self.log(name), self.interrupted, self._prepare_seconds)
+            run_once(argv, environment, program.folder, account, log, self.interrupted, self._prepare_seconds)
 
         return run
 

@@ -1,0 +1,180 @@
+"""Looks at and ends a running stack from outside, by its data folder; starts one in the background."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guidehall.local import lock, record
+from guidehall.local.errors import AlreadyRunning, StackError
+from guidehall.local.files import read_json
+from guidehall.local.logfiles import follow, last_lines
+from guidehall.local.probes import is_ready
+from guidehall.local.stack import ENDPOINTS, SUPERVISOR_LOG, Options, summary
+from guidehall.local.supervisor import Report
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One part of the stack, now.
+
+    Attributes:
+        state: what the supervisor knows: waiting, starting, ready, restarting or stopped.
+        answers: whether it said that it is ready when asked just now.
+        address: URL that it was asked by.
+    """
+
+    name: str
+    state: str
+    answers: bool
+    address: str
+    pid: int | None
+    restarts: int
+    exit_status: int | None
+
+
+@dataclass(frozen=True)
+class StackStatus:
+    """The stack, now.
+
+    Attributes:
+        stage: starting, ready, stopping, stopped or failed.
+        supervisor: process that runs it; None if nothing does.
+        uptime_seconds: since it was started; 0 if it does not run.
+        endpoints: where clients find the services; empty until everything was ready once.
+        error: why it failed, if it did.
+    """
+
+    data: Path
+    stage: str
+    supervisor: int | None
+    uptime_seconds: float
+    services: tuple[ServiceStatus, ...]
+    endpoints: dict[str, Any]
+    error: str
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs and every part answers."""
+        return self.stage == "ready" and all(service.answers for service in self.services)
+
+
+def status(data: Path) -> StackStatus:
+    """Looks at the stack of a data folder and asks each part whether it is ready."""
+    supervisor = lock.holder(data)
+    known = record.read(data)
+    if supervisor is None:
+        stage = known.stage if known.stage == "failed" else "stopped"
+        return StackStatus(data, stage, None, 0.0, (), {}, known.error)
+    with ThreadPoolExecutor(max(1, len(known.services))) as pool:
+        answers = list(pool.map(lambda service: is_ready(service.probe), known.services))
+    services = tuple(
+        ServiceStatus(
+            service.name,
+            service.state,
+            ready,
+            service.probe,
+            service.pid,
+            service.restarts,
+            service.exit_status,
+        )
+        for service, ready in zip(known.services, answers, strict=True)
+    )
+    uptime = time.time() - known.started_at
+    return StackStatus(
+        data, known.stage, supervisor, uptime, services, read_json(data / ENDPOINTS), known.error
+    )
+
+
+def down(data: Path, seconds: float = 90.0) -> bool:
+    """Stops the stack of a data folder and returns when nothing of it runs; False if nothing did.
+
+    Args:
+        data: the data folder.
+        seconds: how long it may take before the supervisor is killed, and everything with it.
+    """
+    supervisor = lock.holder(data)
+    if supervisor is None:
+        return False
+    os.kill(supervisor, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while lock.holder(data) == supervisor:
+        if time.monotonic() > deadline:
+            os.kill(supervisor, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+    record.end_leftovers(data)
+    return True
+
+
+def tail_logs(data: Path, service: str, lines: int = 50, following: bool = False) -> Iterator[str]:
+    """The last lines of a service's log, then, if `following`, what is added until the caller stops reading.
+
+    Raises:
+        StackError: there is no such log; the message names those that there are.
+    """
+    path = data / "logs" / f"{service}.log"
+    if not path.is_file() or path.parent != data / "logs":
+        known = ", ".join(sorted(log.stem for log in (data / "logs").glob("*.log"))) or "none yet"
+        raise StackError(f"no log of {service!r} in {data}; there are: {known}")
+    return _lines(path, lines, following)
+
+
+def up_detached(options: Options, report: Report = print) -> None:
+    """Starts the stack in a process of its own and returns when it is ready.
+
+    Raises:
+        AlreadyRunning: another process runs the stack of this folder.
+        StackError: something does not start; nothing is left running.
+    """
+    data = options.data.expanduser().resolve()
+    if (running := lock.holder(data)) is not None:
+        raise AlreadyRunning(f"the stack in {data} is already running as process {running}")
+    path = data / "logs" / f"{SUPERVISOR_LOG}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--data", str(data), "--workers", str(options.workers), "--auth-mode", options.auth_mode]
+    with path.open("ab") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "guidehall.local", *arguments],
+            env=dict(options.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def still_starting() -> bool:
+        time.sleep(_POLL_SECONDS)
+        known = record.read(data)
+        starting = known.supervisor != supervisor.pid or known.stage == "starting"
+        return starting and supervisor.poll() is None
+
+    for text in follow(path, still_starting):
+        report(text.rstrip("\n"))
+    known = record.read(data)
+    if supervisor.poll() is not None or known.stage != "ready":
+        raise StackError(known.error or f"the supervisor ended at once; see {path}")
+    # It is meant to live on: not an abandoned child.
+    supervisor.returncode = 0
+    report(summary(read_json(data / ENDPOINTS)))
+
+
+def _lines(path: Path, lines: int, following: bool) -> Iterator[str]:
+    # Opened for following first, or what is written meanwhile would be missed.
+    yield from (f"{line}\n" for line in last_lines(path, lines))
+    if following:
+        yield from follow(path, _wait)
+
+
+def _wait() -> bool:
+    time.sleep(_POLL_SECONDS)
+    return True

@@ -1,0 +1,308 @@
+"""The table of services: what each runs, needs and is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
+from guidehall.local.errors import StackError
+from guidehall.local.files import read_json, write_json
+from guidehall.local.identity import Identity
+from guidehall.local.ports import LOOPBACK, Ports
+from guidehall.local.processes import Program, Run
+
+DATABASES = {"storage": "guidehall_storage", "trainer": "guidehall_trainer"}
+WORKER_POOL = "cpu"
+
+_PORTS = {"gateway": 8000, "trainer": 7101, "storage": 7102, "inference": 7103}
+_OPS_PORTS = {"trainer": 7201, "storage": 7202, "inference": 7203, "gateway": 7204}
+_FIRST_WORKER_OPS_PORT = 7210
+# Variables of the person at the terminal that every service gets as they are.
+_SHARED_PREFIX = "GUIDEHALL_SCIENCE_"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the services are told about where they run.
+
+    Attributes:
+        data: the data folder of the stack.
+        root: the folder that holds the package `services`.
+        postgres: how to reach a database, by name.
+        nats: how a service reaches NATS, by the service's name.
+        s3: how to reach the bucket.
+        generation: text that changes when the databases begin anew, valid once PostgreSQL is ready.
+        workers: how many training workers run.
+        auth_mode: "single", "proxy" or "token".
+        inherited: variables of the person at the terminal.
+    """
+
+    data: Path
+    root: Path
+    ports: Ports
+    identity: Identity
+    postgres: Callable[[str], PostgresAccess]
+    nats: Callable[[str], NatsAccess]
+    s3: S3Access
+    generation: Callable[[], str]
+    workers: int
+    auth_mode: str
+    inherited: Mapping[str, str]
+
+    def port(self, service: str) -> int:
+        """The port that a service serves on."""
+        return self.ports.choose(service, _PORTS[service])
+
+    def ops_port(self, service: str) -> int:
+        """The port of a service's metrics and health."""
+        if service.startswith("worker-"):
+            usual = _FIRST_WORKER_OPS_PORT + int(service.removeprefix("worker-"))
+        else:
+            usual = _OPS_PORTS[service]
+        return self.ports.choose(f"{service}-ops", usual)
+
+    @property
+    def credential_file(self) -> Path:
+        """The credential of the workers' pool."""
+        return self.data / "secrets" / f"worker-{WORKER_POOL}.credential"
+
+
+def programs(site: Site) -> list[Program]:
+    """The services as programs to supervise, each after those that it needs."""
+    return [
+        _storage(site),
+        _trainer(site),
+        _inference(site),
+        *(_worker(site, f"worker-{number}") for number in range(1, site.workers + 1)),
+        _gateway(site),
+    ]
+
+
+def endpoints(site: Site) -> dict[str, object]:
+    """Where clients find the services."""
+    services = ("trainer", "storage", "inference", "gateway")
+    workers = tuple(f"worker-{number}" for number in range(1, site.workers + 1))
+    return {
+        "gateway": f"http://{LOOPBACK}:{site.port('gateway')}",
+        "trainer": _target(site, "trainer"),
+        "storage": _target(site, "storage"),
+        "inference": _target(site, "inference"),
+        "ops": {name: f"http://{LOOPBACK}:{site.ops_port(name)}" for name in (*services, *workers)},
+    }
+
+
+def find_root() -> Path:
+    """The folder that holds the package `services`.
+
+    Raises:
+        StackError: there is none; the wheel carries the client, the services come as a checkout.
+    """
+    spec = importlib.util.find_spec("services")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).parent
+    checkout = Path(__file__).parents[2]
+    if (checkout / "services" / "trainer").is_dir():
+        return checkout
+    raise StackError("the services are not here: `guidehall up` runs them from a checkout of the project")
+
+
+def _storage(site: Site) -> Program:
+    environment = _environment(
+        site,
+        "storage",
+        "STORAGE",
+        _grpc(site, "storage"),
+        _auth(site, "storage"),
+        _postgres(site, "storage"),
+        _nats(site, "storage"),
+        _s3(site),
+    )
+    return Program(
+        name="storage",
+        argv=_module("services.storage", "serve"),
+        environment=environment,
+        folder=site.root,
+        probe=f"grpc://{_target(site, 'storage')}",
+        after=("postgres", "nats", "s3"),
+        prepare=lambda run: run(_module("services.storage", "migrate"), environment),
+    )
+
+
+def _trainer(site: Site) -> Program:
+    environment = _environment(
+        site,
+        "trainer",
+        "TRAINER",
+        _grpc(site, "trainer"),
+        _auth(site, "trainer"),
+        _postgres(site, "trainer"),
+        _nats(site, "trainer"),
+        {"STORAGE__TARGET": _target(site, "storage")},
+    )
+
+    def prepare(run: Run) -> None:
+        run(_module("services.trainer", "migrate"), environment)
+        enrolled = site.credential_file.with_suffix(".enrolled")
+        if read_json(enrolled).get("generation") != site.generation():
+            arguments = ("enrol", "--pool", WORKER_POOL, "--out", str(site.credential_file))
+            run(_module("services.trainer", *arguments), environment)
+            write_json(enrolled, {"generation": site.generation()})
+
+    return Program(
+        name="trainer",
+        argv=_module("services.trainer", "api"),
+        environment=environment,
+        folder=site.root,
+        probe=f"grpc://{_target(site, 'trainer')}",
+        after=("postgres", "nats"),
+        prepare=prepare,
+    )
+
+
+def _inference(site: Site) -> Program:
+    return Program(
+        name="inference",
+        argv=_module("services.inference", "serve"),
+        environment=_environment(
+            site,
+            "inference",
+            "INFERENCE",
+            _grpc(site, "inference"),
+            _auth(site, "inference"),
+            _nats(site, "inference"),
+            {
+                "STORAGE__TARGET": _target(site, "storage"),
+                "CACHE_DIR": str(site.data / "inference" / "cache"),
+            },
+            threads=_threads(1),
+        ),
+        folder=site.root,
+        probe=f"grpc://{_target(site, 'inference')}",
+        after=("nats", "storage"),
+    )
+
+
+def _worker(site: Site, name: str) -> Program:
+    return Program(
+        name=name,
+        argv=_module("services.trainer", "worker"),
+        environment=_environment(
+            site,
+            name,
+            "WORKER",
+            _nats(site, "worker"),
+            {
+                "POOL": WORKER_POOL,
+                "CREDENTIAL_FILE": str(site.credential_file),
+                "TRAINER__TARGET": _target(site, "trainer"),
+                "STORAGE__TARGET": _target(site, "storage"),
+            },
+            threads=_threads(site.workers),
+        ),
+        folder=site.root,
+        probe=f"http://{LOOPBACK}:{site.ops_port(name)}/health",
+        after=("trainer", "storage"),
+        # Time to take a running job to its next checkpoint.
+        stop_seconds=30.0,
+    )
+
+
+def _gateway(site: Site) -> Program:
+    return Program(
+        name="gateway",
+        argv=_module("services.gateway", "serve"),
+        environment=_environment(
+            site,
+            "gateway",
+            "GATEWAY",
+            _auth(site, "gateway"),
+            {
+                "HTTP__HOST": LOOPBACK,
+                "HTTP__PORT": str(site.port("gateway")),
+                "TRAINER__TARGET": _target(site, "trainer"),
+                "STORAGE__TARGET": _target(site, "storage"),
+                "INFERENCE__TARGET": _target(site, "inference"),
+            },
+        ),
+        folder=site.root,
+        probe=f"http://{LOOPBACK}:{site.ops_port('gateway')}/health",
+        after=("trainer", "storage", "inference"),
+    )
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, *arguments)
+
+
+def _target(site: Site, service: str) -> str:
+    return f"{LOOPBACK}:{site.port(service)}"
+
+
+def _threads(sharers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // max(1, sharers))
+
+
+def _environment(
+    site: Site, name: str, prefix: str, *settings: Mapping[str, str], threads: int = 1
+) -> dict[str, str]:
+    """The environment of a service: ours without the settings of others, its own, what overrides these."""
+    ours = {key: value for key, value in site.inherited.items() if not key.startswith("GUIDEHALL_")}
+    shared = {key: value for key, value in site.inherited.items() if key.startswith(_SHARED_PREFIX)}
+    own: dict[str, str] = {"OPS__HOST": LOOPBACK, "OPS__PORT": str(site.ops_port(name))}
+    for part in settings:
+        own.update(part)
+    prefixed = {f"GUIDEHALL_{prefix}__{key}": value for key, value in own.items()}
+    overrides = {
+        key: value for key, value in site.inherited.items() if key.startswith(f"GUIDEHALL_{prefix}__")
+    }
+    # As many threads as the machine has cores in every service would only make them fight.
+    limits = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    return {"PYTHONUNBUFFERED": "1"} | limits | ours | shared | prefixed | overrides
+
+
+def _grpc(site: Site, service: str) -> dict[str, str]:
+    return {"GRPC__HOST": LOOPBACK, "GRPC__PORT": str(site.port(service))}
+
+
+def _auth(site: Site, service: str) -> dict[str, str]:
+    return {
+        "AUTH__MODE": site.auth_mode,
+        "AUTH__SERVICE_KEY_FILE": str(site.identity.key_file(service)),
+        "AUTH__TRUST_FILE": str(site.identity.trust_file),
+    }
+
+
+def _postgres(site: Site, service: str) -> dict[str, str]:
+    access = site.postgres(DATABASES[service])
+    return {
+        "POSTGRES__HOST": access.host,
+        "POSTGRES__PORT": str(access.port),
+        "POSTGRES__DATABASE": access.database,
+        "POSTGRES__USER": access.user,
+        "POSTGRES__PASSWORD_FILE": str(access.password_file),
+    }
+
+
+def _nats(site: Site, user: str) -> dict[str, str]:
+    access = site.nats(user)
+    return {
+        "NATS__URL": access.url,
+        "NATS__USER": access.user,
+        "NATS__PASSWORD_FILE": str(access.password_file),
+    }
+
+
+def _s3(site: Site) -> dict[str, str]:
+    access = site.s3
+    return {
+        "S3__ENDPOINT": access.endpoint,
+        "S3__ACCESS_KEY": access.access_key,
+        "S3__SECRET_KEY_FILE": str(access.secret_key_file),
+        "S3__BUCKET": access.bucket,
+        "S3__SECURE": "true" if access.secure else "false",
+    }

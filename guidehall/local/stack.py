@@ -1,0 +1,262 @@
+"""The whole platform on one machine: what `guidehall up` starts and stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from guidehall.local import record, services
+from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
+from guidehall.local.backing import NATS_MONITOR_PORT, NATS_PORT, POSTGRES_PORT, S3_PORT
+from guidehall.local.errors import Interrupted, StackError
+from guidehall.local.external import (
+    NATS_VARIABLE,
+    POSTGRES_VARIABLE,
+    S3_VARIABLE,
+    ExternalNats,
+    ExternalPostgres,
+    ExternalS3,
+)
+from guidehall.local.files import Secrets, write_json
+from guidehall.local.identity import Identity
+from guidehall.local.lock import FolderLock
+from guidehall.local.logfiles import RotatingLog
+from guidehall.local.nats import NatsServer
+from guidehall.local.ports import Ports
+from guidehall.local.postgres import PostgresServer
+from guidehall.local.processes import Program
+from guidehall.local.s3 import S3Server
+from guidehall.local.supervisor import Report, Supervisor, silent
+
+ENDPOINTS = "endpoints.json"
+SUPERVISOR_LOG = "supervisor"
+AUTH_MODES = ("single", "proxy", "token")
+_DATABASES = tuple(services.DATABASES.values())
+
+
+def default_data() -> Path:
+    """The data folder unless another one is named: ${GUIDEHALL_DATA:-~/.local/share/guidehall}."""
+    return Path(os.environ.get("GUIDEHALL_DATA") or "~/.local/share/guidehall").expanduser()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person at the terminal chose.
+
+    Attributes:
+        data: the folder of everything the stack keeps.
+        workers: number of training workers.
+        auth_mode: who is who: "single", "proxy" or "token".
+        environment: variables; those of external servers and of single services count.
+    """
+
+    data: Path = field(default_factory=default_data)
+    workers: int = 1
+    auth_mode: str = "single"
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise StackError(f"workers: got {self.workers}; a number from 0 on")
+        if self.auth_mode not in AUTH_MODES:
+            raise StackError(f"auth mode: got {self.auth_mode!r}; one of {', '.join(AUTH_MODES)}")
+
+
+@dataclass(frozen=True)
+class _Backing:
+    """The servers that the services stand on: the programs of those that are ours, access to all."""
+
+    programs: tuple[Program, ...]
+    postgres: Callable[[str], PostgresAccess]
+    nats: Callable[[str], NatsAccess]
+    s3: S3Access
+    generation: Callable[[], str]
+
+
+class Stack:
+    """The platform below one data folder; a context manager that starts and stops it.
+
+    Only one process at a time has a stack of a folder.
+    """
+
+    def __init__(self, options: Options, report: Report = silent) -> None:
+        self.options = options
+        self.endpoints: dict[str, object] = {}
+        self._print = report
+        self._data = options.data.expanduser().resolve()
+        self._done = threading.Event()
+        self._supervisor = Supervisor(self._data / "logs", report=self._report, changed=self._record)
+        self._log: RotatingLog | None = None
+        self._lock: FolderLock | None = None
+        self._recorder: record.Recorder | None = None
+
+    def start(self) -> None:
+        """Starts everything and returns when it is ready.
+
+        Raises:
+            AlreadyRunning: another process runs the stack of this folder.
+            StackError: something does not start; nothing is left running.
+            Interrupted: `interrupt` was called meanwhile; nothing is left running.
+        """
+        try:
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise StackError(f"{self._data} is a file, not a folder") from error
+        self._lock = FolderLock(self._data)
+        try:
+            self._start()
+        except BaseException as error:
+            self._end("failed", str(error))
+            raise
+
+    def stop(self) -> None:
+        """Stops everything, in reverse order, within the bounds that the programs have."""
+        self._record("stopping")
+        self._supervisor.stop()
+        self._end("stopped")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return self._done.is_set()
+
+    def wait(self) -> None:
+        """Returns when `interrupt` is called."""
+        self._done.wait()
+
+    def interrupt(self) -> None:
+        """Ends `wait`, and `start` with Interrupted; may be called by a signal handler."""
+        self._supervisor.interrupted.set()
+        self._done.set()
+
+    def kill(self) -> None:
+        """Kills everything, for those who do not want to wait for `stop`."""
+        self._supervisor.kill()
+
+    def __enter__(self) -> Stack:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        record.end_leftovers(self._data)
+        (self._data / ENDPOINTS).unlink(missing_ok=True)
+        self._log = self._supervisor.log(SUPERVISOR_LOG)
+        self._recorder = record.Recorder(self._data)
+        self._record("starting")
+        secrets = Secrets(self._data / "secrets")
+        identity = Identity(self._data / "identity")
+        identity.ensure()
+        ports = Ports(self._data / "ports.json")
+        backing = _backing(self._data, ports, secrets, self.options.environment)
+        site = services.Site(
+            data=self._data,
+            root=services.find_root(),
+            ports=ports,
+            identity=identity,
+            postgres=backing.postgres,
+            nats=backing.nats,
+            s3=backing.s3,
+            generation=backing.generation,
+            workers=self.options.workers,
+            auth_mode=self.options.auth_mode,
+            inherited=self.options.environment,
+        )
+        self._supervisor.start([*backing.programs, *services.programs(site)])
+        self.endpoints = services.endpoints(site)
+        write_json(self._data / ENDPOINTS, self.endpoints, mode=0o644)
+        self._record("ready")
+
+    def _end(self, stage: str, error: str = "") -> None:
+        (self._data / ENDPOINTS).unlink(missing_ok=True)
+        self._record(stage, error)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _report(self, line: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{line}\n".encode())
+        self._print(line)
+
+    def _record(self, stage: str | None = None, error: str = "") -> None:
+        if self._recorder is not None:
+            self._recorder.write(list(self._supervisor.processes.values()), stage, error)
+
+
+def up(options: Options, report: Report = print) -> None:
+    """Runs the stack until this process is told to end (Ctrl-C, SIGTERM); to be called by the main thread.
+
+    A second signal kills what is still stopping.
+
+    Raises:
+        AlreadyRunning: another process runs the stack of this folder.
+        StackError: something does not start; nothing is left running.
+    """
+    stack = Stack(options, report)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if stack.interrupted:
+            stack.kill()
+        stack.interrupt()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, on_signal) for number in signals}
+    try:
+        stack.start()
+        report(summary(stack.endpoints))
+        stack.wait()
+        report("stopping (once more to kill)")
+        stack.stop()
+    except Interrupted:
+        report("interrupted; everything is stopped")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def summary(endpoints: Mapping[str, object]) -> str:
+    """Lines for people that say where everything is."""
+    names = ("gateway", "trainer", "storage", "inference")
+    return "\n".join(["", *(f"  {name:<10} {endpoints[name]}" for name in names), ""])
+
+
+def _backing(folder: Path, ports: Ports, secrets: Secrets, variables: Mapping[str, str]) -> _Backing:
+    """Servers of our own, but for those that `variables` say run elsewhere: these are only checked.
+
+    Raises:
+        StackError: a server elsewhere cannot be reached, or refuses.
+    """
+    programs = []
+    postgres: PostgresServer | ExternalPostgres
+    if url := variables.get(POSTGRES_VARIABLE):
+        postgres = ExternalPostgres(url, secrets)
+        postgres.provide(_DATABASES)
+    else:
+        server = PostgresServer(folder, ports.choose("postgres", POSTGRES_PORT), secrets)
+        programs.append(dataclasses.replace(server.program(), provision=lambda: server.provide(_DATABASES)))
+        postgres = server
+    nats: NatsServer | ExternalNats
+    if url := variables.get(NATS_VARIABLE):
+        nats = ExternalNats(url, secrets)
+        nats.check()
+    else:
+        monitor_port = ports.choose("nats-monitor", NATS_MONITOR_PORT)
+        nats = NatsServer(folder, ports.choose("nats", NATS_PORT), monitor_port, secrets)
+        programs.append(nats.program())
+    s3: S3Server | ExternalS3
+    if url := variables.get(S3_VARIABLE):
+        s3 = ExternalS3(url, secrets)
+        s3.check()
+    else:
+        s3 = S3Server(folder, ports.choose("s3", S3_PORT), secrets)
+        programs.append(s3.program())
+    return _Backing(tuple(programs), postgres.access, nats.access, s3.access(), postgres.generation)
