@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guidehall.core.auth import Principal, set_principal
-from guidehall.core.errors import AppError, ResourceExhausted
+from guidehall.core.errors import AppError
 from guidehall.core.telemetry import begin_request
-from services.gateway.problems import respond
+from services.gateway.problems import respond, respond_http
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -94,10 +95,10 @@ class BodyLimit:
         if scope["type"] != "http" or _is_upload(scope):
             await self._app(scope, receive, send)
             return
-        error = ResourceExhausted(f"the body is larger than {self._limit_bytes} bytes", reason="BODY_TOO_LARGE")
+        error = HTTPException(413, f"the body is larger than {self._limit_bytes} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._limit_bytes:
-            await respond(Request(scope), error, status_code=413)(scope, receive, send)
+            await respond_http(Request(scope), error)(scope, receive, send)
             return
         received = 0
 

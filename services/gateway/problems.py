@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 
-def respond(request: Request, error: AppError, status_code: int = 0) -> JSONResponse:
-    """The answer that says what went wrong; `status_code` overrides the table."""
+def respond(request: Request, error: AppError) -> JSONResponse:
+    """The answer that says what went wrong."""
     body = problem(error, instance=request.url.path, trace_id=current_trace_id())
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-    return JSONResponse(body, status_code=status_code or HTTP_STATUS[error.code], media_type=MEDIA_TYPE, headers=headers)
+    return JSONResponse(body, status_code=HTTP_STATUS[error.code], media_type=MEDIA_TYPE, headers=headers)
 
 
 async def _app_error(request: Request, error: Exception) -> JSONResponse:
@@ -57,13 +57,17 @@ async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     return respond(request, InvalidArgument(message, reason="INVALID_REQUEST", violations=violations))
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses by itself: unknown paths, wrong methods, bodies that are too long."""
-    assert isinstance(error, HTTPException)
+def respond_http(request: Request, error: HTTPException) -> JSONResponse:
+    """The same for what has an HTTP status only: unknown paths, wrong methods, bodies that are too long."""
     title = HTTPStatus(error.status_code).phrase
     body = {"type": "about:blank", "title": title, "status": error.status_code, "instance": request.url.path}
     body["detail"] = error.detail if isinstance(error.detail, str) else title
     return JSONResponse(body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return respond_http(request, error)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,153 @@
+"""The HTTP application without services behind it: documentation, errors, limits, who gets in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.channels import ServiceTokens, credentials_interceptors
+from guidehall.core.settings import AuthSettings
+from services.gateway.app import create_app
+from services.gateway.backends import Backends
+from services.gateway.identity import HttpIdentity
+from services.gateway.settings import GatewaySettings, HttpSettings
+
+NOBODY = {"target": "127.0.0.1:1"}
+
+
+def _settings(**auth: object) -> GatewaySettings:
+    return GatewaySettings(
+        http=HttpSettings(max_body_bytes=2048),
+        auth=AuthSettings.model_validate(auth),
+        trainer=NOBODY,  # type: ignore[arg-type]
+        storage=NOBODY,  # type: ignore[arg-type]
+        inference=NOBODY,  # type: ignore[arg-type]
+    )
+
+
+async def _client(settings: GatewaySettings, host: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+    tokens = ServiceTokens(TokenIssuer("gateway", KeyPair.generate()))
+    identity = HttpIdentity(settings.auth, Authenticator(settings.auth, "gateway"))
+    app = create_app(settings, identity, lambda: Backends(settings, credentials_interceptors(tokens)))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(host, 4711))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+            yield client
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async for opened in _client(_settings()):
+        yield opened
+
+
+async def test_documentation_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    for page in ("/docs", "/redoc"):
+        text = (await client.get(page)).text
+        sources = [part.split('"')[0] for part in text.replace("href=", "src=").split('src="')[1:]]
+        assert sources
+        for source in sources:
+            assert source.startswith("/"), f"{page} loads {source}"
+            assert (await client.get(source)).status_code == 200
+
+
+async def test_every_operation_says_what_it_answers_and_how_it_fails(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert len(document["paths"]) >= 25
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert "default" in operation["responses"], f"{method} {path}"
+            assert operation["summary"], f"{method} {path}"
+
+
+async def test_a_service_that_is_away_is_a_503_problem(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/jobs")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == 503
+    assert problem["instance"] == "/api/v1/jobs"
+    assert len(problem["trace_id"]) == 32
+
+
+async def test_health_names_the_services_that_are_away(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/health")
+    assert answer.json()["status"] == "degraded"
+    assert answer.json()["services"] == {"trainer": False, "storage": False, "inference": False}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "pipeline"),
+        ({"pipeline": "a", "surprise": 1}, "surprise"),
+        ({"pipeline": "a", "seed": -1}, "seed"),
+        ({"pipeline": "a", "priority": "URGENT"}, "priority"),
+    ],
+)
+async def test_a_bad_body_is_a_400_that_names_the_field(
+    client: httpx.AsyncClient, body: dict[str, object], field: str
+) -> None:
+    answer = await client.post("/api/v1/jobs", json=body)
+    assert answer.status_code == 400
+    assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+
+
+async def test_a_body_over_the_limit_is_refused_declared_or_not(client: httpx.AsyncClient) -> None:
+    large = b'{"pipeline": "' + b"a" * 4096 + b'"}'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(large), 512):
+            yield large[start : start + 512]
+
+    for content in (large, pieces()):
+        answer = await client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert "2048 bytes" in answer.json()["detail"]
+
+
+async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
+    for answer, status in ((await client.get("/api/v1/nothing"), 404), (await client.put("/api/v1/jobs"), 405)):
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_path_segment_that_is_no_name_does_not_exist(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/v1/jobs/..%2f..")).status_code == 404
+    assert (await client.get("/api/v1/models/a%20b")).status_code == 404
+
+
+async def test_single_mode_trusts_this_machine_only() -> None:
+    async for far in _client(_settings(), host="192.0.2.7"):
+        assert (await far.get("/api/v1/jobs")).status_code == 401
+
+
+async def test_single_mode_refuses_a_host_name_that_was_rebound_here(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/v1/health", headers={"host": "evil.example"})).status_code == 400
+
+
+async def test_proxy_mode_counts_the_user_header_only_with_the_secret(tmp_path: Path) -> None:
+    async for client in _client(_settings(mode="proxy", proxy_secret="known")):
+        alone = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann"})
+        wrong = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "guess"})
+        right = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "known"})
+        assert (alone.status_code, wrong.status_code) == (401, 401)
+        assert right.status_code == 503
+
+
+async def test_answers_carry_the_request_id_and_guarding_headers(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/api/v1/nothing", headers={"X-Request-ID": "abc"})
+    assert answer.headers["x-request-id"] == "abc"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_errors_carry_cors_headers_for_listed_origins_only(client: httpx.AsyncClient) -> None:
+    listed = await client.get("/api/v1/jobs", headers={"Origin": "http://localhost:3000"})
+    other = await client.get("/api/v1/jobs", headers={"Origin": "http://evil.example"})
+    assert listed.status_code == 503
+    assert listed.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "access-control-allow-origin" not in other.headers
