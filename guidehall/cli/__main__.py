@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from guidehall.cli import main
+
+main()

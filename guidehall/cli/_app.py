@@ -1,0 +1,131 @@
+"""The root of the command line, its exit codes, and what becomes of errors.
+
+Every module that is imported here must be quick to import: what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from guidehall.cli import data, jobs, local, platform, predict, submit
+from guidehall.cli._context import Settings
+from guidehall.cli._exit import ExitCode, exit_code
+
+if TYPE_CHECKING:
+    from guidehall.core.errors import AppError
+
+_EPILOG = """\b
+Examples
+  guidehall up                                  start a platform on this machine
+  guidehall submit reflectometry.nr_sld --help  every parameter, with unit, default and range
+  guidehall submit reflectometry.nr_sld --from film.yml --training.epochs 5 --watch
+  guidehall predict measured.dat --dq fwhm --refine --plot fit.png
+
+\b
+Exit codes
+  0 done   1 the job failed, or an error was answered   2 wrong arguments   3 not found
+  4 not reachable, or too slow   5 not allowed   130 interrupted
+
+\b
+Completion (bash; zsh and fish alike)
+  eval "$(_GUIDEHALL_COMPLETE=bash_source guidehall)"
+"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=_EPILOG,
+)
+@click.option(
+    "--endpoints",
+    metavar="TEXT",
+    help="Where the services are: trainer=HOST:PORT,storage=…,inference=…, or an endpoints.json. "
+    "Else $GUIDEHALL_ENDPOINTS, else the stack of this machine.",
+)
+@click.option("--project", default="default", show_default=True, help="Project that ids belong to.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long one call may take.",
+)
+@click.pass_context
+def cli(ctx: click.Context, endpoints: str | None, project: str, timeout: float) -> None:
+    """Measured curves in, physics out: jobs, models and answers of a Guidehall.
+
+    A token is read from $GUIDEHALL_TOKEN, or from the file that $GUIDEHALL_TOKEN_FILE names.
+    """
+    ctx.obj = Settings(endpoints, project, timeout)
+
+
+for _module in (submit, jobs, predict, data, platform, local):
+    for _command in _module.COMMANDS:
+        cli.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and gives back its exit code; what went wrong is said without a traceback."""
+    try:
+        answer = cli.main(list(arguments), prog_name="guidehall", standalone_mode=False)
+        sys.stdout.flush()
+        return answer if isinstance(answer, int) else ExitCode.DONE
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does: nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except Exception as error:
+        return _failed(error, as_json="--json" in arguments)
+
+
+def _failed(error: Exception, as_json: bool) -> int:
+    from guidehall.core.errors import AppError, Internal
+
+    if os.environ.get("GUIDEHALL_DEBUG"):
+        raise error
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        error = Internal(what, reason="LOCAL_FILE")
+    if not isinstance(error, AppError):
+        kind = type(error).__name__
+        error = Internal(f"{kind} inside the command line; set GUIDEHALL_DEBUG=1 to see where", reason="BUG")
+    click.echo(_as_json(error) if as_json else _as_lines(error), err=True)
+    return exit_code(error)
+
+
+def _as_lines(error: AppError) -> str:
+    from guidehall.cli._output import clean
+
+    violations = [f"{clean(item.field)}: {clean(item.description)}" for item in error.violations]
+    if len(violations) == 1:
+        return f"guidehall: {violations[0]}"
+    return "\n  ".join([f"guidehall: {clean(str(error))}", *violations])
+
+
+def _as_json(error: AppError) -> str:
+    return json.dumps(
+        {
+            "error": {
+                "code": error.code.name,
+                "reason": error.reason,
+                "message": str(error),
+                "metadata": dict(error.metadata),
+                "violations": [
+                    {"field": item.field, "description": item.description} for item in error.violations
+                ],
+            }
+        }
+    )

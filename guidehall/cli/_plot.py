@@ -1,0 +1,147 @@
+"""Pictures of a measured curve, its fit, and the profile behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from guidehall.cli._output import number
+from guidehall.client import Analysis, Curve, Profile, QUnit, Simulation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MEASURED = "#3b4252"
+_CALCULATED = "#c2410c"
+_PROFILE = "#1d4ed8"
+_Q_LABEL = "Q (Å⁻¹)"
+_DOTS_PER_INCH = 160
+
+
+def require_matplotlib() -> None:
+    """Raises a ClickException that says how to get matplotlib where it is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException("--plot needs matplotlib: pip install 'guidehall[plot]'") from error
+
+
+def draw_analysis(curve: Curve, analysis: Analysis, path: Path, title: str) -> None:
+    """Draws reflectivity with fit, residuals, and profile; the suffix of `path` chooses the format."""
+    figure = _figure()
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(3, 2))
+    reflectivity = figure.add_subplot(grid[0, 0])
+    residuals = figure.add_subplot(grid[1, 0], sharex=reflectivity)
+    _measured(reflectivity, curve, analysis)
+    _residuals(residuals, curve, analysis)
+    reflectivity.tick_params(labelbottom=False)
+    _profile(figure.add_subplot(grid[:, 1]), analysis.profile)
+    figure.suptitle(f"{title}: {_summary(analysis)}", fontsize=11)
+    _save(figure, path)
+
+
+def draw_simulation(simulation: Simulation, path: Path) -> None:
+    """Draws a calculated curve and its profile."""
+    figure = _figure()
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    q, r = _angstrom(simulation.curve), simulation.curve.r
+    left.plot(q[r > 0], r[r > 0], color=_CALCULATED)
+    _log_axes(left)
+    left.set_xlabel(_Q_LABEL)
+    _profile(right, simulation.profile)
+    _save(figure, path)
+
+
+def _figure() -> Figure:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    # A figure of its own, without pyplot: no display is needed and none is looked for.
+    return Figure(figsize=(10, 5.2), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=_DOTS_PER_INCH)
+    except ValueError as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--plot") from error
+
+
+def _angstrom(curve: Curve) -> Any:
+    return curve.q / 10.0 if curve.q_unit is QUnit.INVERSE_NANOMETRE else curve.q
+
+
+def _measured(axes: Axes, curve: Curve, analysis: Analysis) -> None:
+    q, r = _angstrom(curve), curve.r
+    used = np.zeros(len(q), dtype=bool)
+    used[analysis.used_points] = True
+    # A logarithmic axis has no place for what background subtraction left at or below zero.
+    positive = r > 0
+    for chosen, colour, label in ((used, _MEASURED, "measured"), (~used, "#a3a3a3", "left out")):
+        points = chosen & positive
+        if not points.any():
+            continue
+        dr = curve.dr[points] if len(curve.dr) else None
+        # An error bar that reaches below zero ends at the axis.
+        lower = None if dr is None else np.vstack([np.minimum(dr, 0.999 * r[points]), dr])
+        axes.errorbar(
+            q[points],
+            r[points],
+            yerr=lower,
+            fmt="o",
+            markersize=2.5,
+            elinewidth=0.8,
+            color=colour,
+            label=label,
+        )
+    calculated = analysis.calculated
+    axes.plot(
+        _angstrom(calculated), calculated.r, color=_CALCULATED, linewidth=1.5, label="calculated", zorder=3
+    )
+    _log_axes(axes)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _log_axes(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.set_ylabel("Reflectivity R")
+    axes.grid(alpha=0.25)
+
+
+def _residuals(axes: Axes, curve: Curve, analysis: Analysis) -> None:
+    q = _angstrom(analysis.calculated)
+    residuals = analysis.normalized_residuals
+    if len(residuals) == len(q):
+        axes.set_ylabel("(R − calc) / dR")
+    else:
+        measured, calculated = curve.r[analysis.used_points], analysis.calculated.r
+        shown = (measured > 0) & (calculated > 0)
+        q, residuals = q[shown], np.log10(measured[shown] / calculated[shown])
+        axes.set_ylabel("log₁₀ R / calc")
+    axes.axhline(0.0, color=_CALCULATED, linewidth=1.0)
+    axes.plot(q, residuals, "o", markersize=2.5, color=_MEASURED)
+    axes.set_xlabel(_Q_LABEL)
+    axes.grid(alpha=0.25)
+
+
+def _profile(axes: Axes, profile: Profile) -> None:
+    axes.plot(profile.z, profile.sld, color=_PROFILE, linewidth=1.5, label="real part")
+    if np.any(profile.isld):
+        axes.plot(
+            profile.z, profile.isld, color=_PROFILE, linewidth=1.0, linestyle="--", label="imaginary part"
+        )
+        axes.legend(frameon=False, fontsize=9)
+    axes.set_xlabel("Depth from the fronting medium (Å)")
+    axes.set_ylabel("SLD (10⁻⁶ Å⁻²)")
+    axes.grid(alpha=0.25)
+
+
+def _summary(analysis: Analysis) -> str:
+    words = [analysis.stage.value, f"mean |Δ log₁₀ R| = {number(analysis.mean_abs_log10_error)}"]
+    if analysis.reduced_chi_square is not None:
+        words.insert(1, f"χ² per degree of freedom = {number(analysis.reduced_chi_square)}")
+    return ", ".join(words)

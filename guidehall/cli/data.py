@@ -1,0 +1,160 @@
+"""`guidehall models` and `guidehall datasets`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from guidehall.cli._context import connect, json_option
+from guidehall.cli._output import age, emit, number, pairs, short, size, table
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="""\b
+Examples
+  guidehall models
+  guidehall models show film@3
+  guidehall models download film out/
+""",
+)
+@json_option
+@click.option(
+    "--filter", "filter_", default="", help="Terms joined by AND over architecture, owner, labels.KEY."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.pass_context
+def models(ctx: click.Context, filter_: str, limit: int, as_json: bool) -> None:
+    """List models; show or download one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with connect() as client:
+        found = list(client.models(filter_, limit))
+    if as_json:
+        emit(found)
+        return
+    rows = [(model.id, model.latest_version, model.owner, age(model.update_time)) for model in found]
+    table(("MODEL", "VERSION", "OWNER", "UPDATED"), rows, empty="no models")
+
+
+@models.command("show")
+@click.argument("model")
+@json_option
+def show_model(model: str, as_json: bool) -> None:
+    """Show MODEL (such as film, or film@3) and its tensors."""
+    with connect() as client:
+        version = client.model_version(model)
+    if as_json:
+        emit(version)
+        return
+    pairs(
+        {
+            "model": version.name,
+            "architecture": version.architecture,
+            "owner": version.owner,
+            "job": short(version.job) if version.job else "",
+            "made": f"{age(version.create_time)} ago",
+            "weights": f"{size(version.weights.size_bytes)}, sha256 {version.weights.sha256}",
+            **{name: number(value) for name, value in version.metrics.items()},
+        }
+    )
+    rows = [
+        (direction, spec.name, spec.datatype, "x".join(map(str, spec.shape)), spec.unit, spec.description)
+        for direction, specs in (("in", version.inputs), ("out", version.outputs))
+        for spec in specs
+    ]
+    table(("", "TENSOR", "TYPE", "SHAPE", "UNIT", "MEANING"), rows)
+
+
+@models.command("download")
+@click.argument("model")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@json_option
+def download_model(model: str, folder: Path, as_json: bool) -> None:
+    """Write model.safetensors and manifest.json of MODEL into FOLDER."""
+    with connect() as client:
+        version = client.download_model(model, folder)
+    if as_json:
+        emit(version)
+    else:
+        click.echo(f"{version.name} written to {folder}")
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="""\b
+Examples
+  guidehall datasets upload curves.npy --id training-curves
+  guidehall datasets download training-curves@2 out/
+""",
+)
+@json_option
+@click.option("--filter", "filter_", default="", help="Terms joined by AND over owner, labels.KEY.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.pass_context
+def datasets(ctx: click.Context, filter_: str, limit: int, as_json: bool) -> None:
+    """List datasets; upload or download one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with connect() as client:
+        found = list(client.datasets(filter_, limit))
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (item.id, item.latest_version, item.owner, age(item.update_time), item.description) for item in found
+    ]
+    table(("DATASET", "VERSION", "OWNER", "UPDATED", "ABOUT"), rows, empty="no datasets")
+
+
+@datasets.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--id", "dataset_id", help="Dataset to add a version to; without it, one named like the file.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A word to find it by; may repeat."
+)
+@json_option
+def upload(file: Path, dataset_id: str | None, labels: tuple[str, ...], as_json: bool) -> None:
+    """Add FILE as a new version of a dataset."""
+    with connect() as client:
+        version = client.upload_dataset(file, dataset_id or id_of(file), labels=key_values(labels, "--label"))
+    if as_json:
+        emit(version)
+    else:
+        click.echo(f"{version.name} ({size(version.object.size_bytes)}, sha256 {version.object.sha256})")
+
+
+@datasets.command("download")
+@click.argument("dataset")
+@click.argument("path", type=click.Path(path_type=Path), default=".")
+@json_option
+def download_dataset(dataset: str, path: Path, as_json: bool) -> None:
+    """Write DATASET (such as curves, or curves@2) to PATH, a file or a folder."""
+    with connect() as client:
+        written = client.download_dataset(dataset, path)
+    if as_json:
+        emit({"path": written})
+    else:
+        click.echo(str(written))
+
+
+def id_of(file: Path) -> str:
+    """A dataset id made of a file's name."""
+    text = re.sub(r"[^a-z0-9_.-]+", "-", file.stem.lower()).strip("-._")[:63]
+    if not text:
+        raise click.UsageError(f"{file.name} makes no id; give one with --id")
+    return text
+
+
+def key_values(items: tuple[str, ...], flag: str) -> dict[str, str]:
+    """`("a=1",)` as `{"a": "1"}`."""
+    pairs_ = [item.partition("=") for item in items]
+    for key, equals, _ in pairs_:
+        if not key or not equals:
+            raise click.BadParameter(f"{key!r} is not KEY=VALUE", param_hint=flag)
+    return {key: value for key, _, value in pairs_}
+
+
+COMMANDS = (models, datasets)

@@ -1,0 +1,173 @@
+"""`guidehall jobs`, `job`, `watch`, `cancel`, `result`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from guidehall.cli._context import connect, json_option
+from guidehall.cli._output import age, clean, duration, emit, pairs, short, size, table
+
+if TYPE_CHECKING:
+    from guidehall.client import Client, Job, Result
+
+_STATES = ("QUEUED", "LEASED", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED")
+
+
+@click.command(
+    epilog="""\b
+Examples
+  guidehall jobs --state running
+  guidehall jobs --filter 'pipeline = "reflectometry.nr_sld" AND labels.run = "1234"' --limit 5
+"""
+)
+@click.option("--state", type=click.Choice(_STATES, case_sensitive=False), help="Only jobs in this state.")
+@click.option(
+    "--filter", "filter_", default="", help="Terms joined by AND over state, pipeline, owner, pool, …"
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
+@json_option
+def jobs(state: str | None, filter_: str, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    terms = [f'state = "{state.upper()}"'] if state else []
+    with connect() as client:
+        found = list(client.jobs(" AND ".join([*terms, filter_] if filter_ else terms), limit=limit))
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (
+            short(job.name),
+            job.display_name,
+            job.pipeline,
+            job.status,
+            _progress(job),
+            age(job.create_time),
+            job.owner,
+        )
+        for job in found
+    ]
+    table(("JOB", "NAME", "PIPELINE", "STATE", "PROGRESS", "AGE", "OWNER"), rows, empty="no jobs")
+
+
+def _progress(job: Job) -> str:
+    if job.queue_position >= 0:
+        return f"{job.queue_position} in front"
+    if job.progress is None or job.state.final:
+        return ""
+    work = job.progress
+    return f"{work.phase} {work.step}/{work.total}" if work.total else f"{work.phase} {work.step}"
+
+
+@click.command(epilog="\b\nExample\n  guidehall job 3f2a91c0")
+@click.argument("job")
+@json_option
+def job(job: str, as_json: bool) -> None:
+    """Show one JOB: its name, its id, or the first four or more signs of its id."""
+    with connect() as client:
+        found = client.job(job)
+    if as_json:
+        emit(found)
+    else:
+        _show_job(found)
+
+
+def _show_job(job: Job) -> None:
+    last = job.end_time or job.update_time
+    ran = duration((last - job.start_time).total_seconds()) if job.start_time and last else ""
+    pairs(
+        {
+            "job": job.id,
+            "name": job.display_name,
+            "pipeline": f"{job.pipeline} {job.pipeline_version}",
+            "state": job.status,
+            "ended": job.end_reason.lower().replace("_", " "),
+            "progress": _progress(job),
+            "log": job.last_log_line,
+            "pool": job.pool,
+            "priority": job.priority.lower(),
+            "worker": job.worker,
+            "owner": job.owner,
+            "seed": job.seed,
+            "attempts": f"{job.attempt_count} of {job.max_attempts}",
+            "created": job.create_time.astimezone().isoformat(" ", "seconds") if job.create_time else "",
+            "ran": ran,
+            "inputs": ", ".join(f"{role}: {name}" for role, name in job.inputs.items()),
+            "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
+            "result": job.result,
+        }
+    )
+    if job.error is not None:
+        click.echo(f"error     {clean(job.error.message)}")
+        for violation in job.error.violations:
+            click.echo(f"  {clean(violation.field)}: {clean(violation.description)}")
+        if job.error.error_id:
+            click.echo(f"  error id for the operator: {clean(job.error.error_id)}")
+
+
+@click.command(
+    epilog="\b\nExample\n  guidehall watch 3f2a91c0\n\nExits with 0 when the job succeeded, else with 1."
+)
+@click.argument("job")
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this number.")
+@json_option
+@click.pass_context
+def watch(ctx: click.Context, job: str, after: int, as_json: bool) -> None:
+    """Follow JOB until it is over: progress, losses, log."""
+    from guidehall.cli._watch import follow
+
+    with connect() as client:
+        ctx.exit(follow(client, job, after, as_json))
+
+
+@click.command(epilog="\b\nExample\n  guidehall cancel 3f2a91c0")
+@click.argument("job")
+@json_option
+def cancel(job: str, as_json: bool) -> None:
+    """Ask for the end of JOB. To ask again does no harm."""
+    with connect() as client:
+        found = client.cancel(job)
+    if as_json:
+        emit(found)
+    else:
+        click.echo(f"job {short(found.name)} is {found.status}")
+
+
+@click.command(epilog="\b\nExample\n  guidehall result 3f2a91c0 --artifacts out/")
+@click.argument("job")
+@click.option(
+    "--artifacts",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also write every file of the result into this folder.",
+)
+@json_option
+def result(job: str, artifacts: Path | None, as_json: bool) -> None:
+    """Show what JOB left: its document and its files."""
+    with connect() as client:
+        found = client.result(job)
+        if artifacts is not None:
+            _save(client, found, artifacts)
+    if as_json:
+        emit(found)
+        return
+    pairs({"pipeline": found.pipeline, "models": ", ".join(found.model_versions)})
+    pairs({name: value for name, value in found.document.items() if isinstance(value, (str, int, float))})
+    longer = [name for name, value in found.document.items() if isinstance(value, (list, dict))]
+    if longer:
+        click.echo(f"also in the document (--json shows it): {', '.join(map(clean, longer))}")
+    rows = [(item.filename, item.object.media_type, size(item.object.size_bytes)) for item in found.artifacts]
+    table(("FILE", "TYPE", "SIZE"), rows, empty="no files")
+    if artifacts is not None:
+        click.echo(f"{len(rows)} files written to {artifacts}")
+
+
+def _save(client: Client, result: Result, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for artifact in result.artifacts:
+        client.download_artifact(result.name, artifact.filename, folder)
+
+
+COMMANDS = (jobs, job, watch, cancel, result)

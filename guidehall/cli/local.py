@@ -1,0 +1,128 @@
+"""`guidehall up`, `status`, `logs`, `down`: the whole platform on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guidehall.cli._context import json_option
+from guidehall.cli._exit import ExitCode
+from guidehall.cli._output import clean, duration, emit, table
+
+
+def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    option = click.option(
+        "--data",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Folder of everything the stack keeps. [$GUIDEHALL_DATA, else ~/.local/share/guidehall]",
+    )
+
+    @wraps(command)
+    def with_folder(data: Path | None, *args: Any, **kwargs: Any) -> Any:
+        folder = data or Path(os.environ.get("GUIDEHALL_DATA") or "~/.local/share/guidehall")
+        return command(folder.expanduser().resolve(), *args, **kwargs)
+
+    return option(with_folder)
+
+
+@contextmanager
+def _needs_local() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise click.ClickException(
+            f"this command runs the platform itself, which needs more than the client: no {error.name} here; "
+            "in a checkout of the project: pip install -e '.[science,services,local]', or ./run up"
+        ) from error
+
+
+@click.command(
+    epilog="""\b
+Examples
+  guidehall up                in the foreground; Ctrl-C stops everything
+  guidehall up --detach       in the background; see guidehall status, logs, down
+  guidehall up --workers 2 --data /scratch/guidehall
+"""
+)
+@_data_option
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Workers that run jobs."
+)
+@click.option(
+    "--auth-mode",
+    type=click.Choice(("single", "proxy", "token")),
+    default="single",
+    show_default=True,
+    help="single: one local user; proxy, token: see the documentation.",
+)
+@click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
+def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
+    """Start the platform on this machine: database, broker, object store, services, workers."""
+    with _needs_local():
+        from guidehall.local import control, stack
+    options = stack.Options(data=data, workers=workers, auth_mode=auth_mode)
+    (control.up_detached if detach else stack.up)(options, click.echo)
+
+
+@click.command(epilog="Exits with 0 when everything answers, else with 4.")
+@_data_option
+@json_option
+@click.pass_context
+def status(ctx: click.Context, data: Path, as_json: bool) -> None:
+    """Show whether the platform of this machine runs, part by part."""
+    with _needs_local():
+        from guidehall.local import control
+    found = control.status(data)
+    if as_json:
+        emit(found)
+    else:
+        since = f" for {duration(found.uptime_seconds)}" if found.supervisor else ""
+        click.echo(f"{found.stage}{since} ({data})" + (f": {clean(found.error)}" if found.error else ""))
+        rows = [
+            (
+                part.name,
+                part.state if part.answers else f"{part.state}, does not answer",
+                part.pid,
+                part.restarts,
+            )
+            for part in found.services
+        ]
+        if rows:
+            table(("PART", "STATE", "PID", "RESTARTS"), rows)
+        if "gateway" in found.endpoints:
+            click.echo(f"gateway: {found.endpoints['gateway']}")
+    ctx.exit(ExitCode.DONE if found.healthy else ExitCode.UNAVAILABLE)
+
+
+@click.command(epilog="\b\nExample\n  guidehall logs -f trainer")
+@_data_option
+@click.argument("service")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Last lines to show."
+)
+def logs(data: Path, service: str, follow: bool, lines: int) -> None:
+    """Show the log of one SERVICE of this machine's platform."""
+    with _needs_local():
+        from guidehall.local import control
+    for line in control.tail_logs(data, service, lines, follow):
+        click.echo(line, nl=False)
+
+
+@click.command()
+@_data_option
+def down(data: Path) -> None:
+    """Stop the platform of this machine. Everything that it keeps stays."""
+    with _needs_local():
+        from guidehall.local import control
+    click.echo("stopped" if control.down(data) else "nothing was running")
+
+
+COMMANDS = (up, status, logs, down)

@@ -1,0 +1,215 @@
+"""The client for asyncio: the methods of `Client`, awaited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from guidehall.client import _jobs, _platform, _prediction, _stored, types
+from guidehall.client._async_driver import AsyncDriver
+from guidehall.client._client import as_timeouts
+from guidehall.client._config import Config, Credentials, Timeouts, Tls
+from guidehall.client._endpoints import Endpoints
+from guidehall.core.names import DEFAULT_PROJECT
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same methods, awaited; those that give many items take `async for`.
+
+        async with AsyncClient() as guidehall:
+            async for event in guidehall.watch("3f2a"):
+                print(event)
+
+    To leave such a loop early, wrap it in `contextlib.aclosing`, which ends its stream at once.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, str] | str | Path | None = None,
+        token: str | None = None,
+        timeout: float | Timeouts = 30.0,
+        *,
+        project: str = DEFAULT_PROJECT,
+        tls: Tls | None = None,
+    ) -> None:
+        """As `Client`; belongs to the event loop that first uses it."""
+        self._config = Config(project, as_timeouts(timeout))
+        self._driver = AsyncDriver(
+            Endpoints.find(endpoints), Credentials.find(token), tls or Tls.from_environment(os.environ)
+        )
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends what is under way and disconnects."""
+        await self._driver.close()
+
+    # Jobs
+
+    async def pipelines(self) -> list[types.Pipeline]:
+        """As `Client.pipelines`."""
+        return await self._driver.run(_jobs.pipelines(self._config))
+
+    async def pipeline(self, name: str) -> types.Pipeline:
+        """As `Client.pipeline`."""
+        return await self._driver.run(_jobs.pipeline(self._config, name))
+
+    async def submit(
+        self,
+        pipeline: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
+        seed: int = 0,
+        inputs: Mapping[str, str] | None = None,
+        pool: str = "",
+        priority: str = "NORMAL",
+        labels: Mapping[str, str] | None = None,
+        timeout_seconds: int = 0,
+        max_attempts: int = 0,
+        validate_only: bool = False,
+        request_id: str | None = None,
+    ) -> types.Job:
+        """As `Client.submit`."""
+        return await self._driver.run(
+            _jobs.submit(
+                self._config,
+                pipeline,
+                params,
+                name=name,
+                seed=seed,
+                inputs=inputs,
+                pool=pool,
+                priority=priority,
+                labels=labels,
+                timeout_seconds=timeout_seconds,
+                max_attempts=max_attempts,
+                validate_only=validate_only,
+                request_id=request_id,
+            )
+        )
+
+    async def job(self, job: str) -> types.Job:
+        """As `Client.job`."""
+        return await self._driver.run(_jobs.job(self._config, job))
+
+    def jobs(
+        self, filter: str = "", order_by: str = "create_time desc", limit: int | None = None
+    ) -> AsyncIterator[types.Job]:
+        """As `Client.jobs`."""
+        return self._driver.iterate(_jobs.jobs(self._config, filter, order_by, limit))
+
+    def watch(self, job: str, after_seq: int = 0) -> AsyncIterator[types.JobEvent]:
+        """As `Client.watch`."""
+        return self._driver.iterate(_jobs.watch(self._config, job, after_seq))
+
+    async def wait(self, job: str, timeout: float | None = None) -> types.Job:
+        """As `Client.wait`."""
+        return await self._driver.run(_jobs.wait(self._config, job, timeout))
+
+    async def cancel(self, job: str) -> types.Job:
+        """As `Client.cancel`."""
+        return await self._driver.run(_jobs.cancel(self._config, job))
+
+    async def result(self, job: str) -> types.Result:
+        """As `Client.result`."""
+        return await self._driver.run(_stored.result(self._config, job))
+
+    async def download_artifact(self, job: str, filename: str, path: str | Path) -> Path:
+        """As `Client.download_artifact`."""
+        return await self._driver.run(_stored.download_artifact(self._config, job, filename, path))
+
+    # Models and datasets
+
+    def models(self, filter: str = "", limit: int | None = None) -> AsyncIterator[types.Model]:
+        """As `Client.models`."""
+        return self._driver.iterate(_stored.models(self._config, filter, limit))
+
+    def model_versions(
+        self, model: str | None = None, filter: str = "", limit: int | None = None
+    ) -> AsyncIterator[types.ModelVersion]:
+        """As `Client.model_versions`."""
+        return self._driver.iterate(_stored.model_versions(self._config, model, filter, limit))
+
+    async def model_version(self, model: str) -> types.ModelVersion:
+        """As `Client.model_version`."""
+        return await self._driver.run(_stored.model_version(self._config, model))
+
+    async def download_model(self, model: str, folder: str | Path) -> types.ModelVersion:
+        """As `Client.download_model`."""
+        return await self._driver.run(_stored.download_model(self._config, model, folder))
+
+    def datasets(self, filter: str = "", limit: int | None = None) -> AsyncIterator[types.Dataset]:
+        """As `Client.datasets`."""
+        return self._driver.iterate(_stored.datasets(self._config, filter, limit))
+
+    def dataset_versions(self, dataset: str, limit: int | None = None) -> AsyncIterator[types.DatasetVersion]:
+        """As `Client.dataset_versions`."""
+        return self._driver.iterate(_stored.dataset_versions(self._config, dataset, limit))
+
+    async def dataset_version(self, dataset: str) -> types.DatasetVersion:
+        """As `Client.dataset_version`."""
+        return await self._driver.run(_stored.dataset_version(self._config, dataset))
+
+    async def upload_dataset(
+        self,
+        content: str | Path | bytes,
+        dataset_id: str,
+        *,
+        filename: str = "",
+        media_type: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> types.DatasetVersion:
+        """As `Client.upload_dataset`."""
+        return await self._driver.run(
+            _stored.upload_dataset(
+                self._config, content, dataset_id, filename=filename, media_type=media_type, labels=labels
+            )
+        )
+
+    async def download_dataset(self, dataset: str, path: str | Path) -> Path:
+        """As `Client.download_dataset`."""
+        return await self._driver.run(_stored.download_dataset(self._config, dataset, path))
+
+    # Answers
+
+    async def predict(
+        self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
+    ) -> types.Prediction:
+        """As `Client.predict`."""
+        return await self._driver.run(_prediction.predict(self._config, model, inputs, outputs))
+
+    async def analyze(
+        self, curve: types.Curve, model: str | None = None, stage: types.Stage | str = types.Stage.NETWORK
+    ) -> types.Analysis:
+        """As `Client.analyze`."""
+        return await self._driver.run(_prediction.analyze(self._config, curve, model, stage))
+
+    async def simulate(self, params: Mapping[str, Any]) -> types.Simulation:
+        """As `Client.simulate`."""
+        return await self._driver.run(_prediction.simulate(self._config, params))
+
+    # The platform
+
+    async def pools(self) -> list[types.Pool]:
+        """As `Client.pools`."""
+        return await self._driver.run(_platform.pools(self._config))
+
+    async def workers(self, pool: str = "") -> list[types.Worker]:
+        """As `Client.workers`."""
+        return await self._driver.run(_platform.workers(self._config, pool))
+
+    async def whoami(self) -> types.Identity:
+        """As `Client.whoami`."""
+        return await self._driver.run(_platform.whoami(self._config))

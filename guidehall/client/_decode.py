@@ -1,0 +1,265 @@
+"""Messages of the wire into the values of `types.py`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from google.protobuf import timestamp_pb2
+
+from guidehall.client import types
+from guidehall.client._documents import from_struct
+from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.datasets.v1 import datasets_pb2
+from guidehall.contracts.identity.v1 import identity_pb2
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.models.v1 import models_pb2
+from guidehall.contracts.results.v1 import results_pb2
+from guidehall.contracts.workers.v1 import workers_pb2
+
+
+def _word(enum: Any, number: int) -> str:
+    """`JOB_STATE_QUEUED` as "QUEUED"; empty for the zero value and for numbers newer than this client."""
+    if number == 0 or number not in enum.values():
+        return ""
+    zero = enum.Name(0)
+    return str(enum.Name(number).removeprefix(zero.removesuffix("UNSPECIFIED")))
+
+
+def _time(message: Any, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    value: timestamp_pb2.Timestamp = getattr(message, field)
+    return value.ToDatetime(tzinfo=timezone.utc)
+
+
+def _state(number: int) -> types.JobState:
+    return types.JobState(_word(jobs_pb2.JobState, number) or "UNKNOWN")
+
+
+def _failure(message: Any) -> types.Failure | None:
+    if not message.HasField("error"):
+        return None
+    error: common_pb2.ErrorDetail = message.error
+    return types.Failure(
+        code=error.code,
+        reason=error.reason,
+        message=error.message,
+        violations=tuple(types.FieldViolation(v.field, v.description) for v in error.violations),
+        error_id=error.error_id,
+    )
+
+
+def _progress(message: jobs_pb2.Progress) -> types.Progress:
+    return types.Progress(message.phase, message.step, message.total, dict(message.metrics))
+
+
+def _object(message: common_pb2.ObjectRef) -> types.StoredObject:
+    return types.StoredObject(message.sha256, message.size_bytes, message.media_type)
+
+
+def job(message: jobs_pb2.Job) -> types.Job:
+    """A job."""
+    return types.Job(
+        name=message.name,
+        display_name=message.display_name,
+        pipeline=message.pipeline,
+        pipeline_version=message.pipeline_version,
+        params=from_struct(message.params),
+        params_digest=message.params_digest,
+        seed=message.seed,
+        inputs=dict(message.inputs),
+        pool=message.pool,
+        priority=_word(jobs_pb2.JobPriority, message.priority),
+        state=_state(message.state),
+        desired_state=_word(jobs_pb2.DesiredState, message.desired_state),
+        end_reason=_word(jobs_pb2.EndReason, message.end_reason),
+        error=_failure(message),
+        owner=message.owner,
+        labels=dict(message.labels),
+        create_time=_time(message, "create_time"),
+        start_time=_time(message, "start_time"),
+        end_time=_time(message, "end_time"),
+        update_time=_time(message, "update_time"),
+        attempt_count=message.attempt_count,
+        max_attempts=message.max_attempts,
+        timeout_seconds=message.timeout_seconds,
+        progress=_progress(message.progress) if message.HasField("progress") else None,
+        last_log_line=message.last_log_line,
+        result=message.result,
+        queue_position=message.queue_position,
+        worker=message.worker,
+        last_seq=message.last_seq,
+    )
+
+
+def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:
+    """An event of a job."""
+    return types.JobEvent(message.job, message.seq, _time(message, "time"), _payload(message))
+
+
+def _payload(message: jobs_pb2.JobEvent) -> types.EventPayload | None:
+    kind = message.WhichOneof("payload")
+    if kind == "state_change":
+        change = message.state_change
+        return types.StateChange(
+            state=_state(change.state),
+            desired_state=_word(jobs_pb2.DesiredState, change.desired_state),
+            end_reason=_word(jobs_pb2.EndReason, change.end_reason),
+            error=_failure(change),
+            worker=change.worker,
+        )
+    if kind == "progress":
+        return _progress(message.progress)
+    if kind == "log_line":
+        return types.LogLine(message.log_line.line)
+    if kind == "preview":
+        return types.Preview(message.preview.kind, from_struct(message.preview.document))
+    if kind == "checkpoint":
+        return types.CheckpointCommitted(message.checkpoint.ordinal, message.checkpoint.step)
+    if kind == "published":
+        return types.ResultPublished(message.published.result, tuple(message.published.model_versions))
+    return None
+
+
+def pipeline(message: jobs_pb2.Pipeline) -> types.Pipeline:
+    """A pipeline."""
+    return types.Pipeline(
+        name=message.name,
+        version=message.version,
+        title=message.title,
+        description=message.description,
+        params_schema=from_struct(message.params_schema),
+        result_schema=from_struct(message.result_schema),
+        live_workers=message.live_workers,
+    )
+
+
+def result(message: results_pb2.Result) -> types.Result:
+    """A result with its document."""
+    return types.Result(
+        name=message.name,
+        job=message.job,
+        pipeline=message.pipeline,
+        document=from_struct(message.document),
+        artifacts=tuple(
+            types.Artifact(artifact.name, artifact.filename, _object(artifact.object))
+            for artifact in message.artifacts
+        ),
+        model_versions=tuple(message.model_versions),
+        owner=message.owner,
+        create_time=_time(message, "create_time"),
+    )
+
+
+def model(message: models_pb2.Model) -> types.Model:
+    """A model series."""
+    return types.Model(
+        name=message.name,
+        display_name=message.display_name,
+        owner=message.owner,
+        labels=dict(message.labels),
+        latest_version=message.latest_version,
+        create_time=_time(message, "create_time"),
+        update_time=_time(message, "update_time"),
+    )
+
+
+def _specs(messages: Any) -> tuple[types.TensorSpec, ...]:
+    return tuple(
+        types.TensorSpec(spec.name, spec.datatype, tuple(spec.shape), spec.unit, spec.description)
+        for spec in messages
+    )
+
+
+def model_version(message: models_pb2.ModelVersion) -> types.ModelVersion:
+    """A model version."""
+    return types.ModelVersion(
+        name=message.name,
+        version=message.version,
+        architecture=message.architecture,
+        manifest=from_struct(message.manifest),
+        manifest_sha256=message.manifest_sha256,
+        weights=_object(message.weights),
+        inputs=_specs(message.inputs),
+        outputs=_specs(message.outputs),
+        metrics=dict(message.metrics),
+        job=message.job,
+        owner=message.owner,
+        labels=dict(message.labels),
+        create_time=_time(message, "create_time"),
+    )
+
+
+def dataset(message: datasets_pb2.Dataset) -> types.Dataset:
+    """A dataset series."""
+    return types.Dataset(
+        name=message.name,
+        display_name=message.display_name,
+        description=message.description,
+        owner=message.owner,
+        labels=dict(message.labels),
+        latest_version=message.latest_version,
+        create_time=_time(message, "create_time"),
+        update_time=_time(message, "update_time"),
+    )
+
+
+def dataset_version(message: datasets_pb2.DatasetVersion) -> types.DatasetVersion:
+    """A dataset version."""
+    return types.DatasetVersion(
+        name=message.name,
+        version=message.version,
+        object=_object(message.object),
+        filename=message.filename,
+        content_info=from_struct(message.content_info),
+        labels=dict(message.labels),
+        owner=message.owner,
+        create_time=_time(message, "create_time"),
+    )
+
+
+def pool(message: workers_pb2.Pool) -> types.Pool:
+    """A pool."""
+    return types.Pool(
+        name=message.name,
+        queued_jobs=message.queued_jobs,
+        running_jobs=message.running_jobs,
+        paused_jobs=message.paused_jobs,
+        live_workers=message.live_workers,
+        idle_workers=message.idle_workers,
+        oldest_wait_seconds=message.oldest_wait_seconds,
+    )
+
+
+def worker(message: workers_pb2.Worker) -> types.Worker:
+    """A worker."""
+    machine = message.capabilities
+    return types.Worker(
+        name=message.name,
+        pool=message.pool,
+        hostname=message.hostname,
+        state=_word(workers_pb2.WorkerState, message.state),
+        device_class=machine.device_class,
+        device_name=machine.device_name,
+        device_memory_bytes=machine.device_memory_bytes,
+        cpu_cores=machine.cpu_cores,
+        memory_bytes=machine.memory_bytes,
+        pipelines=tuple(f"{offered.name} {offered.version}" for offered in message.pipelines),
+        software=dict(message.software),
+        job=message.job,
+        register_time=_time(message, "register_time"),
+        last_seen_time=_time(message, "last_seen_time"),
+    )
+
+
+def identity(message: identity_pb2.Principal) -> types.Identity:
+    """A principal."""
+    return types.Identity(
+        subject=message.subject,
+        kind=_word(identity_pb2.PrincipalKind, message.kind),
+        roles=tuple(_word(identity_pb2.Role, role) for role in message.roles),
+        groups=tuple(message.groups),
+        default_project=message.default_project,
+        actor=message.actor,
+    )

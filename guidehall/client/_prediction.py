@@ -1,0 +1,150 @@
+"""Asking models: tensors of any science, and reflectivity curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guidehall.client import _names, types
+from guidehall.client._config import Config
+from guidehall.client._documents import to_struct
+from guidehall.client._steps import Call, Operation, Rpc
+from guidehall.client._tensors import from_tensor, to_tensor
+from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
+from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2, reflectometry_pb2_grpc
+from guidehall.core.errors import InvalidArgument
+
+_PREDICT = Rpc("inference", prediction_pb2_grpc.PredictionServiceStub, "Predict")
+_SIMULATE = Rpc("inference", reflectometry_pb2_grpc.ReflectometryServiceStub, "Simulate")
+_ANALYZE = Rpc("inference", reflectometry_pb2_grpc.ReflectometryServiceStub, "AnalyzeCurve")
+
+_CONVENTIONS = {
+    types.Resolution.SIGMA: curve_pb2.RESOLUTION_CONVENTION_SIGMA,
+    types.Resolution.FWHM: curve_pb2.RESOLUTION_CONVENTION_FWHM,
+}
+_SIDES = {
+    types.BeamSide.FRONTING: curve_pb2.BEAM_SIDE_FRONTING,
+    types.BeamSide.BACKING: curve_pb2.BEAM_SIDE_BACKING,
+}
+_Q_UNITS = {
+    types.QUnit.INVERSE_ANGSTROM: curve_pb2.Q_UNIT_INVERSE_ANGSTROM,
+    types.QUnit.INVERSE_NANOMETRE: curve_pb2.Q_UNIT_INVERSE_NANOMETRE,
+}
+_STAGES = {
+    types.Stage.NETWORK: reflectometry_pb2.ANALYSIS_STAGE_NETWORK,
+    types.Stage.REFINED: reflectometry_pb2.ANALYSIS_STAGE_REFINED,
+}
+
+
+def predict(
+    config: Config, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+) -> Operation[types.Prediction]:
+    """Tensors in, tensors out."""
+    request = prediction_pb2.PredictRequest(
+        model=_names.model(config, model),
+        inputs={name: to_tensor(array, f"inputs.{name}") for name, array in inputs.items()},
+        outputs=outputs,
+    )
+    answer = yield Call(_PREDICT, request, config.timeouts.call_seconds)
+    return types.Prediction(
+        model_version=answer.model_version,
+        model_digest=answer.model_digest,
+        outputs={name: from_tensor(tensor, name) for name, tensor in answer.outputs.items()},
+    )
+
+
+def simulate(config: Config, params: Mapping[str, Any]) -> Operation[types.Simulation]:
+    """The curve that a film would give."""
+    request = reflectometry_pb2.SimulateRequest(params=to_struct(params, "params"))
+    answer = yield Call(_SIMULATE, request, config.timeouts.call_seconds)
+    return types.Simulation(_from_curve(answer.curve), _profile(answer.profile))
+
+
+def analyze(
+    config: Config, curve: types.Curve, model: str | None, stage: types.Stage | str
+) -> Operation[types.Analysis]:
+    """Physics from a measured curve."""
+    try:
+        stage = types.Stage(stage)
+    except ValueError as error:
+        raise InvalidArgument.field("stage", stage, "one of network, refined") from error
+    request = reflectometry_pb2.AnalyzeCurveRequest(
+        model=_names.model(config, model) if model else "",
+        curve=_to_curve(curve),
+        stage=_STAGES[stage],
+        parent=f"projects/{config.project}",
+    )
+    answer = yield Call(_ANALYZE, request, config.timeouts.call_seconds)
+    return _analysis(answer)
+
+
+def _to_curve(curve: types.Curve) -> curve_pb2.Curve:
+    message = curve_pb2.Curve(q_unit=_Q_UNITS[curve.q_unit])
+    for field in ("q", "r", "dr", "dq"):
+        getattr(message, field).extend(_numbers(getattr(curve, field), f"curve.{field}"))
+    if curve.dq_convention is not None:
+        message.dq_convention = _CONVENTIONS[curve.dq_convention]
+    if curve.relative_dq is not None:
+        message.relative_dq = curve.relative_dq
+    if curve.beam_side is not None:
+        message.beam_side = _SIDES[curve.beam_side]
+    return message
+
+
+def _numbers(values: Any, field: str) -> list[float]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument.field(field, values, "numbers, one for each point") from error
+    if array.ndim != 1:
+        raise InvalidArgument.field(field, f"shape {array.shape}", "numbers, one for each point")
+    return list(array.tolist())
+
+
+def _known(table: Mapping[Any, Any], number: int) -> Any:
+    return next((value for value, code in table.items() if code == number), None)
+
+
+def _from_curve(message: curve_pb2.Curve) -> types.Curve:
+    return types.Curve(
+        q=np.array(message.q),
+        r=np.array(message.r),
+        dr=np.array(message.dr),
+        dq=np.array(message.dq),
+        q_unit=_known(_Q_UNITS, message.q_unit) or types.QUnit.INVERSE_ANGSTROM,
+        dq_convention=_known(_CONVENTIONS, message.dq_convention),
+        relative_dq=message.relative_dq if message.HasField("relative_dq") else None,
+        beam_side=_known(_SIDES, message.beam_side),
+    )
+
+
+def _profile(message: reflectometry_pb2.Profile) -> types.Profile:
+    return types.Profile(np.array(message.z_angstrom), np.array(message.sld), np.array(message.isld))
+
+
+def _optional(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def _analysis(message: reflectometry_pb2.AnalyzeCurveResponse) -> types.Analysis:
+    return types.Analysis(
+        model_version=message.model_version,
+        model_digest=message.model_digest,
+        stage=_known(_STAGES, message.stage) or types.Stage.NETWORK,
+        parameters=tuple(
+            types.Parameter(p.name, p.value, p.unit, p.lower, p.upper, _optional(p, "standard_error"))
+            for p in message.parameters
+        ),
+        profile=_profile(message.profile),
+        calculated=_from_curve(message.calculated),
+        used_points=np.array(message.used_points, dtype=np.int64),
+        normalized_residuals=np.array(message.normalized_residuals),
+        chi_square=_optional(message, "chi_square"),
+        reduced_chi_square=_optional(message, "reduced_chi_square"),
+        mean_abs_log10_error=message.mean_abs_log10_error,
+        notes=tuple(types.Note(note.code, note.message) for note in message.notes),
+        analysis_version=message.analysis_version,
+    )

@@ -1,0 +1,168 @@
+"""Reads a measured reflectivity curve from a file: 2 to 4 columns of text, or a numpy array."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from guidehall.client.types import BeamSide, Curve, FloatArray, QUnit, Resolution
+from guidehall.core.errors import InvalidArgument
+
+LARGEST_FILE_BYTES = 8 << 20
+_COLUMNS = "2 to 4 columns: q, R, dR, dq"
+_SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
+
+
+def read_curve(
+    path: str | Path,
+    dq: Resolution | str | None = None,
+    relative_dq: float | None = None,
+    q_unit: QUnit | str = QUnit.INVERSE_ANGSTROM,
+    beam_side: BeamSide | str | None = None,
+) -> Curve:
+    """The curve in a file of columns q, R, dR and dq, of which the last two may be missing.
+
+    Text columns are separated by blanks, commas or semicolons; `#` starts a comment, and one line of column
+    names may come first. A `.npy` file holds the columns as an array of shape (points, columns) or (columns,
+    points). Points are put in the order of q.
+
+    Args:
+        path: the file.
+        dq: what a fourth column, or `relative_dq`, means: "sigma" for one standard deviation, "fwhm" for the
+            full width at half maximum. Files differ, so it is never guessed.
+        relative_dq: resolution dq/q of a file without a fourth column.
+        q_unit: "1/angstrom" or "1/nm"; of dq too.
+        beam_side: "fronting" or "backing", the medium that the beam comes through; None takes the model's.
+
+    Raises:
+        InvalidArgument: names the file and the line.
+    """
+    path = Path(path).expanduser()
+    data = _read(path)
+    rows = _from_npy(data, path) if data.startswith(npy.MAGIC_PREFIX) else _from_text(data, path)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    columns = [np.ascontiguousarray(column) for column in rows.T]
+    convention = None if dq is None else _choice(Resolution, dq, "dq")
+    _check_resolution(path, len(columns), convention, relative_dq)
+    empty = np.empty(0)
+    q, r, dr, dq_values = (*columns, empty, empty)[:4]
+    return Curve(
+        q=q,
+        r=r,
+        dr=dr,
+        dq=dq_values,
+        q_unit=_choice(QUnit, q_unit, "q_unit"),
+        dq_convention=convention if len(dq_values) or relative_dq is not None else None,
+        relative_dq=relative_dq,
+        beam_side=None if beam_side is None else _choice(BeamSide, beam_side, "beam_side"),
+    )
+
+
+def _choice(kind: type[Any], value: Any, field: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InvalidArgument.field(
+            field, value, f"one of {', '.join(item.value for item in kind)}"
+        ) from error
+
+
+def _check_resolution(path: Path, columns: int, dq: Resolution | None, relative_dq: float | None) -> None:
+    has_dq = columns == 4
+    if has_dq and relative_dq is not None:
+        raise InvalidArgument.field("relative_dq", relative_dq, f"{path.name} has a column of its own for dq")
+    if relative_dq is not None and not 0 < relative_dq < 1:
+        raise InvalidArgument.field("relative_dq", relative_dq, "a number between 0 and 1")
+    if dq is None and (has_dq or relative_dq is not None):
+        what = f"{path.name} has a fourth column" if has_dq else f"a resolution of {relative_dq}"
+        raise InvalidArgument.field("dq", "nothing", f"{what}: say whether it is sigma or fwhm")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgument.field(
+            "file", str(path), f"a file that can be read ({error.strerror})"
+        ) from error
+    if len(data) > LARGEST_FILE_BYTES:
+        raise InvalidArgument.field("file", str(path), f"at most {LARGEST_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def _from_text(data: bytes, path: Path) -> FloatArray:
+    rows: list[list[float]] = []
+    may_be_heading = True
+    for number, tokens in _lines(data):
+        where = f"{path.name} line {number}"
+        values = [_number(token) for token in tokens]
+        if may_be_heading and all(value is None for value in values):
+            may_be_heading = False
+            continue
+        may_be_heading = False
+        if None in values:
+            raise InvalidArgument.field(where, tokens[values.index(None)], "a finite number")
+        expected = len(rows[0]) if rows else len(values)
+        if len(values) != expected:
+            raise InvalidArgument.field(
+                where, f"{len(values)} columns", f"{expected}, as in the lines before"
+            )
+        if not 2 <= len(values) <= 4:
+            raise InvalidArgument.field(where, f"{len(values)} columns", _COLUMNS)
+        rows.append([value for value in values if value is not None])
+    if len(rows) < 2:
+        raise InvalidArgument.field(path.name, f"{len(rows)} points", "2 points or more")
+    return np.array(rows)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Number and columns of each line that says something. Comments may be in any encoding."""
+    text = data.decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.partition("#")[0].strip()
+        if content:
+            # A separator at the end of the line makes no column.
+            yield number, _SEPARATOR.split(content.rstrip(",; \t"))
+
+
+def _number(token: str) -> float | None:
+    try:
+        value = float(token)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _from_npy(data: bytes, path: Path) -> FloatArray:
+    file = io.BytesIO(data)
+    try:
+        version = npy.read_magic(file)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, _, dtype = read_header(file)
+    except (ValueError, KeyError) as error:
+        raise InvalidArgument.field("file", str(path), "a numpy array that can be read") from error
+    if dtype.kind not in "fiu":
+        raise InvalidArgument.field(path.name, f"dtype {dtype}", "real numbers")
+    # Before anything is allocated for it: the header may claim what it likes.
+    if len(shape) != 2 or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise InvalidArgument.field(path.name, f"shape {shape}", f"a whole array of {_COLUMNS}")
+    file.seek(0)
+    array: NDArray[Any] = np.load(file, allow_pickle=False)
+    if array.shape[1] > 4:
+        array = array.T
+    if not 2 <= array.shape[1] <= 4 or array.shape[0] < 2:
+        raise InvalidArgument.field(path.name, f"shape {shape}", f"{_COLUMNS}, and 2 points or more")
+    rows = np.ascontiguousarray(array, dtype=np.float64)
+    if not np.isfinite(rows).all():
+        index = int(np.argmax(~np.isfinite(rows).all(axis=1)))
+        raise InvalidArgument.field(f"{path.name} point {index}", rows[index].tolist(), "finite numbers")
+    return rows

@@ -1,0 +1,501 @@
+"""The answers of the client: plain frozen values; times are aware datetimes in UTC, arrays are numpy's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+class JobState(str, Enum):
+    """Where a job is. SUCCEEDED, FAILED and CANCELLED are final."""
+
+    QUEUED = "QUEUED"
+    LEASED = "LEASED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    # A state that this client is too old to know.
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def final(self) -> bool:
+        """Whether a job in this state will never change again."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Priority(str, Enum):
+    """Which of two waiting jobs goes first."""
+
+    LOW = "LOW"
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+
+
+class Stage(str, Enum):
+    """How far an analysis goes: the network's answer as it is, or a bounded least-squares fit from there."""
+
+    NETWORK = "network"
+    REFINED = "refined"
+
+
+class Resolution(str, Enum):
+    """What the numbers in a curve's `dq` are: one standard deviation, or the full width at half maximum."""
+
+    SIGMA = "sigma"
+    FWHM = "fwhm"
+
+
+class BeamSide(str, Enum):
+    """The medium through which the beam comes: the first of the stack (fronting) or the last (backing)."""
+
+    FRONTING = "fronting"
+    BACKING = "backing"
+
+
+class QUnit(str, Enum):
+    """Unit of a curve's `q` and `dq`."""
+
+    INVERSE_ANGSTROM = "1/angstrom"
+    INVERSE_NANOMETRE = "1/nm"
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """A field that was wrong, and why."""
+
+    field: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed."""
+
+    code: str
+    reason: str
+    message: str
+    violations: tuple[FieldViolation, ...]
+    # Finds the full report in the service's log.
+    error_id: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work has come, and the numbers that belong to this step, such as `train_loss`."""
+
+    phase: str
+    step: int
+    total: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it was when the server answered."""
+
+    name: str
+    display_name: str
+    pipeline: str
+    pipeline_version: str
+    params: dict[str, Any]
+    params_digest: str
+    seed: int
+    inputs: dict[str, str]
+    pool: str
+    priority: str
+    state: JobState
+    # RUN, PAUSE, STOP or CANCEL: what the owner wants.
+    desired_state: str
+    # Why it ended, such as COMPLETED or USER_ERROR; empty while it has not.
+    end_reason: str
+    error: Failure | None
+    owner: str
+    labels: dict[str, str]
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    update_time: datetime | None
+    attempt_count: int
+    max_attempts: int
+    timeout_seconds: int
+    progress: Progress | None
+    last_log_line: str
+    # Name of the result once it can be read.
+    result: str
+    # Places in front of it while queued, 0 = next; -1 when not queued.
+    queue_position: int
+    worker: str
+    # Sequence number of its newest event.
+    last_seq: int
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def status(self) -> str:
+        """One word for people: the state, or what is on its way, such as "cancelling"."""
+        if self.state is JobState.SUCCEEDED and self.end_reason == "STOPPED_EARLY":
+            return "stopped"
+        if self.state.final or self.desired_state in ("", "RUN"):
+            return self.state.value.lower()
+        if self.desired_state == "PAUSE":
+            return "paused" if self.state is JobState.PAUSED else "pausing"
+        return {"STOP": "stopping", "CANCEL": "cancelling"}.get(self.desired_state, self.state.value.lower())
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """The job went to another state, or its owner wants something else."""
+
+    state: JobState
+    desired_state: str
+    end_reason: str
+    error: Failure | None
+    worker: str
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line that the pipeline wrote."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A look at the work while it runs."""
+
+    kind: str
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckpointCommitted:
+    """The job would go on from here on another worker."""
+
+    ordinal: int
+    step: int
+
+
+@dataclass(frozen=True)
+class ResultPublished:
+    """Result and models can be read now: the last event of a job that succeeded."""
+
+    result: str
+    model_versions: tuple[str, ...]
+
+
+EventPayload = StateChange | Progress | LogLine | Preview | CheckpointCommitted | ResultPublished
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job; `seq` counts 1, 2, 3, ... within it."""
+
+    job: str
+    seq: int
+    time: datetime | None
+    # None for a kind of event that this client is too old to know.
+    payload: EventPayload | None
+
+    @property
+    def kind(self) -> str:
+        """Name of the payload's type, such as "Progress"; "Unknown" for one newer than this client."""
+        return "Unknown" if self.payload is None else type(self.payload).__name__
+
+    @property
+    def last(self) -> bool:
+        """Whether no event can follow this one."""
+        if isinstance(self.payload, StateChange):
+            return self.payload.state in (JobState.FAILED, JobState.CANCELLED)
+        return isinstance(self.payload, ResultPublished)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Something that jobs can run, with the JSON Schema of its parameters and of its result."""
+
+    name: str
+    version: str
+    title: str
+    description: str
+    params_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+    live_workers: int
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """Bytes at rest: their SHA-256 in hexadecimal, size and type."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a job left."""
+
+    name: str
+    filename: str
+    object: StoredObject
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job that succeeded left: one document and its files."""
+
+    name: str
+    job: str
+    pipeline: str
+    document: dict[str, Any]
+    artifacts: tuple[Artifact, ...]
+    model_versions: tuple[str, ...]
+    owner: str
+    create_time: datetime | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and meaning of a named tensor; -1 marks a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    unit: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A named series of immutable model versions."""
+
+    name: str
+    display_name: str
+    owner: str
+    labels: dict[str, str]
+    latest_version: int
+    create_time: datetime | None
+    update_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One immutable version of a model, with its whole manifest."""
+
+    name: str
+    version: int
+    architecture: str
+    manifest: dict[str, Any]
+    manifest_sha256: str
+    weights: StoredObject
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metrics: dict[str, float]
+    # Job that trained it; empty for an import.
+    job: str
+    owner: str
+    labels: dict[str, str]
+    create_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named series of immutable dataset versions."""
+
+    name: str
+    display_name: str
+    description: str
+    owner: str
+    labels: dict[str, str]
+    latest_version: int
+    create_time: datetime | None
+    update_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """One immutable version of a dataset."""
+
+    name: str
+    version: int
+    object: StoredObject
+    filename: str
+    # What the content turned out to be: format, dtype, shape.
+    content_info: dict[str, Any]
+    labels: dict[str, str]
+    owner: str
+    create_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A queue of jobs and the workers that serve it."""
+
+    name: str
+    queued_jobs: int
+    running_jobs: int
+    paused_jobs: int
+    live_workers: int
+    idle_workers: int
+    oldest_wait_seconds: float
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that runs jobs, and what its machine can do."""
+
+    name: str
+    pool: str
+    hostname: str
+    # IDLE, BUSY, DRAINING, LOST or QUARANTINED.
+    state: str
+    device_class: str
+    device_name: str
+    device_memory_bytes: int
+    cpu_cores: int
+    memory_bytes: int
+    # Pipelines that it offers, as "name version".
+    pipelines: tuple[str, ...]
+    software: dict[str, str]
+    # Name of the job that it runs now; empty when idle.
+    job: str
+    register_time: datetime | None
+    last_seen_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the server takes the caller for."""
+
+    subject: str
+    # USER, GUEST, SERVICE, WORKER or JOB.
+    kind: str
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    default_project: str
+    actor: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Tensors that a model answered with, and exactly which model it was."""
+
+    model_version: str
+    model_digest: str
+    outputs: dict[str, NDArray[Any]]
+
+
+def _no_points() -> FloatArray:
+    return np.empty(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A reflectivity curve: `q` ascending, `r`, one standard deviation `dr` of `r`, and the resolution `dq`.
+
+    `dr` and `dq` may be empty. `dq`, or `relative_dq` where there is no `dq`, needs `dq_convention`.
+    """
+
+    q: FloatArray
+    r: FloatArray
+    dr: FloatArray = field(default_factory=_no_points)
+    dq: FloatArray = field(default_factory=_no_points)
+    q_unit: QUnit = QUnit.INVERSE_ANGSTROM
+    dq_convention: Resolution | None = None
+    relative_dq: float | None = None
+    # None takes the side that the model was trained for.
+    beam_side: BeamSide | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Scattering length density in 1e-6/angstrom^2 against depth in angstrom, fronting medium first."""
+
+    z: FloatArray
+    sld: FloatArray
+    isld: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A calculated curve and the profile that it belongs to."""
+
+    curve: Curve
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the layer model, the prior's bounds, and one standard deviation where estimated."""
+
+    name: str
+    value: float
+    unit: str
+    lower: float
+    upper: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a reader of the answer must know, with a stable code for programs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Physics from one measured curve."""
+
+    model_version: str
+    model_digest: str
+    stage: Stage
+    parameters: tuple[Parameter, ...]
+    profile: Profile
+    # Reflectivity of the answer at the points that were used.
+    calculated: Curve
+    # Indices of those points in the curve that was sent.
+    used_points: NDArray[np.int64]
+    # (measured - calculated) / dr at those points; empty without dr.
+    normalized_residuals: FloatArray
+    # None without dr.
+    chi_square: float | None
+    reduced_chi_square: float | None
+    # Mean of |log10 measured - log10 calculated| over used points with positive reflectivity.
+    mean_abs_log10_error: float
+    notes: tuple[Note, ...]
+    analysis_version: str
