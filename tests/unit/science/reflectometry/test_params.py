@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from guidehall.science import registry
+from guidehall.science.pipeline import field_errors
+from guidehall.science.reflectometry.examples import film_under_water
+from guidehall.science.reflectometry.params import NrSldParams, Probe, Range, SimulateParams, sigma_of
+from tests.fixtures.reflectometry import SMALL_TRAINING
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    document: Any = copy.deepcopy(SMALL_TRAINING)
+    target, parts = document, path.split(".")
+    for part in parts[:-1]:
+        target = target[int(part)] if part.isdigit() else target.setdefault(part, {})
+    target[parts[-1]] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("stack.layers", [], "stack.layers"),
+        ("stack.layers.0.thickness", {"min": 5, "max": 3}, "stack.layers[0].thickness.max"),
+        ("stack.layers.0.thickness", {"min": -1, "max": 3}, "stack.layers[0].thickness.min"),
+        ("stack.layers.0.sld", {"min": 0, "max": 500}, "stack.layers[0].sld.max"),
+        ("stack.layers.0.roughness", 300, "stack.layers[0].roughness.min"),
+        ("stack.layers.0.sld", True, "stack.layers[0].sld"),
+        ("stack.layers.0.name", "air", "stack.layers[0].name"),
+        ("stack.layers.0.colour", "red", "stack.layers[0].colour"),
+        ("stack.backing.name", "air", "stack.backing.name"),
+        ("stack.beam", "above", "stack.beam"),
+        ("stack.fronting.sld", float("nan"), "stack.fronting.sld.min"),
+        ("probe.q_max", 0.015, "probe.q_max"),
+        ("probe.background", {"min": 0, "max": 1e-5}, "probe.background.min"),
+        ("probe.resolution", 0.5, "probe.resolution.min"),
+        ("noise.counts", 1, "noise.counts.min"),
+        ("training.epochs", 0, "training.epochs"),
+        ("training.fixed_curves", 10**9, "training.fixed_curves"),
+        ("model_name", "Has Spaces", "model_name"),
+    ],
+)
+def test_refuses_naming_the_field(path: str, value: Any, field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        NrSldParams.model_validate(changed(path, value))
+    assert field in [path for path, _ in field_errors(caught.value)]
+
+
+def test_limits_what_one_step_costs() -> None:
+    document = changed("probe.points", 1024)
+    document["training"]["batch_size"] = 8192
+    with pytest.raises(ValidationError) as caught:
+        NrSldParams.model_validate(document)
+    assert field_errors(caught.value)[0][0] == "training.batch_size"
+
+
+def test_something_must_be_free() -> None:
+    document = changed("stack.layers", [{"name": "film", "thickness": 100, "sld": 4}])
+    with pytest.raises(ValidationError, match="at least one parameter"):
+        NrSldParams.model_validate(document)
+
+
+def test_a_plain_number_fixes_a_range() -> None:
+    assert Range.model_validate(3) == Range(min=3, max=3)
+    assert Range.model_validate(3).fixed
+
+
+def test_probe_ends_are_exact() -> None:
+    for spacing in ("log", "linear"):
+        q = Probe(q_min=0.0081, q_max=0.1975, points=308, spacing=spacing).q()
+        assert (q[0], q[-1], len(q)) == (0.0081, 0.1975, 308)
+        assert (np.diff(q) > 0).all()
+    with pytest.raises(ValidationError, match="must be larger than q_min"):
+        Probe(q_min=0.2, q_max=0.1)
+
+
+def test_resolution_conventions() -> None:
+    assert Probe(resolution=0.0235482, resolution_convention="fwhm").relative_sigma == pytest.approx(0.01)
+    assert sigma_of(0.01, "sigma") == 0.01
+
+
+def test_every_numeric_field_has_a_title_and_a_range_or_a_reference() -> None:
+    for name in ("reflectometry.simulate", "reflectometry.nr_sld"):
+        for definition in registry.json_schema(name)["$defs"].values():
+            for field, schema in definition["properties"].items():
+                assert schema.get("title"), field
+                if schema.get("type") in ("number", "integer") and field not in ("min", "max"):
+                    bounds = schema.keys() & {"minimum", "exclusiveMinimum"}, schema.keys() & {"maximum"}
+                    assert all(bounds), field
+
+
+def test_examples_round_trip_as_json() -> None:
+    params = film_under_water()
+    assert NrSldParams.model_validate_json(params.model_dump_json()) == params
+
+
+def test_simulation_has_defaults_for_all_but_the_stack() -> None:
+    stack = {"fronting": {"sld": 0}, "backing": {"sld": 6.36}}
+    assert SimulateParams.model_validate({"stack": stack}).probe.points == 300

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from guidehall.science import registry
+from guidehall.science.pipeline import (
+    Desired,
+    JobCancelled,
+    JobPaused,
+    LocalContext,
+    Manifest,
+    UserError,
+)
+from guidehall.science.reflectometry.params import NrSldResult
+from tests.fixtures.reflectometry import SMALL_TRAINING
+
+PIPELINE = "reflectometry.nr_sld"
+
+
+def tiny(**training: Any) -> dict[str, Any]:
+    """Parameters of a run that takes a fraction of a second and learns little."""
+    document = copy.deepcopy(SMALL_TRAINING)
+    document["training"] |= {
+        "epochs": 4,
+        "steps_per_epoch": 5,
+        "batch_size": 8,
+        "validation_curves": 8,
+        "width": 16,
+        "depth": 1,
+    }
+    document["training"] |= training
+    return document
+
+
+def train(document: dict[str, Any], context: LocalContext) -> NrSldResult:
+    result = registry.pipeline(PIPELINE).run(document, context)
+    assert isinstance(result, NrSldResult)
+    return result
+
+
+class AfterSteps(LocalContext):
+    """Wants something else once it was asked so many times."""
+
+    def __init__(self, directory: Path, steps: int, then: Desired, **options: Any) -> None:
+        super().__init__(directory, **options)
+        self._left, self._then = steps, then
+
+    def desired(self) -> Desired:
+        self._left -= 1
+        return self._then if self._left < 0 else Desired.RUN
+
+
+def test_learns_and_leaves_everything(small_model_folder: Path) -> None:
+    manifest = Manifest.from_json((small_model_folder / "models/small/manifest.json").read_bytes())
+    # Without knowing the curve, the middle of the bounds is off by 25 A and 0.75 on average.
+    assert manifest.metrics["film.thickness.mae"] < 12
+    assert manifest.metrics["film.sld.mae"] < 0.4
+    assert manifest.metrics["log10_r_mae"] < 0.15
+    assert manifest.provenance.seed == 11
+    names = {path.name for path in (small_model_folder / "artifacts").iterdir()}
+    assert names == {f"{name}.{end}" for name in ("losses", "prediction") for end in ("png", "svg")}
+    assert (small_model_folder / "artifacts/losses.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (small_model_folder / "artifacts/prediction.svg").read_bytes()
+
+
+def test_reports_each_epoch(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path, seed=1)
+    result = train(tiny(), context)
+    assert [(report["step"], report["epoch"]) for report in context.reports] == [
+        (5, 1),
+        (10, 2),
+        (15, 3),
+        (20, 4),
+    ]
+    assert [item.train_loss for item in result.losses] == [report["train_loss"] for report in context.reports]
+    assert result.curves_seen == 20 * 8
+    assert not result.stopped_early
+    json.dumps(result.model_dump(mode="json"), allow_nan=False)
+
+
+@pytest.mark.parametrize("extra", [{}, {"fixed_curves": 40}])
+def test_resumed_run_gives_the_same_numbers(tmp_path: Path, extra: dict[str, Any]) -> None:
+    whole = train(tiny(**extra), LocalContext(tmp_path / "whole", seed=5))
+    parts = tmp_path / "parts"
+    with pytest.raises(JobPaused):
+        # The pieces of a fixed set ask once, too.
+        train(tiny(**extra), AfterSteps(parts, 7 + len(extra), Desired.PAUSE, seed=5))
+    assert not (parts / "models").exists()
+    resumed = LocalContext(parts, seed=5)
+    assert train(tiny(**extra), resumed) == whole
+    assert [report["step"] for report in resumed.reports if report["phase"] == "train"] == [10, 15, 20]
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    whole = train(tiny(checkpoint_epochs=2), LocalContext(tmp_path / "whole", seed=5))
+
+    class Killed(Exception):
+        pass
+
+    class DiesAt17(LocalContext):
+        asked = 0
+
+        def desired(self) -> Desired:
+            self.asked += 1
+            if self.asked == 17:
+                raise Killed
+            return Desired.RUN
+
+    with pytest.raises(Killed):
+        train(tiny(checkpoint_epochs=2), DiesAt17(tmp_path / "parts", seed=5))
+    resumed = LocalContext(tmp_path / "parts", seed=5)
+    assert train(tiny(checkpoint_epochs=2), resumed) == whole
+    assert [report["step"] for report in resumed.reports] == [15, 20]
+
+
+def test_seed_decides_and_global_state_does_not(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = train(tiny(), LocalContext(tmp_path / "1", seed=5))
+    before = torch.get_rng_state()
+    torch.manual_seed(2)
+    second = train(tiny(), LocalContext(tmp_path / "2", seed=5))
+    third = train(tiny(), LocalContext(tmp_path / "3", seed=6))
+    assert first == second != third
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cancel_is_heard_at_the_next_step(tmp_path: Path) -> None:
+    context = AfterSteps(tmp_path, 3, Desired.CANCEL)
+    with pytest.raises(JobCancelled):
+        train(tiny(), context)
+    assert context.reports == []
+    with pytest.raises(JobCancelled):
+        train(tiny(fixed_curves=2000), AfterSteps(tmp_path, 2, Desired.CANCEL))
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_stop_keeps_the_best_so_far(tmp_path: Path, steps: int) -> None:
+    result = train(tiny(), AfterSteps(tmp_path, steps, Desired.STOP))
+    assert result.stopped_early
+    assert result.curves_seen == steps * 8
+    assert len(result.losses) == 1
+    assert (tmp_path / "models/small/model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_blames_the_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = LocalContext(tmp_path)
+    document = tiny(learning_rate=1.0)
+    # Broken weights in a checkpoint stand for a training that ran away.
+    with pytest.raises(JobPaused):
+        train(document, AfterSteps(tmp_path, 1, Desired.PAUSE))
+    state = torch.load(tmp_path / "checkpoint", weights_only=True)
+    state["network"]["stem.weight"].fill_(float("nan"))
+    torch.save(state, tmp_path / "checkpoint")
+    with pytest.raises(UserError, match=r"training\.learning_rate: got 1\.0; the loss became nan"):
+        train(document, context)
+
+
+def test_a_set_of_curves_can_be_used_again(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path / "first", seed=3)
+    train(tiny(fixed_curves=30), context)
+    curves = tmp_path / "first/artifacts/curves.npy"
+    assert np.load(curves, allow_pickle=False).shape == (30, 5 + 1 + 48)
+    assert context.reports[0] == {"step": 30, "total": 30, "phase": "generate"}
+    again = LocalContext(tmp_path / "again", seed=4, datasets={"curves": curves})
+    document = tiny() | {"curves_from_dataset": True}
+    assert train(document, again).losses[-1].train_loss > 0
+    assert "curves.npy" not in again.artifacts
+
+
+def test_other_sets_of_curves_are_refused(tmp_path: Path) -> None:
+    train(tiny(fixed_curves=10), LocalContext(tmp_path, seed=3))
+    table = np.load(tmp_path / "artifacts/curves.npy", allow_pickle=False)
+    outside, other = table.copy(), table.copy()
+    outside[3, 0] = 1e4
+    other[:, 10:] *= 1.1
+    cases = {
+        "must be float32 of shape": table[:, 1:],
+        "parameters outside the bounds": outside,
+        "other curves": other,
+    }
+    for message, array in cases.items():
+        np.save(tmp_path / "set.npy", array)
+        context = LocalContext(tmp_path / "run", datasets={"curves": tmp_path / "set.npy"})
+        with pytest.raises(UserError, match=message):
+            train(tiny() | {"curves_from_dataset": True}, context)
+    (tmp_path / "set.npy").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="numpy cannot read"):
+        train(tiny() | {"curves_from_dataset": True}, context)
+
+
+def test_simulates(tmp_path: Path) -> None:
+    stack = {
+        "fronting": {"name": "silicon", "sld": 2.07},
+        "layers": [{"name": "film", "thickness": 200, "sld": 1.0, "isld": 0.01, "roughness": 4}],
+        "backing": {"name": "water", "sld": 6.36, "roughness": 5},
+    }
+    context = LocalContext(tmp_path)
+    result = registry.pipeline("reflectometry.simulate").run({"stack": stack}, context).model_dump()
+    assert len(result["q"]) == len(result["reflectivity"]) == len(result["resolution"]) == 300
+    assert result["reflectivity"][0] == pytest.approx(1.0, abs=0.05)
+    assert (result["sld"][0], result["sld"][-1]) == pytest.approx((2.07, 6.36), abs=1e-3)
+    assert max(result["isld"]) == pytest.approx(0.01, rel=1e-3)
+    table = np.loadtxt(tmp_path / "artifacts/curve.txt")
+    np.testing.assert_allclose(table[:, 1], result["reflectivity"], rtol=1e-7)
+    assert set(context.artifacts) == {"curve.txt", "simulation.png", "simulation.svg"}
+
+
+def test_simulation_from_either_side_of_a_mirrored_stack(tmp_path: Path) -> None:
+    layer = {"name": "film", "thickness": 200, "sld": 1.0, "roughness": 4}
+    front = {
+        "fronting": {"sld": 2.07},
+        "layers": [layer],
+        "backing": {"sld": 6.36, "roughness": 5},
+    }
+    back = {
+        "fronting": {"sld": 6.36},
+        "layers": [layer | {"roughness": 5}],
+        "backing": {"sld": 2.07, "roughness": 4},
+        "beam": "backing",
+    }
+    probe = {"resolution": 0, "points": 50}
+    one, other = (
+        registry.pipeline("reflectometry.simulate").run(
+            {"stack": stack, "probe": probe}, LocalContext(tmp_path)
+        )
+        for stack in (front, back)
+    )
+    assert one.model_dump()["reflectivity"] == pytest.approx(other.model_dump()["reflectivity"], rel=1e-12)
