@@ -88,6 +88,7 @@ def follow(path: Path, wait: Callable[[], bool]) -> Iterator[str]:
         wait: called when there is nothing new; waits a little and returns False to end.
     """
     descriptor = _open_at(path, end=True)
+    ending = False
     try:
         while True:
             data = os.read(descriptor, _READ_BYTES) if descriptor >= 0 else b""
@@ -104,8 +105,11 @@ def follow(path: Path, wait: Callable[[], bool]) -> Iterator[str]:
                 if descriptor >= 0:
                     os.close(descriptor)
                 descriptor = _open_at(following)
-            elif not wait():
+            elif ending:
                 return
+            else:
+                # What came during the last wait is still to be read.
+                ending = not wait()
     finally:
         if descriptor >= 0:
             os.close(descriptor)
