@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +12,8 @@ from guidehall.local.files import read_json, write_json
 
 LOOPBACK = "127.0.0.1"
 _TRIES = 200
+# Below what the system gives to outgoing connections, so that none of those takes a port just chosen.
+_ANY_FROM, _ANY_COUNT = 20_000, 12_000
 
 
 def is_free(port: int) -> bool:
@@ -31,7 +34,7 @@ class Ports:
 
     Args:
         file: where choices are kept; None keeps them in memory only.
-        usual: whether to begin at the usual ports; otherwise the system picks any (for tests side by side).
+        usual: whether to begin at the usual ports; otherwise at any (for tests side by side).
     """
 
     def __init__(self, file: Path | None, usual: bool = True) -> None:
@@ -48,7 +51,7 @@ class Ports:
         """
         with self._lock:
             if name not in self._chosen:
-                self._chosen[name] = self._first_free(self._candidates(name, usual), usual)
+                self._chosen[name] = self._first_free(name, self._candidates(name, usual))
                 if self._file is not None:
                     write_json(self._file, read_json(self._file) | self._chosen, mode=0o644)
             return self._chosen[name]
@@ -57,18 +60,13 @@ class Ports:
         recorded = read_json(self._file).get(name) if self._file is not None else None
         candidates = [recorded] if isinstance(recorded, int) else []
         if not self._usual:
-            return [*candidates, _any_port()]
+            return candidates + [_ANY_FROM + secrets.randbelow(_ANY_COUNT) for _ in range(_TRIES)]
         return candidates + list(range(usual, min(usual + _TRIES, 65536)))
 
-    def _first_free(self, candidates: list[int], usual: int) -> int:
+    def _first_free(self, name: str, candidates: list[int]) -> int:
         for port in candidates:
             if port not in self._chosen.values() and is_free(port):
                 return port
-        raise StackError(f"no free port on {LOOPBACK} from {usual} to {candidates[-1]}")
-
-
-def _any_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+        raise StackError(
+            f"no free port on {LOOPBACK} for {name}; tried {len(candidates)}, from {candidates[0]}"
+        )
