@@ -1,27 +1,29 @@
 """Settings: one frozen object for each process, read once from environment variables.
 
-`GUIDEHALL_TRAINER__GRPC__PORT=7101` sets `grpc.port` of the trainer. A variable that ends in `_FILE` names a file that
-holds the value: secrets come that way. A variable under the program's prefix that means nothing is refused.
+`GUIDEHALL_TRAINER__GRPC__PORT=7101` sets `grpc.port` of the trainer. A variable that ends in `_FILE` names a
+file that holds the value: secrets come that way. A variable under the program's prefix that means nothing is
+refused.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from guidehall.core._environment import SettingsError as SettingsError
+from guidehall.core._environment import decode, default_at, field_at, paths, resolve, type_name
+
 SettingsT = TypeVar("SettingsT", bound="ServiceSettings")
-
-
-class SettingsError(Exception):
-    """The environment does not make valid settings. The message names variables, never values of secrets."""
+_URL_CREDENTIALS = re.compile(r"://[^/@\s\"]+@")
 
 
 class _Group(BaseModel):
@@ -34,8 +36,18 @@ class TlsSettings(_Group):
     cert_file: Path | None = None
     key_file: Path | None = None
     ca_file: Path | None = Field(None, description="verifies the other side's certificate (a client's view)")
-    client_ca_file: Path | None = Field(None, description="a server asks clients for certificates signed by it (mTLS)")
+    client_ca_file: Path | None = Field(
+        None, description="a server asks clients for certificates signed by it (mTLS)"
+    )
     reload_seconds: float = Field(60.0, gt=0, description="how often changed files are looked for")
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> TlsSettings:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together")
+        if self.client_ca_file is not None and self.cert_file is None:
+            raise ValueError("client_ca_file needs cert_file and key_file")
+        return self
 
     @property
     def enabled(self) -> bool:
@@ -51,7 +63,15 @@ class GrpcSettings(_Group):
     max_receive_bytes: int = Field(8 << 20, ge=4096)
     max_send_bytes: int = Field(64 << 20, ge=4096)
     default_deadline_seconds: float = Field(30.0, gt=0, description="for unary calls that come without one")
-    max_connection_age_seconds: float = Field(1800.0, gt=0)
+    max_deadline_seconds: float = Field(
+        600.0, gt=0, description="no unary call runs longer, whatever it asks for"
+    )
+    max_connection_age_seconds: float = Field(
+        1800.0, gt=0, description="then clients connect and balance anew"
+    )
+    max_connection_age_grace_seconds: float = Field(
+        3600.0, gt=0, description="for streams on an aged connection"
+    )
     keepalive_seconds: float = Field(30.0, gt=0)
     drain_seconds: float = Field(10.0, gt=0)
     reflection: bool = True
@@ -96,14 +116,18 @@ class PostgresSettings(_Group):
     def dsn(self) -> str:
         """The SQLAlchemy URL, password included: never to be logged."""
         user, password = quote(self.user, safe=""), quote(self.password.get_secret_value(), safe="")
-        return f"postgresql+asyncpg://{user}:{password}@{self.host}:{self.port}/{quote(self.database, safe='')}"
+        return (
+            f"postgresql+asyncpg://{user}:{password}@{self.host}:{self.port}/{quote(self.database, safe='')}"
+        )
 
 
 class S3Settings(_Group):
     """The object store."""
 
     endpoint: str
-    public_endpoint: str | None = Field(None, description="what clients outside reach it by, for presigned URLs")
+    public_endpoint: str | None = Field(
+        None, description="what clients outside reach it by, for presigned URLs"
+    )
     access_key: str
     secret_key: SecretStr
     bucket: str = "guidehall"
@@ -138,96 +162,91 @@ class AuthSettings(_Group):
     mode: Literal["single", "proxy", "token"] = "single"
     service_key_file: Path | None = Field(None, description="this service's private key")
     trust_file: Path | None = Field(None, description="whose keys may speak for whom")
-    proxy_secret: SecretStr | None = Field(None, description="what an authenticating proxy proves itself with")
+    proxy_secret: SecretStr | None = Field(
+        None, description="what an authenticating proxy proves itself with"
+    )
     local_user: str = "local"
+    leeway_seconds: float = Field(
+        30.0, ge=0, description="how far clocks may differ when a token's times are checked"
+    )
 
 
 class ServiceSettings(BaseSettings):
     """Base of every program's settings; a subclass sets `env_prefix`."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="__", case_sensitive=False)
-    _environ: ClassVar[Mapping[str, str]] = {}
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        # A variable changes one value of a group; the others stay what the program set them to.
+        nested_model_default_partial_update=True,
+    )
 
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (the base class gives them by name)
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` read: nothing else in the environment or the working directory counts."""
         return (init_settings,)
 
     @classmethod
     def load(cls: type[SettingsT], environ: Mapping[str, str] | None = None) -> SettingsT:
-        """Reads the settings.
+        """Reads the settings; an empty variable counts as unset.
 
         Raises:
-            SettingsError: an unknown variable, a bad value, or a secret's file that cannot be read.
+            SettingsError: an unknown variable, a bad value, or a file that cannot be read.
         """
         prefix = str(cls.model_config["env_prefix"])
+        known = {f"{prefix}{'__'.join(path).upper()}": path for path in paths(cls)}
         values: dict[str, Any] = {}
-        known = set(_variables(cls, prefix))
-        for name, text in sorted((os.environ if environ is None else environ).items()):
-            if not name.upper().startswith(prefix):
-                continue
-            variable, value = _resolve(name.upper(), text, known)
-            _place(values, variable.removeprefix(prefix).lower().split("__"), value)
+        for variable, text in resolve(os.environ if environ is None else environ, prefix, set(known)).items():
+            path = known[variable]
+            group = values
+            for part in path[:-1]:
+                group = group.setdefault(part, {})
+            group[path[-1]] = decode(variable, text, field_at(cls, path).annotation)
         try:
             return cls(**values)
         except ValidationError as error:
             problems = "; ".join(
                 f"{prefix}{'__'.join(str(part).upper() for part in item['loc'])}: {item['msg']}"
-                for item in error.errors(include_input=False, include_url=False)
+                for item in error.errors(include_input=False, include_url=False, include_context=False)
             )
             raise SettingsError(problems) from None
 
     def redacted(self) -> dict[str, Any]:
         """The settings as plain data, secrets as stars."""
-        result: dict[str, Any] = json.loads(self.model_dump_json())
+        result: dict[str, Any] = json.loads(_URL_CREDENTIALS.sub("://**********@", self.model_dump_json()))
         return result
 
-
-def _variables(model: type[BaseModel], prefix: str) -> list[str]:
-    """Every variable the model understands."""
-    names = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            names += _variables(annotation, f"{prefix}{name.upper()}__")
-        else:
-            names.append(f"{prefix}{name.upper()}")
-    return names
-
-
-def _resolve(name: str, text: str, known: set[str]) -> tuple[str, str]:
-    """The variable that is meant and its value: directly, or from the file that `…_FILE` names."""
-    if name in known:
-        return name, text
-    base = name.removesuffix("_FILE")
-    if base != name and base in known:
-        try:
-            return base, Path(text).read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"{name}: cannot read the file: {error.strerror}") from None
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise SettingsError(f"{name} is not a setting{hint}")
-
-
-def _place(values: dict[str, Any], path: list[str], value: str) -> None:
-    for part in path[:-1]:
-        values = values.setdefault(part, {})
-    # Lists and tuples are given as JSON; everything else as it stands.
-    values[path[-1]] = json.loads(value) if value[:1] in ("[", "{") else value
+    @classmethod
+    def describe(cls) -> str:
+        """Every variable with its type, its default and what it is for, one a line."""
+        prefix = str(cls.model_config["env_prefix"])
+        lines = []
+        for path in paths(cls):
+            field = field_at(cls, path)
+            default = default_at(cls, path)
+            given = (
+                "required" if default is PydanticUndefined else f"default {json.dumps(default, default=str)}"
+            )
+            help_text = f": {field.description}" if field.description else ""
+            kind = type_name(field.annotation)
+            lines.append(f"{prefix}{'__'.join(path).upper()} ({kind}, {given}){help_text}")
+        return "\n".join(lines)
 
 
 def config_command(settings: type[ServiceSettings], arguments: list[str]) -> None:
-    """`config show`: prints the settings as read, secrets redacted."""
+    """`config show` prints the settings as read, secrets redacted; `config describe` what can be set."""
+    if arguments == ["describe"]:
+        print(settings.describe())
+        return
     if arguments not in ([], ["show"]):
-        raise SystemExit("usage: config show")
+        raise SystemExit("usage: config show | describe")
     try:
         print(json.dumps(settings.load().redacted(), indent=2))
     except SettingsError as error:
