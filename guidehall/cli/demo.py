@@ -1,0 +1,141 @@
+"""`guidehall demo`: from a film model to a fitted measurement, through the real services."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guidehall.cli._exit import ExitCode
+from guidehall.cli._output import number, short, table
+from guidehall.cli._watch import follow
+
+if TYPE_CHECKING:
+    from guidehall.client import Analysis, Client, Curve
+    from guidehall.local.demo import PeerFit
+
+PIPELINE = "reflectometry.nr_sld"
+SEED = 1
+# How far, in decades of reflectivity, the refined answer may be from the measurement on average.
+WORST_MEAN_LOG10 = 0.15
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".guidehall/demo"),
+    show_default=True,
+    help="Folder of everything that the demonstration keeps.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("demo.png"),
+    show_default=True,
+    help="Picture to draw.",
+)
+def demo(data: Path, plot: Path) -> int:
+    """Train a network for a film under water, serve it, and read a measured curve with it."""
+    from guidehall.client import Client
+    from guidehall.local.demo import film_params, measured_file
+    from guidehall.local.stack import ENDPOINTS, Options, Stack
+
+    started = time.monotonic()
+    _step("Starting PostgreSQL, NATS, an S3 endpoint, four services and a worker")
+    with Stack(Options(data=data), report=click.echo), Client(data.resolve() / ENDPOINTS) as client:
+        _step("A film on silicon under heavy water: synthetic curves, and a network that learns to read them")
+        prior = film_params()
+        job = client.submit(PIPELINE, prior, name="demonstration", seed=SEED)
+        click.echo(f"job {short(job.name)}: {PIPELINE}, seed {SEED}")
+        if follow(client, job.name, 0, as_json=False) is not ExitCode.DONE:
+            return ExitCode.FAILED
+        (model,) = client.result(job.id).model_versions
+        _step(f"A measured curve ({measured_file().name}, 99 points) asked of {model}")
+        network, refined, curve = _analyze(client, model)
+        _step("The same model within the same bounds, fitted by refnx (differential evolution)")
+        peer = _refnx(prior)
+    _show(network, refined, peer)
+    _draw(curve, refined, plot)
+    _next_steps(data, plot, time.monotonic() - started)
+    return ExitCode.DONE if refined.mean_abs_log10_error <= WORST_MEAN_LOG10 else ExitCode.FAILED
+
+
+def _step(text: str) -> None:
+    click.secho(f"\n{text}", bold=True)
+
+
+def _analyze(client: Client, model: str) -> tuple[Analysis, Analysis, Curve]:
+    from guidehall.client import Stage, read_curve
+    from guidehall.local.demo import RELATIVE_DQ_FWHM, measured_file
+
+    curve = read_curve(measured_file(), "fwhm", RELATIVE_DQ_FWHM)
+    answers = []
+    for stage in (Stage.NETWORK, Stage.REFINED):
+        start = time.monotonic()
+        answers.append(client.analyze(curve, model, stage))
+        click.echo(f"{stage.value}: {(time.monotonic() - start) * 1000:.0f} ms")
+    return answers[0], answers[1], curve
+
+
+def _refnx(prior: dict[str, Any]) -> PeerFit:
+    from guidehall.local.demo import measured_file, refnx_fit
+
+    start = time.monotonic()
+    fit = refnx_fit(prior, measured_file())
+    click.echo(f"refnx: {(time.monotonic() - start) * 1000:.0f} ms")
+    return fit
+
+
+def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
+    _step("Answer")
+    by_network = {parameter.name: parameter.value for parameter in network.parameters}
+    rows = [
+        (
+            parameter.name,
+            number(by_network[parameter.name]) if parameter.name in by_network else "",
+            number(parameter.value),
+            number(peer.values[parameter.name]) if parameter.name in peer.values else "",
+            parameter.unit,
+            f"{number(parameter.lower)} to {number(parameter.upper)}",
+        )
+        for parameter in refined.parameters
+    ]
+    table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT", "ALLOWED"), rows)
+    rows = [
+        ("chi-square", _chi(network), _chi(refined), number(peer.chi_square)),
+        ("mean |Δ log10 R|", number(network.mean_abs_log10_error), number(refined.mean_abs_log10_error), ""),
+    ]
+    click.echo()
+    table(("FIT", "NETWORK", "REFINED", "REFNX"), rows)
+    for note in refined.notes:
+        click.echo(f"note: {note.message} [{note.code}]")
+
+
+def _chi(analysis: Analysis) -> str:
+    return "" if analysis.chi_square is None else number(analysis.chi_square)
+
+
+def _draw(curve: Curve, analysis: Analysis, plot: Path) -> None:
+    from guidehall.cli._plot import draw_analysis
+
+    draw_analysis(curve, analysis, plot, title="Film on silicon under heavy water")
+
+
+def _next_steps(data: Path, plot: Path, seconds: float) -> None:
+    from guidehall.local.demo import measured_file
+
+    click.echo(
+        f"\nDone in {seconds:.0f} s; the picture is {plot}. Everything is stopped; the model stays in {data}.\n\n"
+        "Try next\n"
+        f"  ./run up --data {data}                  the platform with this model; its HTTP pages at /docs\n"
+        f"  export GUIDEHALL_DATA={data}            in a second terminal\n"
+        "  ./run guidehall models                  what is served\n"
+        f"  ./run guidehall predict {measured_file()} --dq fwhm --resolution 0.05 --refine\n"
+        f"  ./run guidehall submit {PIPELINE} --help   every parameter, for a film of your own"
+    )
+
+
+COMMANDS = (demo,)
