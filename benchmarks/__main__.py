@@ -18,7 +18,14 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def _markdown(name: str, command: str, rows: list[Row]) -> str:
-    lines = [f"## {name}", "", f"`{command}`", "", "| figure | value | unit | bar | met |", "|---|---|---|---|---|"]
+    lines = [
+        f"## {name}",
+        "",
+        f"`{command}`",
+        "",
+        "| figure | value | unit | bar | met |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         met = "" if row.met is None else ("yes" if row.met else "no")
         lines.append(f"| {row.name} | {row.value:.4g} | {row.unit} | {row.bar} | {met} |")

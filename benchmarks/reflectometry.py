@@ -1,4 +1,5 @@
-"""Reflectivity curves per CPU second: our batched kernel beside refl1d's compiled core, same films, same points."""
+"""Reflectivity curves per CPU second: our batched kernel beside refl1d's compiled core, same films, same
+points."""
 
 from __future__ import annotations
 

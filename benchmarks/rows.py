@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure. `bar` is what it is held against, such as ">= 8"; empty when nothing is promised."""
+    """One measured figure. `bar` is what it is held against, such as ">= 8"; empty when nothing is
+    promised."""
 
     name: str
     value: float

@@ -33,7 +33,13 @@ def _render(folder: Path) -> str:
 def _validate(name: str, manifest: str, scratch: Path) -> int:
     rendered = scratch / f"{name.replace('/', '-')}.yaml"
     rendered.write_text(manifest)
-    command = [Path(sys.executable).with_name("kubernetes-validate"), "--strict", "--quiet", "-k", KUBERNETES_VERSION]
+    command = [
+        Path(sys.executable).with_name("kubernetes-validate"),
+        "--strict",
+        "--quiet",
+        "-k",
+        KUBERNETES_VERSION,
+    ]
     done = subprocess.run([*command, str(rendered)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{name}: {done.stdout}{done.stderr}")

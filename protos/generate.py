@@ -57,7 +57,9 @@ def generate(target: Path) -> None:
 
 def _differences(left: Path, right: Path) -> list[str]:
     def listing(root: Path) -> set[Path]:
-        return {p.relative_to(root) for p in root.rglob("*.py*") if p.is_file() and "__pycache__" not in p.parts}
+        return {
+            p.relative_to(root) for p in root.rglob("*.py*") if p.is_file() and "__pycache__" not in p.parts
+        }
 
     ours, fresh = listing(left), listing(right)
     changed = [p for p in ours & fresh if not filecmp.cmp(left / p, right / p, shallow=False)]
@@ -70,7 +72,9 @@ def main() -> None:
             generate(Path(scratch))
             stale = _differences(CONTRACTS, Path(scratch))
         if stale:
-            raise SystemExit("guidehall/contracts is not what protos/ says; run ./run protos: " + ", ".join(stale))
+            raise SystemExit(
+                "guidehall/contracts is not what protos/ says; run ./run protos: " + ", ".join(stale)
+            )
         return
     shutil.rmtree(CONTRACTS, ignore_errors=True)
     generate(CONTRACTS)

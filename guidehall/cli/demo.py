@@ -128,7 +128,8 @@ def _next_steps(data: Path, plot: Path, seconds: float) -> None:
     from guidehall.local.demo import measured_file
 
     click.echo(
-        f"\nDone in {seconds:.0f} s; the picture is {plot}. Everything is stopped; the model stays in {data}.\n\n"
+        f"\nDone in {seconds:.0f} s; the picture is {plot}. All is stopped; the model stays in {data}.\n"
+        "\n"
         "Try next\n"
         f"  ./run up --data {data}                  the platform with this model; its HTTP pages at /docs\n"
         f"  export GUIDEHALL_DATA={data}            in a second terminal\n"

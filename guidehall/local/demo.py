@@ -1,7 +1,7 @@
 """The film and the measurement of the demonstration, and what refnx makes of the same model.
 
-The curve is neutron reflectivity of a film on silicon under heavy water, beam through the silicon. It is one of the
-files that the package refnx carries among its tests; it has R and dR but no resolution.
+The curve is neutron reflectivity of a film on silicon under heavy water, beam through the silicon. It is
+one of the files that the package refnx carries among its tests; it has R and dR but no resolution.
 """
 
 from __future__ import annotations

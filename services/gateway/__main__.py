@@ -25,7 +25,9 @@ def serve() -> None:
     configure_logging(settings.log, NAME)
     configure_tracing(settings.telemetry, NAME)
     if settings.auth.service_key_file is None:
-        raise SettingsError("GUIDEHALL_GATEWAY__AUTH__SERVICE_KEY_FILE: the gateway needs its key to call other services")
+        raise SettingsError(
+            "GUIDEHALL_GATEWAY__AUTH__SERVICE_KEY_FILE: the gateway needs its key to call other services"
+        )
     tokens = ServiceTokens(TokenIssuer(NAME, KeyPair.load(settings.auth.service_key_file)))
     identity = HttpIdentity(settings.auth, Authenticator(settings.auth, NAME))
     app = create_app(
@@ -65,7 +67,9 @@ def main() -> None:
             config_command(GatewaySettings, rest)
         elif command == "openapi" and not rest:
             settings = GatewaySettings()
-            app = create_app(settings, HttpIdentity(settings.auth, Authenticator(settings.auth, NAME)), _no_backends)
+            app = create_app(
+                settings, HttpIdentity(settings.auth, Authenticator(settings.auth, NAME)), _no_backends
+            )
             print(json.dumps(app.openapi(), indent=1, sort_keys=True))
         else:
             raise SystemExit("usage: python -m services.gateway serve | config [show] | openapi")

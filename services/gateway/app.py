@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from google.protobuf.descriptor import Descriptor
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -26,7 +27,9 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 DESCRIPTION = "Measured curves in, physics out. Errors are problem details (RFC 9457)."
 
 
-def create_app(settings: GatewaySettings, identify: Identify.Authenticate, backends: Callable[[], Backends]) -> FastAPI:
+def create_app(
+    settings: GatewaySettings, identify: Identify.Authenticate, backends: Callable[[], Backends]
+) -> FastAPI:
     """The application.
 
     Args:
@@ -63,16 +66,22 @@ def create_app(settings: GatewaySettings, identify: Identify.Authenticate, backe
         max_age=600,
     )
     if settings.auth.mode == "single":
-        # Without credentials the host name is what tells this machine's user from a page that rebound its name here.
+        # Without credentials the host name is what tells this machine's user from a page that rebound its
+        # name here.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS), www_redirect=False)
     app.add_middleware(Trace)
     return app
 
 
 def _documented(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """An app whose documentation pages carry their own scripts and whose schema knows the protos' messages."""
+    """An app whose documentation pages carry their own scripts and whose schema knows the protos'
+    messages."""
     app = FastAPIOffline(
-        title="Guidehall", version=__version__, description=DESCRIPTION, lifespan=lifespan, openapi_url="/openapi.json"
+        title="Guidehall",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url="/openapi.json",
     )
 
     def openapi() -> dict[str, Any]:
@@ -82,7 +91,7 @@ def _documented(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
             )
             components = document.setdefault("components", {}).setdefault("schemas", {})
             for message in sorted(DOCUMENTED, key=lambda message: message.DESCRIPTOR.name):
-                schema(message.DESCRIPTOR, components)
+                schema(cast(Descriptor, message.DESCRIPTOR), components)
             _document_problems(document)
             app.openapi_schema = document
         return app.openapi_schema

@@ -66,4 +66,4 @@ class Backends:
     async def close(self) -> None:
         """Ends every channel."""
         for channel in self._channels.values():
-            await channel.close()
+            await channel.close(None)

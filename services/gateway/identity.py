@@ -1,4 +1,5 @@
-"""Who an HTTP request comes from: a bearer token, a proxy that proves itself, or, in single mode, this machine's user."""
+"""Who an HTTP request comes from: a bearer token, a proxy that proves itself, or, in single mode, this
+machine's user."""
 
 from __future__ import annotations
 
@@ -45,5 +46,7 @@ class HttpIdentity:
             return Principal("guest", "guest")
         if not _SUBJECT.fullmatch(user):
             raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
-        groups = frozenset(group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip())
+        groups = frozenset(
+            group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip()
+        )
         return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)

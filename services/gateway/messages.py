@@ -1,7 +1,7 @@
 """Protocol buffer messages as JSON, and their JSON Schema: one rule for every message.
 
-Field names stay as in the protos (snake_case); 64-bit integers are numbers, timestamps RFC 3339 strings, enum values
-drop the enum's own prefix (`JOB_STATE_RUNNING` reads `RUNNING`), structs are plain JSON.
+Field names stay as in the protos (snake_case); 64-bit integers are numbers, timestamps RFC 3339 strings,
+enum values drop the enum's own prefix (`JOB_STATE_RUNNING` reads `RUNNING`), structs are plain JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from google.protobuf.struct_pb2 import Struct
 Json = dict[str, Any]
 
 _INTEGERS = {
-    FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64,
-    FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SINT64,
+    FieldDescriptor.TYPE_INT32, FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT32,
+    FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_SINT32, FieldDescriptor.TYPE_SINT64,
 }  # fmt: skip
 _WELL_KNOWN: dict[str, Json] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
@@ -50,12 +50,17 @@ def _prefix(enum: EnumDescriptor) -> str:
 
 
 def to_json(message: Message) -> Json:
-    """The message as a JSON object. Scalars are always there; messages and `optional` fields only when set."""
+    """The message as a JSON object. Scalars are always there; messages and `optional` fields only when
+    set."""
     result: Json = {}
-    for field in message.DESCRIPTOR.fields:
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
         if field.has_presence and not message.HasField(field.name):
             continue
-        if field.containing_oneof is not None and message.WhichOneof(field.containing_oneof.name) != field.name:
+        if (
+            field.containing_oneof is not None
+            and message.WhichOneof(field.containing_oneof.name) != field.name
+        ):
             continue
         result[field.name] = _field_json(field, getattr(message, field.name))
     return result
@@ -106,7 +111,9 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def _map_value(field: FieldDescriptor) -> FieldDescriptor:
-    return field.message_type.fields_by_name["value"]
+    entry: Any = field.message_type
+    value: FieldDescriptor = entry.fields_by_name["value"]
+    return value
 
 
 def schema(descriptor: Descriptor, components: Json) -> Json:
@@ -132,7 +139,10 @@ def _element_schema(field: FieldDescriptor, components: Json) -> Json:
     if field.message_type is not None:
         return schema(field.message_type, components)
     if field.enum_type is not None:
-        return {"type": "string", "enum": [enum_text(field.enum_type, value.number) for value in field.enum_type.values]}
+        return {
+            "type": "string",
+            "enum": [enum_text(field.enum_type, value.number) for value in field.enum_type.values],
+        }
     if field.type in _INTEGERS:
         return {"type": "integer"}
     if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):

@@ -70,7 +70,11 @@ class Identify:
         self._authenticate = authenticate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/api/") or scope["path"] == "/api/v1/health":
+        if (
+            scope["type"] != "http"
+            or not scope["path"].startswith("/api/")
+            or scope["path"] == "/api/v1/health"
+        ):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
@@ -85,7 +89,8 @@ class Identify:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit, declared or not, before they are read whole. Raw uploads have their own."""
+    """Refuses bodies over a limit, declared or not, before they are read whole. Raw uploads have their
+    own."""
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
@@ -114,4 +119,5 @@ class BodyLimit:
 
 
 def _is_upload(scope: Scope) -> bool:
-    return scope["method"] == "POST" and scope["path"].startswith("/api/v1/datasets/") and scope["path"].endswith("/versions")
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path.startswith("/api/v1/datasets/") and path.endswith("/versions")

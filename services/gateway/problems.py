@@ -37,18 +37,15 @@ def respond(request: Request, error: AppError) -> JSONResponse:
     return JSONResponse(body, status_code=HTTP_STATUS[error.code], media_type=MEDIA_TYPE, headers=headers)
 
 
-async def _app_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AppError)
+async def _app_error(request: Request, error: AppError) -> JSONResponse:
     return respond(request, error)
 
 
-async def _rpc_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, grpc.RpcError)
+async def _rpc_error(request: Request, error: grpc.RpcError) -> JSONResponse:
     return respond(request, from_rpc_error(error))
 
 
-async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
     violations = [
         Violation(".".join(str(part) for part in item["loc"] if part != "body") or "body", str(item["msg"]))
         for item in error.errors()
@@ -65,8 +62,7 @@ def respond_http(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse(body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     return respond_http(request, error)
 
 
@@ -78,8 +74,8 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Registers a handler for everything that can go wrong in a route."""
-    app.add_exception_handler(AppError, _app_error)
-    app.add_exception_handler(grpc.RpcError, _rpc_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.exception_handler(AppError)(_app_error)
+    app.exception_handler(grpc.RpcError)(_rpc_error)
+    app.exception_handler(RequestValidationError)(_invalid_request)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_unexpected)

@@ -20,7 +20,8 @@ print(google.protobuf.__version__.split(".")[0], len([n for n in names if n.ends
 
 
 def _import_all(site: Path | None) -> tuple[str, int]:
-    """Imports every stub in a fresh interpreter, `site` in front; gives protobuf's major version and the count."""
+    """Imports every stub in a fresh interpreter, `site` in front; gives protobuf's major version and the
+    count."""
     path = os.pathsep.join(filter(None, [str(site) if site else "", str(ROOT)]))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path}
     command = [sys.executable, "-W", "error", "-c", IMPORT_ALL]
@@ -32,7 +33,10 @@ def _import_all(site: Path | None) -> tuple[str, int]:
 
 def test_generated_code_is_what_the_protos_say() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "protos" / "generate.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "protos" / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -24,7 +24,9 @@ def _backends(request: Request) -> Backends:
 BackendsDep = Annotated[Backends, Depends(_backends)]
 PageSize = Annotated[int, Query(ge=0, le=1000, description="At most so many; 0 lets the server choose")]
 PageToken = Annotated[str, Query(max_length=1024, description="`next_page_token` of the page before")]
-Filter = Annotated[str, Query(max_length=2000, description='Terms such as `state = "RUNNING"`, joined by AND')]
+Filter = Annotated[
+    str, Query(max_length=2000, description='Terms such as `state = "RUNNING"`, joined by AND')
+]
 
 
 def answer(message: Message, status_code: int = 200) -> JSONResponse:
@@ -33,7 +35,8 @@ def answer(message: Message, status_code: int = 200) -> JSONResponse:
 
 
 def returns(message: type[Message], description: str = "") -> dict[str, Any]:
-    """Keyword arguments for a route decorator: documents the answer's message; its schema is added by the app."""
+    """Keyword arguments for a route decorator: documents the answer's message; its schema is added by the
+    app."""
     reference = {"$ref": f"#/components/schemas/{message.DESCRIPTOR.name}"}
     content = {"application/json": {"schema": reference}}
     DOCUMENTED.add(message)
@@ -72,4 +75,6 @@ async def download(stream: Any) -> StreamingResponse:
         "ETag": f'"{header.object.sha256}"',
         "X-Content-Type-Options": "nosniff",
     }
-    return StreamingResponse(body(), media_type=header.object.media_type or "application/octet-stream", headers=headers)
+    return StreamingResponse(
+        body(), media_type=header.object.media_type or "application/octet-stream", headers=headers
+    )

@@ -66,8 +66,9 @@ class CurveBody(_Body):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"q": [0.01, 0.02, 0.03], "r": [0.9, 0.1, 0.01], "dr": [0.01, 0.002, 0.0005], "relative_dq": 0.05,
-                          "dq_convention": "FWHM"}]
+            "examples": [
+                {"q": [0.01, 0.02], "r": [0.9, 0.1], "relative_dq": 0.05, "dq_convention": "FWHM"}
+            ]
         },
     )  # fmt: skip
 
@@ -81,7 +82,9 @@ class CurveBody(_Body):
     beam_side: Literal["FRONTING", "BACKING"] | None = None
     fronting: MediumBody | None = None
     backing: MediumBody | None = None
-    mask: list[bool] = Field(default_factory=list, max_length=MAX_POINTS, description="True leaves the point out")
+    mask: list[bool] = Field(
+        default_factory=list, max_length=MAX_POINTS, description="True leaves the point out"
+    )
 
     def message(self) -> curve_pb2.Curve:
         """The curve as the inference service takes it."""
@@ -95,7 +98,9 @@ class CurveBody(_Body):
             relative_dq=self.relative_dq,
         )
         if self.dq_convention is not None:
-            curve.dq_convention = curve_pb2.ResolutionConvention.Value(f"RESOLUTION_CONVENTION_{self.dq_convention}")
+            curve.dq_convention = curve_pb2.ResolutionConvention.Value(
+                f"RESOLUTION_CONVENTION_{self.dq_convention}"
+            )
         if self.beam_side is not None:
             curve.beam_side = curve_pb2.BeamSide.Value(f"BEAM_SIDE_{self.beam_side}")
         for name in ("fronting", "backing"):

@@ -28,7 +28,9 @@ class SubmitJob(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]},
+        json_schema_extra={
+            "examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]
+        },
     )
 
     pipeline: str = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
@@ -49,14 +51,18 @@ class SubmitJob(BaseModel):
         fields = self.model_dump(exclude={"params", "priority"})
         priority = enum_number(_PRIORITY, self.priority)
         if priority is None:
-            raise InvalidArgument.field("priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY)))
+            raise InvalidArgument.field(
+                "priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY))
+            )
         request = jobs_pb2.SubmitJobRequest(priority=jobs_pb2.JobPriority.ValueType(priority), **fields)
         request.params.update(self.params)
         return request
 
 
 @router.get("/pipelines", **returns(jobs_pb2.ListPipelinesResponse))
-async def list_pipelines(backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "") -> JSONResponse:
+async def list_pipelines(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
     """What can be run, with the JSON Schema of its parameters."""
     request = jobs_pb2.ListPipelinesRequest(page_size=page_size, page_token=page_token)
     return answer(await backends.jobs.ListPipelines(request, timeout=backends.timeouts.call))
@@ -131,11 +137,14 @@ async def _watched(
 @router.get(
     "/jobs/{job}/events",
     response_class=EventSourceResponse,
-    responses={200: {"description": "`id` is the event's `seq`, `event` its kind, `data` the JobEvent as JSON"}},
+    responses={
+        200: {"description": "`id` is the event's `seq`, `event` its kind, `data` the JobEvent as JSON"}
+    },
 )
 async def watch_job(
     backends: BackendsDep, request: Annotated[jobs_pb2.WatchJobRequest, Depends(_watched)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are kept alive."""
+    """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are
+    kept alive."""
     async for event in backends.jobs.WatchJob(request):
         yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))

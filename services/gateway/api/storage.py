@@ -35,7 +35,9 @@ _CHUNK_BYTES = 1 << 20
 UploadCall = grpc.aio.StreamUnaryCall[datasets_pb2.UploadDatasetVersionRequest, datasets_pb2.DatasetVersion]
 
 Offset = Annotated[int, Query(ge=0, description="Start here, to go on with a broken download")]
-BINARY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+BINARY = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+}
 
 
 class CreateDataset(BaseModel):
@@ -43,7 +45,9 @@ class CreateDataset(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dataset_id: str = Field("", max_length=63, description="Last part of the name; empty lets the server choose")
+    dataset_id: str = Field(
+        "", max_length=63, description="Last part of the name; empty lets the server choose"
+    )
     display_name: str = Field("", max_length=200)
     description: str = Field("", max_length=4000)
     labels: dict[str, str] = Field(default_factory=dict)
@@ -100,7 +104,8 @@ async def upload_dataset_version(
     request_id: str = "",
     content_length: Annotated[int | None, Header()] = None,
 ) -> JSONResponse:
-    """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when complete."""
+    """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when
+    complete."""
     limit = http_request.app.state.settings.http.max_upload_bytes
     if content_length is not None and content_length > limit:
         raise InvalidArgument.field("Content-Length", content_length, f"at most {limit} bytes")
@@ -111,7 +116,7 @@ async def upload_dataset_version(
         size_bytes=content_length or 0,
         request_id=request_id,
     )
-    call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)
+    call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)  # type: ignore[call-arg]
     try:
         await _send(call, header, http_request.stream(), limit)
         return answer(await call, 201)
@@ -120,9 +125,13 @@ async def upload_dataset_version(
 
 
 async def _send(
-    call: UploadCall, header: datasets_pb2.UploadDatasetVersionHeader, body: AsyncIterator[bytes], limit_bytes: int
+    call: UploadCall,
+    header: datasets_pb2.UploadDatasetVersionHeader,
+    body: AsyncIterator[bytes],
+    limit_bytes: int,
 ) -> None:
-    """Header, chunks of at most 1 MiB, end. gRPC's flow control holds the body back when storage is slower."""
+    """Header, chunks of at most 1 MiB, end. gRPC's flow control holds the body back when storage is
+    slower."""
     digest, offset = hashlib.sha256(), 0
     try:
         await call.write(datasets_pb2.UploadDatasetVersionRequest(header=header))
@@ -133,7 +142,9 @@ async def _send(
                 chunk = common_pb2.Chunk(offset_bytes=offset, data=data)
                 offset += len(data)
                 if offset > limit_bytes:
-                    raise InvalidArgument.field("body", f"over {limit_bytes} bytes", f"at most {limit_bytes} bytes")
+                    raise InvalidArgument.field(
+                        "body", f"over {limit_bytes} bytes", f"at most {limit_bytes} bytes"
+                    )
                 await call.write(datasets_pb2.UploadDatasetVersionRequest(chunk=chunk))
         end = datasets_pb2.UploadEnd(size_bytes=offset, sha256=digest.hexdigest())
         await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
@@ -161,11 +172,15 @@ async def list_dataset_versions(
 )
 async def get_dataset_version(dataset: str, version: str, backends: BackendsDep) -> JSONResponse:
     """One version; `latest` is the newest."""
-    request = datasets_pb2.GetDatasetVersionRequest(name=resource(DATASET_VERSION, dataset=dataset, version=version))
+    request = datasets_pb2.GetDatasetVersionRequest(
+        name=resource(DATASET_VERSION, dataset=dataset, version=version)
+    )
     return answer(await backends.datasets.GetDatasetVersion(request, timeout=backends.timeouts.call))
 
 
-@router.get("/datasets/{dataset}/versions/{version}/content", tags=["datasets"], response_class=StreamingResponse)
+@router.get(
+    "/datasets/{dataset}/versions/{version}/content", tags=["datasets"], response_class=StreamingResponse
+)
 async def download_dataset_version(
     dataset: str, version: str, backends: BackendsDep, offset: Offset = 0
 ) -> StreamingResponse:
@@ -173,7 +188,9 @@ async def download_dataset_version(
     request = datasets_pb2.DownloadDatasetVersionRequest(
         name=resource(DATASET_VERSION, dataset=dataset, version=version), offset_bytes=offset
     )
-    return await download(backends.datasets.DownloadDatasetVersion(request, timeout=backends.timeouts.transfer))
+    return await download(
+        backends.datasets.DownloadDatasetVersion(request, timeout=backends.timeouts.transfer)
+    )
 
 
 @router.get("/models", tags=["models"], **returns(models_pb2.ListModelsResponse))
@@ -208,7 +225,11 @@ async def undelete_model(model: str, backends: BackendsDep) -> JSONResponse:
 
 @router.get("/models/{model}/versions", tags=["models"], **returns(models_pb2.ListModelVersionsResponse))
 async def list_model_versions(
-    model: str, backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "", filter: Filter = ""
+    model: str,
+    backends: BackendsDep,
+    page_size: PageSize = 0,
+    page_token: PageToken = "",
+    filter: Filter = "",
 ) -> JSONResponse:
     """Versions of a model, newest first; `-` lists those of all models."""
     request = models_pb2.ListModelVersionsRequest(

@@ -24,11 +24,15 @@ async def health(backends: BackendsDep) -> JSONResponse:
 @router.get("/whoami", **returns(identity_pb2.Principal))
 async def who_am_i(backends: BackendsDep) -> JSONResponse:
     """Who the platform takes the caller for."""
-    return answer(await backends.identity.WhoAmI(identity_pb2.WhoAmIRequest(), timeout=backends.timeouts.call))
+    return answer(
+        await backends.identity.WhoAmI(identity_pb2.WhoAmIRequest(), timeout=backends.timeouts.call)
+    )
 
 
 @router.get("/pools", **returns(workers_pb2.ListPoolsResponse))
-async def list_pools(backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = "") -> JSONResponse:
+async def list_pools(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
     """How much waits and runs in each pool."""
     request = workers_pb2.ListPoolsRequest(page_size=page_size, page_token=page_token)
     return answer(await backends.pools.ListPools(request, timeout=backends.timeouts.call))

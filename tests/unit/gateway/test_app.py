@@ -105,13 +105,18 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not(client: httpx.As
             yield large[start : start + 512]
 
     for content in (large, pieces()):
-        answer = await client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
+        answer = await client.post(
+            "/api/v1/jobs", content=content, headers={"content-type": "application/json"}
+        )
         assert answer.status_code == 413
         assert "2048 bytes" in answer.json()["detail"]
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
-    for answer, status in ((await client.get("/api/v1/nothing"), 404), (await client.put("/api/v1/jobs"), 405)):
+    for answer, status in (
+        (await client.get("/api/v1/nothing"), 404),
+        (await client.put("/api/v1/jobs"), 405),
+    ):
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
 
@@ -133,8 +138,12 @@ async def test_single_mode_refuses_a_host_name_that_was_rebound_here(client: htt
 async def test_proxy_mode_counts_the_user_header_only_with_the_secret(tmp_path: Path) -> None:
     async for client in _client(_settings(mode="proxy", proxy_secret="known")):
         alone = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann"})
-        wrong = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "guess"})
-        right = await client.get("/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "known"})
+        wrong = await client.get(
+            "/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "guess"}
+        )
+        right = await client.get(
+            "/api/v1/jobs", headers={"X-User-ID": "ann", "X-Guidehall-Proxy-Secret": "known"}
+        )
         assert (alone.status_code, wrong.status_code) == (401, 401)
         assert right.status_code == 503
 

@@ -44,11 +44,17 @@ def test_enum_words_are_found_without_regard_to_case() -> None:
     assert "UNSPECIFIED" not in enum_choices(states)
 
 
-@pytest.mark.parametrize("message", [jobs_pb2.JobEvent, jobs_pb2.Pipeline, reflectometry_pb2.AnalyzeCurveResponse])
+@pytest.mark.parametrize(
+    "message", [jobs_pb2.JobEvent, jobs_pb2.Pipeline, reflectometry_pb2.AnalyzeCurveResponse]
+)
 def test_every_field_has_a_schema_and_references_resolve(message: type[Message]) -> None:
     components: dict[str, dict[str, object]] = {}
-    assert schema(message.DESCRIPTOR, components) == {"$ref": f"#/components/schemas/{message.DESCRIPTOR.name}"}
-    assert set(components[message.DESCRIPTOR.name]["properties"]) == {f.name for f in message.DESCRIPTOR.fields}  # type: ignore[arg-type]
+    assert schema(message.DESCRIPTOR, components) == {
+        "$ref": f"#/components/schemas/{message.DESCRIPTOR.name}"
+    }
+    assert set(components[message.DESCRIPTOR.name]["properties"]) == {
+        f.name for f in message.DESCRIPTOR.fields
+    }  # type: ignore[arg-type]
 
     def references(node: object) -> list[str]:
         if isinstance(node, dict):
