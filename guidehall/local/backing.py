@@ -28,12 +28,13 @@ class BackingServers:
     """Real backing servers below one folder; a context manager that starts and stops them.
 
     Attributes:
+        folder: where everything is kept.
         postgres: `host`, `port`, `user` and `password` of the superuser.
         nats: `url`, `user` (may do everything), `password(user)`.
         s3: `endpoint` (host:port), `access_key`, `secret_key`.
 
     Args:
-        folder: where everything is kept; it must exist.
+        folder: where to keep everything; it must exist.
         usual_ports: whether to begin at the usual ports rather than at any free ones.
         durable: False gives up safety against power loss for speed.
         report: gets one line for people at each step.
@@ -52,6 +53,7 @@ class BackingServers:
         policy = RestartPolicy(longest_seconds=1.0)
         self._supervisor = Supervisor(folder / "logs", policy, report)
         self._secrets = secrets
+        self.folder = folder
         self.postgres = PostgresServer(folder, ports.choose("postgres", POSTGRES_PORT), secrets, durable)
         self.nats = NatsServer(
             folder, ports.choose("nats", NATS_PORT), ports.choose("nats-monitor", NATS_MONITOR_PORT), secrets
