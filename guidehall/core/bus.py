@@ -59,6 +59,13 @@ class Message:
         except NatsError:
             logger.debug("acknowledgement lost; it will come again")
 
+    async def decline(self) -> None:
+        """Gives it back, for somebody else to hear at once."""
+        try:
+            await self._raw.nak()
+        except NatsError:
+            logger.debug("refusal lost; it will be delivered again all the same")
+
 
 class EventBus:
     """A connection that comes back by itself, however long the broker was away.
