@@ -97,6 +97,10 @@ class UserError(Exception):
         self.field, self.value, self.allowed = field, value, allowed
         super().__init__(f"{field}: got {str(value)[:120]}; {allowed}")
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str]]:
+        # Without this, one raised in another process could not be read here.
+        return type(self), (self.field, self.value, self.allowed)
+
 
 class Checkpoint(Protocol):
     """Where a run keeps its state, so that another attempt goes on from there."""
