@@ -1,0 +1,297 @@
+"""The models that can be asked: kept in step with storage, loaded when needed, within a memory budget."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Iterable
+
+from guidehall.core import names
+from guidehall.core.access import may_see, require_visible
+from guidehall.core.auth import Principal
+from guidehall.core.errors import AppError, Unavailable
+from guidehall.science.pipeline import InvalidModel
+from services.inference.cache import DiskCache
+from services.inference.execution import Engine, Served
+from services.inference.loading import Loader
+from services.inference.settings import RepositorySettings
+from services.inference.source import StorageSource
+from services.inference.versions import Catalogue, Entry, ModelKey, Published, Reference
+
+_log = logging.getLogger(__name__)
+
+
+class Repository:
+    """Finds, loads and unloads models.
+
+    Args:
+        tasks: owns what goes on in the background; cancel it to stop.
+    """
+
+    def __init__(
+        self,
+        source: StorageSource,
+        cache: DiskCache,
+        engine: Engine,
+        settings: RepositorySettings,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._source, self._cache, self._settings, self._tasks = source, cache, settings, tasks
+        self._loader = Loader(source, cache, engine, settings.retry_seconds, self._make_room)
+        self._catalogue = Catalogue()
+        self._loads: dict[Entry, asyncio.Task[Served | None]] = {}
+        self._projects = {names.DEFAULT_PROJECT}
+        self._pins = {Reference.of_protocol(pin, "").key for pin in settings.pins}
+        self._reconcile_now = asyncio.Event()
+        self.ready = asyncio.Event()
+
+    # What callers ask
+
+    async def acquire(self, principal: Principal, reference: Reference) -> tuple[Published, Served]:
+        """The version that answers, in memory.
+
+        Raises:
+            NotFound: there is none that `principal` may see.
+            Unavailable: it is known and cannot be loaded, or storage cannot be asked.
+        """
+        entries = await self._visible(principal, reference)
+        now = time.monotonic()
+        usable = [entry for entry in entries if entry.usable(now)]
+        proved_version = max((entry.published.version for entry in usable if entry.proved), default=0)
+        for entry in usable:
+            if not entry.proved and entry.published.version > proved_version > 0:
+                # It takes over when it has proved itself; until then the older one answers.
+                self._start_load(entry)
+                continue
+            served = await self._loaded(entry)
+            if served is not None:
+                return entry.published, served
+        raise _not_ready(reference, entries[0], now)
+
+    async def is_ready(self, principal: Principal, reference: Reference) -> bool:
+        """Whether a call would be answered. A version that was never loaded is loaded to find out."""
+        entries = await self._visible(principal, reference)
+        now = time.monotonic()
+        usable = [entry for entry in entries if entry.usable(now)]
+        for entry in sorted(usable, key=lambda entry: not entry.proved):
+            if entry.proved or await self._loaded(entry) is not None:
+                return True
+        return False
+
+    async def describe(self, principal: Principal, reference: Reference) -> tuple[Published, list[int]]:
+        """The version that would answer, and all versions of its model, newest first.
+
+        Raises:
+            NotFound: there is none that `principal` may see.
+        """
+        entries = await self._visible(principal, reference)
+        best = next((entry for entry in entries if entry.proved and not entry.held_back), entries[0])
+        versions = [entry.published.version for entry in self._catalogue.versions(reference.key)]
+        return best.published, versions
+
+    def visible(self, principal: Principal) -> list[Entry]:
+        """All versions that `principal` may see, by model, newest first."""
+        return [entry for entry in self._catalogue if may_see(principal, entry.published.owner)]
+
+    def candidates(self, principal: Principal) -> list[Published]:
+        """Every version that `principal` may see and that is not known to be unusable, newest first."""
+        now = time.monotonic()
+        usable = (entry.published for entry in self.visible(principal) if entry.usable(now))
+        return sorted(usable, key=lambda published: published.published_at, reverse=True)
+
+    async def load(self, principal: Principal, reference: Reference) -> None:
+        """Loads the newest version (or the one named) even if it failed before; held-back ones work again.
+
+        Raises:
+            NotFound: there is none that `principal` may see.
+            Unavailable: it cannot be loaded.
+        """
+        entries = await self._visible(principal, reference)
+        for entry in entries:
+            entry.held_back, entry.failure = False, None
+        if await self._loaded(entries[0]) is None:
+            raise _not_ready(reference, entries[0], time.monotonic())
+
+    async def unload(self, principal: Principal, reference: Reference) -> None:
+        """Takes no new work for any version of the model; running calls end by themselves.
+
+        Raises:
+            NotFound: there is none that `principal` may see.
+        """
+        for entry in await self._visible(principal, reference):
+            entry.held_back = True
+            entry.unload()
+
+    # What goes on in the background
+
+    async def run(self) -> None:
+        """Keeps in step with storage until it is cancelled."""
+        for published in await asyncio.to_thread(lambda: list(self._cache.remembered())):
+            self._catalogue.add(published)
+        first = True
+        while True:
+            self._reconcile_now.clear()
+            try:
+                await self.reconcile()
+            except AppError as error:
+                _log.warning("storage cannot be asked for its models", extra={"reason": str(error)})
+                delay = self._settings.retry_seconds
+                usable = any(True for _ in self._catalogue)
+            else:
+                delay, usable = self._settings.reconcile_seconds, True
+            if usable and first:
+                first = False
+                await self._warm_up()
+                self.ready.set()
+            try:
+                async with asyncio.timeout(delay):
+                    await self._reconcile_now.wait()
+            except TimeoutError:
+                continue
+
+    async def reconcile(self) -> None:
+        """Takes over what storage lists now.
+
+        Raises:
+            AppError: storage does not answer.
+        """
+        before = list(self._catalogue)
+        listed: set[Entry] = set()
+        for project in sorted(self._projects):
+            for published in await self._source.list(names.MODEL.format(project=project, model="-")):
+                listed.add(self._take_over(published))
+        await self._drop(entry for entry in before if entry not in listed)
+
+    def reconcile_soon(self) -> None:
+        """Events may have been missed: asks storage at once instead of at the next round."""
+        self._reconcile_now.set()
+
+    async def model_published(self, reference: Reference) -> None:
+        """Takes over one version, and loads it so that it can take over from an older one."""
+        published = await self._source.get(reference)
+        if published is not None:
+            self._projects.add(published.key.project)
+            self._start_load(self._catalogue.add(published))
+
+    async def model_deleted(self, key: ModelKey) -> None:
+        """Forgets a model."""
+        await self._drop(self._catalogue.versions(key))
+
+    def close(self) -> None:
+        """Gives up loads that are under way."""
+        for task in self._loads.values():
+            task.cancel()
+
+    # Within
+
+    async def _visible(self, principal: Principal, reference: Reference) -> list[Entry]:
+        entries = self._catalogue.find(reference)
+        if not entries:
+            # Published a moment ago, or in a project nobody asked for before.
+            published = await self._source.get(reference)
+            if published is not None:
+                entries = [self._catalogue.add(published)]
+                # Its older versions are not known yet.
+                self._projects.add(published.key.project)
+                self.reconcile_soon()
+        owner = entries[0].published.owner if entries else None
+        require_visible(principal, owner, str(reference))
+        return entries
+
+    def _take_over(self, published: Published) -> Entry:
+        known = {entry.published.version: entry for entry in self._catalogue.versions(published.key)}
+        entry = self._catalogue.add(published)
+        if self.ready.is_set() and published.version > max(known, default=0):
+            in_use = any(other.served is not None for other in known.values())
+            if in_use or published.key in self._pins:
+                self._start_load(entry)
+        return entry
+
+    async def _warm_up(self) -> None:
+        """Loads pinned models, then in the background the newest of the others as far as memory goes."""
+        newest = {entry.published.key: entry for entry in reversed(list(self._catalogue))}
+        pinned = [newest[key] for key in self._pins if key in newest]
+        for key in self._pins - newest.keys():
+            _log.warning("a pinned model is not in storage", extra={"model": str(key)})
+        for entry in pinned:
+            await self._loaded(entry)
+        others = [entry for key, entry in newest.items() if key not in self._pins]
+        others.sort(key=lambda entry: entry.published.published_at, reverse=True)
+        left = self._settings.memory_bytes - self._memory_used()
+        for entry in others[: self._settings.warm_models]:
+            left -= entry.published.weights_bytes
+            if left < 0:
+                break
+            self._start_load(entry)
+
+    async def _loaded(self, entry: Entry) -> Served | None:
+        """The model in memory, after loading it if need be; None when it cannot be loaded."""
+        if entry.served is None:
+            # Shielded: a caller that goes away must not end a load that others wait for.
+            return await asyncio.shield(self._start_load(entry))
+        return entry.served
+
+    def _start_load(self, entry: Entry) -> asyncio.Task[Served | None]:
+        task = self._loads.get(entry)
+        if task is None:
+            # In a context of its own: a load outlives the deadline of the request that asked for it.
+            task = self._tasks.create_task(self._load(entry), context=contextvars.Context())
+            self._loads[entry] = task
+        return task
+
+    async def _load(self, entry: Entry) -> Served | None:
+        try:
+            if entry.served is None:
+                await self._loader.load(entry)
+            return entry.served
+        finally:
+            del self._loads[entry]
+
+    def _memory_used(self) -> int:
+        return sum(entry.served.size_bytes for entry in self._catalogue if entry.served is not None)
+
+    def _make_room(self, wanted: int) -> None:
+        """Unloads the least recently used models until `wanted` bytes fit.
+
+        Raises:
+            InvalidModel: they can never fit.
+        """
+        budget = self._settings.memory_bytes
+        if wanted > budget:
+            raise InvalidModel(f"weights: {wanted} bytes; the server's memory budget is {budget}")
+        excess = self._memory_used() + wanted - budget
+        for entry in sorted(
+            self._unpinned(), key=lambda entry: entry.served.last_used if entry.served else 0.0
+        ):
+            if excess <= 0 or entry.served is None:
+                return
+            excess -= entry.served.size_bytes
+            entry.unload()
+            _log.info("model is unloaded to make room", extra={"model": entry.published.name})
+
+    def _unpinned(self) -> Iterable[Entry]:
+        kept = {
+            next((entry for entry in self._catalogue.versions(key) if entry.proved), None)
+            for key in self._pins
+        }
+        return [entry for entry in self._catalogue if entry.served is not None and entry not in kept]
+
+    async def _drop(self, entries: Iterable[Entry]) -> None:
+        gone = list(entries)
+        self._catalogue.drop(gone)
+        for entry in gone:
+            entry.held_back = True
+            await asyncio.to_thread(self._cache.forget, entry.published)
+            _log.info("model is no longer published", extra={"model": entry.published.name})
+
+
+def _not_ready(reference: Reference, entry: Entry, now: float) -> Unavailable:
+    retry_at = None if entry.failure is None else entry.failure.retry_at
+    return Unavailable(
+        f"{reference} is not ready: {entry.reason or 'it is being loaded'}",
+        reason="MODEL_NOT_READY",
+        metadata={"model": str(reference), "state": entry.state.value},
+        retry_after_seconds=None if retry_at is None else max(0.1, retry_at - now),
+    )

@@ -1,0 +1,126 @@
+"""ReflectometryService: typed curves in, physics out."""
+
+# The protocol names methods and arguments.
+# ruff: noqa: N802, ARG002
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+
+from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2, reflectometry_pb2_grpc
+from guidehall.core.auth import current_principal
+from guidehall.core.errors import InvalidArgument
+from guidehall.core.names import project_of
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.analysis import ANALYSIS_VERSION, Analysis, Parameter
+from guidehall.science.reflectometry.params import SimulateParams, SimulateResult
+from services.inference.analysis import CurveAnswer, ReflectometryAnalysis
+from services.inference.curves import Measurement, decode_curve
+from services.inference.execution import user_fault
+from services.inference.versions import Reference
+
+FULL_NAME = reflectometry_pb2.DESCRIPTOR.services_by_name["ReflectometryService"].full_name
+
+_REFINED = {
+    reflectometry_pb2.ANALYSIS_STAGE_UNSPECIFIED: False,
+    reflectometry_pb2.ANALYSIS_STAGE_NETWORK: False,
+    reflectometry_pb2.ANALYSIS_STAGE_REFINED: True,
+}
+
+
+class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer):
+    """Simulation and analysis of one curve."""
+
+    def __init__(self, analysis: ReflectometryAnalysis, max_points: int) -> None:
+        self._analysis = analysis
+        self._max_points = max_points
+
+    async def Simulate(
+        self, request: reflectometry_pb2.SimulateRequest, context: Any
+    ) -> reflectometry_pb2.SimulateResponse:
+        params, result = await self._analysis.simulate(json_format.MessageToDict(request.params))
+        return _simulated(params, result)
+
+    async def AnalyzeCurve(
+        self, request: reflectometry_pb2.AnalyzeCurveRequest, context: Any
+    ) -> reflectometry_pb2.AnalyzeCurveResponse:
+        if request.stage not in _REFINED:
+            raise InvalidArgument.field("stage", request.stage, "NETWORK or REFINED")
+        try:
+            measurement = decode_curve(request.curve, self._max_points)
+        except UserError as error:
+            raise user_fault(error) from error
+        answer = await self._analysis.analyse(
+            current_principal(),
+            Reference.of_resource(request.model, "model") if request.model else None,
+            project_of(request.parent),
+            measurement,
+            refined=_REFINED[request.stage],
+        )
+        return _analysed(answer, measurement)
+
+
+def _simulated(params: SimulateParams, result: SimulateResult) -> reflectometry_pb2.SimulateResponse:
+    stack = params.stack
+    beam = curve_pb2.BEAM_SIDE_BACKING if stack.beam == "backing" else curve_pb2.BEAM_SIDE_FRONTING
+    curve = curve_pb2.Curve(
+        q=result.q,
+        r=result.reflectivity,
+        dq=result.resolution,
+        q_unit=curve_pb2.Q_UNIT_INVERSE_ANGSTROM,
+        dq_convention=curve_pb2.RESOLUTION_CONVENTION_SIGMA,
+        beam_side=beam,
+        fronting=curve_pb2.Medium(
+            material=stack.fronting.name, sld=stack.fronting.sld, isld=stack.fronting.isld
+        ),
+        backing=curve_pb2.Medium(material=stack.backing.name, sld=stack.backing.sld, isld=stack.backing.isld),
+    )
+    profile = reflectometry_pb2.Profile(z_angstrom=result.z, sld=result.sld, isld=result.isld)
+    return reflectometry_pb2.SimulateResponse(curve=curve, profile=profile)
+
+
+def _analysed(answer: CurveAnswer, measurement: Measurement) -> reflectometry_pb2.AnalyzeCurveResponse:
+    analysis = answer.analysis
+    refined = analysis.stage == "refined"
+    response = reflectometry_pb2.AnalyzeCurveResponse(
+        model_version=answer.published.name,
+        model_digest=answer.published.digest,
+        stage=(
+            reflectometry_pb2.ANALYSIS_STAGE_REFINED if refined else reflectometry_pb2.ANALYSIS_STAGE_NETWORK
+        ),
+        parameters=[_parameter(parameter) for parameter in analysis.parameters],
+        profile=reflectometry_pb2.Profile(z_angstrom=analysis.z, sld=analysis.sld, isld=analysis.isld),
+        calculated=_calculated(analysis, measurement),
+        used_points=measurement.points[analysis.used_points],
+        normalized_residuals=() if analysis.residuals is None else analysis.residuals,
+        chi_square=analysis.chi_square,
+        reduced_chi_square=analysis.reduced_chi_square,
+        mean_abs_log10_error=analysis.mean_abs_log10_error,
+        notes=[reflectometry_pb2.Note(code=note.code, message=note.message) for note in analysis.notes],
+        analysis_version=ANALYSIS_VERSION,
+    )
+    masked = int(np.sum(np.diff(measurement.points, prepend=-1) - 1))
+    if masked:
+        response.notes.add(code="POINTS_MASKED", message=f"{masked} points are masked and were left out")
+    return response
+
+
+def _parameter(parameter: Parameter) -> reflectometry_pb2.Parameter:
+    return reflectometry_pb2.Parameter(
+        name=parameter.name,
+        value=parameter.value,
+        unit=parameter.unit,
+        lower=parameter.lower,
+        upper=parameter.upper,
+        standard_error=parameter.standard_error,
+    )
+
+
+def _calculated(analysis: Analysis, measurement: Measurement) -> curve_pb2.Curve:
+    """The answer's curve, in the caller's unit of q."""
+    return curve_pb2.Curve(
+        q=analysis.q / measurement.q_scale, r=analysis.calculated, q_unit=measurement.q_unit
+    )

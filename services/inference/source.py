@@ -1,0 +1,125 @@
+"""Where models come from: storage, asked as this service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import grpc
+from google.protobuf import json_format
+
+from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
+from guidehall.core import names
+from guidehall.core.errors import NotFound, Unavailable, from_rpc_error
+from guidehall.science.pipeline import InvalidModel
+from services.inference.settings import RepositorySettings
+from services.inference.versions import ModelKey, Published, Reference
+
+_PAGE_SIZE = 100
+
+
+class StorageSource:
+    """Lists, describes and downloads published model versions."""
+
+    def __init__(self, channel: grpc.aio.Channel, settings: RepositorySettings) -> None:
+        self._models = models_pb2_grpc.ModelsServiceStub(channel)
+        self._settings = settings
+
+    async def list(self, parent: str) -> list[Published]:
+        """All versions below `parent`, a model or "projects/{project}/models/-", newest first.
+
+        Raises:
+            AppError: what storage answered; Unavailable when it does not.
+        """
+        found: list[Published] = []
+        request = models_pb2.ListModelVersionsRequest(parent=parent, page_size=_PAGE_SIZE)
+        while True:
+            try:
+                page = await self._models.ListModelVersions(
+                    request, timeout=self._settings.list_timeout_seconds
+                )
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            found.extend(_published(version) for version in page.versions)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def get(self, reference: Reference) -> Published | None:
+        """One version, or the newest of a model; None when there is none.
+
+        Raises:
+            AppError: what storage answered; Unavailable when it does not.
+        """
+        version = "latest" if reference.version is None else reference.version
+        ids = {"project": reference.key.project, "model": reference.key.model, "version": version}
+        request = models_pb2.GetModelVersionRequest(name=names.MODEL_VERSION.format(**ids))
+        try:
+            answer = await self._models.GetModelVersion(request, timeout=self._settings.list_timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc_error(error)
+            if isinstance(failure, NotFound):
+                return None
+            raise failure from error
+        return _published(answer)
+
+    async def download(self, published: Published) -> AsyncGenerator[bytes]:
+        """The weights in pieces.
+
+        Raises:
+            InvalidModel: pieces with gaps, or another file than the one announced.
+            AppError: what storage answered; Unavailable when it does not, or stops sending.
+        """
+        call = self._models.DownloadModelVersion(models_pb2.DownloadModelVersionRequest(name=published.name))
+        messages = aiter(call)
+        offset = 0
+        try:
+            while True:
+                async with asyncio.timeout(self._settings.download_stall_seconds):
+                    message = await anext(messages, None)
+                if message is None:
+                    return
+                if message.WhichOneof("message") == "header":
+                    _check_header(message.header.object.sha256, published)
+                    continue
+                if message.chunk.offset_bytes != offset:
+                    raise InvalidModel(
+                        f"weights: a piece at {message.chunk.offset_bytes} came; expected {offset}"
+                    )
+                offset += len(message.chunk.data)
+                yield message.chunk.data
+        except TimeoutError:
+            raise Unavailable(f"storage stopped sending {published.name}") from None
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+
+def _check_header(sha256: str, published: Published) -> None:
+    if sha256 != published.weights_sha256:
+        raise InvalidModel(f"weights: storage sends {sha256}; announced was {published.weights_sha256}")
+
+
+def _published(version: models_pb2.ModelVersion) -> Published:
+    ids = names.MODEL_VERSION.parse(version.name)
+    return Published(
+        key=ModelKey(ids["project"], ids["model"]),
+        version=version.version,
+        owner=version.owner,
+        architecture=version.architecture,
+        manifest=_manifest(version),
+        manifest_sha256=version.manifest_sha256,
+        weights_sha256=version.weights.sha256,
+        weights_bytes=version.weights.size_bytes,
+        published_at=version.create_time.ToMicroseconds() / 1e6,
+    )
+
+
+def _manifest(version: models_pb2.ModelVersion) -> bytes:
+    """The manifest as JSON; empty, and so refused when it is loaded, if it is not JSON at all."""
+    try:
+        return json.dumps(json_format.MessageToDict(version.manifest)).encode()
+    except json_format.SerializeToJsonError:
+        return b""
