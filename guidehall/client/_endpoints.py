@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guidehall.client._refusal import refusal
 from guidehall.core.errors import InvalidArgument, Unavailable
 
 SERVICES = ("trainer", "storage", "inference")
@@ -37,7 +38,7 @@ class Endpoints:
     def __getitem__(self, service: str) -> Endpoint:
         if service not in self.services:
             known = ", ".join(sorted(self.services)) or "none"
-            raise InvalidArgument.field("endpoints", known, f"an address for {service} is needed")
+            raise refusal("endpoints", f"there is no address for {service}, only for: {known}")
         return self.services[service]
 
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from guidehall.client import types
 from guidehall.client._config import Config
+from guidehall.client._refusal import refusal
 from guidehall.client._steps import Operation, collect
 from guidehall.core import names
 from guidehall.core.errors import InvalidArgument, NotFound
@@ -48,7 +49,7 @@ def job(
         )
     if len(found) > 1:
         several = ", ".join(candidate.id for candidate in found[:5])
-        raise InvalidArgument.field(field, text, f"{len(found)} jobs begin like that: {several}")
+        raise refusal(field, f"{len(found)} jobs begin with {text}: {several}")
     return found[0].name
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from guidehall.client._refusal import refusal
 from guidehall.client.types import BeamSide, Curve, FloatArray, QUnit, Resolution
 from guidehall.core.errors import InvalidArgument
 
@@ -78,12 +79,12 @@ def _choice(kind: type[Any], value: Any, field: str) -> Any:
 def _check_resolution(path: Path, columns: int, dq: Resolution | None, relative_dq: float | None) -> None:
     has_dq = columns == 4
     if has_dq and relative_dq is not None:
-        raise InvalidArgument.field("relative_dq", relative_dq, f"{path.name} has a column of its own for dq")
+        raise refusal("relative_dq", f"{path.name} has a fourth column, which says it already")
     if relative_dq is not None and not 0 < relative_dq < 1:
         raise InvalidArgument.field("relative_dq", relative_dq, "a number between 0 and 1")
     if dq is None and (has_dq or relative_dq is not None):
-        what = f"{path.name} has a fourth column" if has_dq else f"a resolution of {relative_dq}"
-        raise InvalidArgument.field("dq", "nothing", f"{what}: say whether it is sigma or fwhm")
+        what = f"{path.name} has a fourth column" if has_dq else f"the resolution is {relative_dq}"
+        raise refusal("dq", f"{what}: say whether it is sigma or fwhm")
 
 
 def _read(path: Path) -> bytes:
@@ -105,12 +106,13 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
     for number, tokens in _lines(data):
         where = f"{path.name} line {number}"
         values = [_number(token) for token in tokens]
-        if may_be_heading and all(value is None for value in values):
-            may_be_heading = False
-            continue
+        is_heading = may_be_heading and all(value is None for value in values)
         may_be_heading = False
-        if None in values:
-            raise InvalidArgument.field(where, tokens[values.index(None)], "a finite number")
+        if is_heading:
+            continue
+        for token, value in zip(tokens, values, strict=True):
+            if value is None or not math.isfinite(value):
+                raise InvalidArgument.field(where, token, "a finite number")
         expected = len(rows[0]) if rows else len(values)
         if len(values) != expected:
             raise InvalidArgument.field(
@@ -136,10 +138,9 @@ def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
 
 def _number(token: str) -> float | None:
     try:
-        value = float(token)
+        return float(token)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 def _from_npy(data: bytes, path: Path) -> FloatArray:
