@@ -22,6 +22,8 @@ WORKER_POOL = "cpu"
 _PORTS = {"gateway": 8000, "trainer": 7101, "storage": 7102, "inference": 7103}
 _OPS_PORTS = {"trainer": 7201, "storage": 7202, "inference": 7203, "gateway": 7204}
 _FIRST_WORKER_OPS_PORT = 7210
+# For a running job to reach its next checkpoint when the stack stops.
+_WORKER_DRAIN_SECONDS = 15.0
 # Variables of the person at the terminal that every service gets as they are.
 _SHARED_PREFIX = "GUIDEHALL_SCIENCE_"
 
@@ -65,6 +67,11 @@ class Site:
         else:
             usual = _OPS_PORTS[service]
         return self.ports.choose(f"{service}-ops", usual)
+
+    @property
+    def temporary(self) -> Path:
+        """Where workers put the folders of running jobs."""
+        return self.data / "tmp"
 
     @property
     def credential_file(self) -> Path:
@@ -179,10 +186,12 @@ def _inference(site: Site) -> Program:
                 "STORAGE__TARGET": _target(site, "storage"),
                 "CACHE_DIR": str(site.data / "inference" / "cache"),
             },
-            threads=_threads(1),
+            threads=_threads(2),
         ),
         folder=site.root,
-        probe=f"grpc://{_target(site, 'inference')}",
+        # Its own name rather than "": once it knows its models, and not as soon as it listens.
+        probe=f"grpc://{_target(site, 'inference')}/inference.GRPCInferenceService",
+        start_seconds=120.0,
         after=("nats", "storage"),
     )
 
@@ -201,14 +210,16 @@ def _worker(site: Site, name: str) -> Program:
                 "CREDENTIAL_FILE": str(site.credential_file),
                 "TRAINER__TARGET": _target(site, "trainer"),
                 "STORAGE__TARGET": _target(site, "storage"),
+                "TEMP_DIR": str(site.temporary),
+                "CHILD__THREADS": str(_threads(site.workers)),
+                "DRAIN_SECONDS": str(_WORKER_DRAIN_SECONDS),
             },
             threads=_threads(site.workers),
         ),
         folder=site.root,
         probe=f"http://{LOOPBACK}:{site.ops_port(name)}/health",
         after=("trainer", "storage"),
-        # Time to take a running job to its next checkpoint.
-        stop_seconds=30.0,
+        stop_seconds=_WORKER_DRAIN_SECONDS + 5.0,
     )
 
 

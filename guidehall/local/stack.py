@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from queue import SimpleQueue
 
 from guidehall.local import record, services
 from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
@@ -37,6 +38,7 @@ from guidehall.local.supervisor import Report, Supervisor, silent
 ENDPOINTS = "endpoints.json"
 SUPERVISOR_LOG = "supervisor"
 AUTH_MODES = ("single", "proxy", "token")
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DATABASES = tuple(services.DATABASES.values())
 
 
@@ -121,17 +123,12 @@ class Stack:
         self._supervisor.stop()
         self._end("stopped")
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether `interrupt` was called."""
-        return self._done.is_set()
-
     def wait(self) -> None:
         """Returns when `interrupt` is called."""
         self._done.wait()
 
     def interrupt(self) -> None:
-        """Ends `wait`, and `start` with Interrupted; may be called by a signal handler."""
+        """Ends `wait`, and `start` with Interrupted; may be called from any thread."""
         self._supervisor.interrupted.set()
         self._done.set()
 
@@ -170,6 +167,9 @@ class Stack:
             auth_mode=self.options.auth_mode,
             inherited=self.options.environment,
         )
+        # Jobs that a killed worker was running left these; nothing runs now.
+        shutil.rmtree(site.temporary, ignore_errors=True)
+        site.temporary.mkdir(mode=0o700)
         self._supervisor.start([*backing.programs, *services.programs(site)])
         self.endpoints = services.endpoints(site)
         write_json(self._data / ENDPOINTS, self.endpoints, mode=0o644)
@@ -203,13 +203,10 @@ def up(options: Options, report: Report = print) -> None:
     """
     stack = Stack(options, report)
 
-    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if stack.interrupted:
-            stack.kill()
-        stack.interrupt()
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, on_signal) for number in signals}
+    # A handler interrupts any line of the main thread, so it must not touch a lock: the queue has none.
+    asked: SimpleQueue[int] = SimpleQueue()
+    previous = {number: signal.signal(number, lambda got, _: asked.put(got)) for number in _ENDING_SIGNALS}
+    threading.Thread(target=_obey, args=(stack, asked), name="signals", daemon=True).start()
     try:
         stack.start()
         report(summary(stack.endpoints))
@@ -221,6 +218,13 @@ def up(options: Options, report: Report = print) -> None:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _obey(stack: Stack, asked: SimpleQueue[int]) -> None:
+    asked.get()
+    stack.interrupt()
+    asked.get()
+    stack.kill()
 
 
 def summary(endpoints: Mapping[str, object]) -> str:
