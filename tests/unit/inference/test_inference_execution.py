@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -44,11 +44,11 @@ class Gate:
         return self.calls
 
 
-async def reached(condition: object) -> None:
+async def reached(condition: Callable[[], bool]) -> None:
     """Waits until a condition holds."""
     async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.001)
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # threads set what is waited for
 
 
 async def test_one_call_at_a_time_and_a_full_queue_is_refused(engine: Engine) -> None:
