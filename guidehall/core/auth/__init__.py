@@ -1,0 +1,39 @@
+"""Who calls, and what they may do. Verified in every server, for every call; what is not declared is refused.
+
+Tokens are JSON Web Tokens signed with Ed25519. A trust file says which key belongs to which issuer and for
+which kinds of principal that issuer may speak: storage for users, the trainer for workers and jobs, each
+service for itself.
+"""
+
+from __future__ import annotations
+
+from guidehall.core.auth.authenticator import ON_BEHALF_OF, Authenticator, encode_delegation
+from guidehall.core.auth.keys import KeyPair, TrustedKey, TrustStore
+from guidehall.core.auth.principals import (
+    Kind,
+    Policy,
+    Principal,
+    Role,
+    current_principal,
+    require,
+    set_principal,
+)
+from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
+
+__all__ = [
+    "ON_BEHALF_OF",
+    "PLATFORM",
+    "Authenticator",
+    "KeyPair",
+    "Kind",
+    "Policy",
+    "Principal",
+    "Role",
+    "TokenIssuer",
+    "TrustStore",
+    "TrustedKey",
+    "current_principal",
+    "encode_delegation",
+    "require",
+    "set_principal",
+]

@@ -1,0 +1,94 @@
+"""From what a call carries to the principal behind it."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from urllib.parse import unquote
+
+from guidehall.core.auth.keys import TrustStore
+from guidehall.core.auth.principals import Principal, Role
+from guidehall.core.auth.tokens import TokenVerifier, VerifiedToken, principal_of
+from guidehall.core.errors import Unauthenticated
+from guidehall.core.settings import AuthSettings
+
+ON_BEHALF_OF = "x-guidehall-on-behalf-of"
+
+
+class Authenticator:
+    """Turns what a call carries into a principal.
+
+    Raises:
+        SettingsError: there is a trust file that cannot be read.
+    """
+
+    def __init__(self, settings: AuthSettings, service_name: str) -> None:
+        self._settings = settings
+        self._verifier: TokenVerifier | None = None
+        if settings.trust_file is not None:
+            trust = TrustStore(settings.trust_file)
+            self._verifier = TokenVerifier(trust, service_name, settings.leeway_seconds)
+
+    def authenticate(self, metadata: Mapping[str, str], peer: str) -> Principal:
+        """The principal behind a call.
+
+        Args:
+            metadata: headers, names in lower case.
+            peer: gRPC's name of the other side, such as "ipv4:127.0.0.1:1234".
+
+        Raises:
+            Unauthenticated: no credential where one is needed, or one that does not hold.
+        """
+        authorization = metadata.get("authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(" ")
+            if scheme.lower() != "bearer" or not token:
+                raise Unauthenticated("authorization must be a bearer token", reason="BAD_CREDENTIAL")
+            if self._verifier is None:
+                raise Unauthenticated("no token is trusted here", reason="BAD_CREDENTIAL")
+            verified = self._verifier.verify(token.strip())
+            delegated = metadata.get(ON_BEHALF_OF)
+            return verified.principal if delegated is None else _delegate(verified, delegated)
+        if self._settings.mode == "single" and _is_local(peer):
+            return Principal(self._settings.local_user, "user", frozenset({Role.ADMIN}))
+        raise Unauthenticated("a credential is needed", reason="NO_CREDENTIAL")
+
+
+def encode_delegation(principal: Principal) -> str:
+    """What a service that may delegate sends to act for `principal`."""
+    body = {
+        "sub": principal.subject,
+        "kind": principal.kind,
+        "roles": sorted(role.name for role in principal.roles),
+        "groups": sorted(principal.groups),
+    }
+    return base64.urlsafe_b64encode(json.dumps(body).encode()).decode("ascii")
+
+
+def _delegate(service: VerifiedToken, text: str) -> Principal:
+    """The user or guest that a service speaks for; never anybody with a credential of its own kind."""
+    if service.principal.kind != "service" or not service.key.may_delegate:
+        raise Unauthenticated("this caller may not act for others", reason="BAD_CREDENTIAL")
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(text.encode("ascii")))
+    except (ValueError, RecursionError):
+        claims = None
+    if not isinstance(claims, dict) or claims.get("kind") not in ("user", "guest"):
+        raise Unauthenticated("the delegation makes no sense", reason="BAD_CREDENTIAL")
+    known = {name: claims[name] for name in ("sub", "kind", "roles", "groups") if name in claims}
+    return replace(principal_of(known), actor=service.principal.subject)
+
+
+def _is_local(peer: str) -> bool:
+    """Whether a call comes from this machine."""
+    scheme, _, address = peer.partition(":")
+    if scheme == "unix":
+        return True
+    host = unquote(address).rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
