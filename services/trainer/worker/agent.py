@@ -1,0 +1,163 @@
+"""The worker's loop: make itself known, wait for work, run it, again. Comes back whatever was away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from prometheus_client import Counter, Gauge
+
+from guidehall.core.errors import AppError, Code
+from guidehall.core.telemetry import job_id
+from guidehall.science import registry
+from services.trainer.worker.attempt import Attempt, Tools
+from services.trainer.worker.doorbell import Doorbell
+from services.trainer.worker.lease import LeasedJob
+from services.trainer.worker.machine import Machine
+from services.trainer.worker.trainer_client import Registration
+from services.trainer.worker.workspace import Workspace, remove
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+_ATTEMPTS = Counter("guidehall_worker_attempts", "Attempts at jobs that this worker ended")
+_BUSY = Gauge("guidehall_worker_busy", "1 while a job runs")
+
+# The trainer does not know the worker: its registration is gone.
+_UNKNOWN_WORKER = frozenset({Code.NOT_FOUND, Code.FAILED_PRECONDITION})
+
+
+class _Stopping(Exception):
+    """The worker is to end."""
+
+
+class Agent:
+    """One worker. `run` it in one task; `stop` it from anywhere in the same loop."""
+
+    def __init__(self, tools: Tools, machine: Machine, doorbell: Doorbell, workspace: Workspace) -> None:
+        self._tools = tools
+        self._machine = machine
+        self._doorbell = doorbell
+        self._workspace = workspace
+        self._stopping = asyncio.Event()
+        self._attempt: Attempt | None = None
+        self._worker = ""
+
+    def stop(self) -> None:
+        """Takes no more work. A running job is asked to leave and made to after the drain time."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        if self._attempt is not None:
+            self._attempt.wishes.drain()
+            delay = self._tools.settings.drain_seconds
+            asyncio.get_running_loop().call_later(delay, self._attempt.wishes.leave)
+
+    async def run(self) -> None:
+        """Works until it is stopped."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                listening = group.create_task(self._doorbell.listen())
+                await self._work()
+                listening.cancel()
+        finally:
+            await self._tools.children.close()
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                registration = await self._unless_stopping(self._register())
+                logger.info("registered as %s", registration.worker)
+                await self._serve(registration)
+        except _Stopping:
+            logger.info("stopped")
+
+    async def _register(self) -> Registration:
+        pipelines = {
+            name: pipeline.version
+            for name, pipeline in registry.pipelines().items()
+            if pipeline.device != "gpu" or self._tools.device != "cpu"
+        }
+        for pause in self._tools.pauses:
+            try:
+                registration = await self._tools.trainer.register(
+                    self._tools.settings.pool, self._machine, pipelines, self._worker
+                )
+            except AppError as error:
+                if error.code is Code.NOT_FOUND:
+                    self._worker = ""
+                self._complain("register", error, pause)
+            else:
+                self._worker = registration.worker
+                return registration
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    async def _serve(self, registration: Registration) -> None:
+        """Takes one job after another, until the trainer has forgotten this worker."""
+        pauses = iter(self._tools.pauses)
+        while True:
+            await self._tools.children.prepare()
+            try:
+                job = await self._unless_stopping(self._next_job(registration))
+            except AppError as error:
+                if error.code in _UNKNOWN_WORKER:
+                    return
+                pause = next(pauses)
+                self._complain("lease", error, pause)
+                await self._unless_stopping(asyncio.sleep(pause))
+                continue
+            pauses = iter(self._tools.pauses)
+            if job is not None:
+                await self._run(job)
+                if self._stopping.is_set():
+                    raise _Stopping
+
+    async def _next_job(self, registration: Registration) -> LeasedJob | None:
+        """Asks for work; when there is none, waits for a ring, or asks patiently where none can be heard."""
+        lease = self._tools.trainer.lease
+        job = await lease(registration.worker, 0.0)
+        if job is None and self._doorbell.works:
+            await self._doorbell.wait(registration.poll_interval_seconds)
+            return None
+        return job or await lease(registration.worker, self._tools.settings.lease_wait_seconds)
+
+    async def _run(self, job: LeasedJob) -> None:
+        logger.info("leased %s, attempt %d", job.job, job.attempt)
+        _BUSY.set(1)
+        token = job_id.set(job.job)
+        folder = self._workspace.new_folder()
+        try:
+            self._attempt = Attempt(job, self._tools, folder)
+            await self._attempt.run()
+        except Exception:
+            # Its lease runs out and another attempt follows; this worker goes on.
+            logger.exception("attempt at %s ended without a report", job.job)
+        finally:
+            self._attempt = None
+            await asyncio.to_thread(remove, folder)
+            job_id.reset(token)
+            _BUSY.set(0)
+            _ATTEMPTS.inc()
+
+    def _complain(self, what: str, error: AppError, pause: float) -> None:
+        logger.warning("cannot %s: %s (%s); again in %.1f s", what, error.code.name, error.message, pause)
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        if self._stopping.is_set():
+            work.close()
+            raise _Stopping
+        doing = asyncio.ensure_future(work)
+        watching = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((doing, watching), return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            raise _Stopping
+        finally:
+            doing.cancel()
+            watching.cancel()
+            await asyncio.gather(doing, watching, return_exceptions=True)

@@ -1,0 +1,376 @@
+"""One lease from its grant to its report: fetch what the job reads, run it, stage what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from guidehall.core.errors import AppError, Code
+from guidehall.science import registry
+from guidehall.science.pipeline import Desired
+from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
+from services.trainer.worker.child_process import ChildProcess
+from services.trainer.worker.children import Children
+from services.trainer.worker.events import EventBuffer
+from services.trainer.worker.frames import FrameError
+from services.trainer.worker.job_log import NAME as LOG_NAME
+from services.trainer.worker.job_log import JobLog
+from services.trainer.worker.lease import LeasedJob
+from services.trainer.worker.machine import oom_kills
+from services.trainer.worker.messages import (
+    ArtifactWritten,
+    Broke,
+    CheckpointSaved,
+    End,
+    FromChild,
+    Limits,
+    Logged,
+    ModelWritten,
+    Progressed,
+    Start,
+    Started,
+    Succeeded,
+)
+from services.trainer.worker.outputs import OutputFile, Outputs, described, output_file
+from services.trainer.worker.retry import PASSING, Pauses, until_answered
+from services.trainer.worker.session import LOST, LeaseLost, Session
+from services.trainer.worker.settings import WorkerSettings
+from services.trainer.worker.storage_client import StorageClient
+from services.trainer.worker.trainer_client import StagedObject, TrainerClient
+from services.trainer.worker.verdict import (
+    CANCELLED,
+    Died,
+    Finish,
+    HandBack,
+    Kill,
+    Outcome,
+    Reason,
+    conclude,
+    failed,
+    refused,
+)
+from services.trainer.worker.wishes import Interrupted, Wishes
+
+logger = logging.getLogger(__name__)
+
+# What storage says of an input that no other attempt could read either.
+_UNREADABLE = frozenset({Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT})
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every attempt of a worker uses."""
+
+    settings: WorkerSettings
+    device: str
+    trainer: TrainerClient
+    storage_channel: grpc.aio.Channel
+    children: Children
+
+    @property
+    def pauses(self) -> Pauses:
+        """Between tries of calls to other services."""
+        calls = self.settings.calls
+        return Pauses(calls.first_retry_seconds, calls.longest_retry_seconds)
+
+
+class Attempt:
+    """Runs the job of one lease.
+
+    Args:
+        job: what was leased.
+        tools: what it is run with.
+        folder: private to this attempt; the caller removes it.
+    """
+
+    def __init__(self, job: LeasedJob, tools: Tools, folder: Path) -> None:
+        self.wishes = Wishes(job.desired)
+        self._job = job
+        self._tools = tools
+        self._settings = tools.settings
+        self._folder = folder
+        calls = tools.settings.calls
+        self._storage = StorageClient(
+            tools.storage_channel,
+            job,
+            timeout_seconds=calls.timeout_seconds,
+            transfer_seconds=calls.transfer_seconds,
+        )
+        self._events = EventBuffer(tools.settings.max_buffered_events)
+        self._session = Session(
+            tools.trainer,
+            job,
+            self._events,
+            self.wishes.want,
+            flush_seconds=tools.settings.event_flush_seconds,
+            timeout_seconds=calls.timeout_seconds,
+            pauses=Pauses(calls.first_retry_seconds, min(job.heartbeat_seconds, calls.longest_retry_seconds)),
+        )
+        self._checkpoints = CheckpointUploads(self._storage, tools.trainer, job, tools.pauses)
+        self._outputs = Outputs()
+        self._log = JobLog(folder / LOG_NAME, tools.settings.max_log_bytes)
+        self._error_id = uuid.uuid4().hex[:16]
+        self._last_sign = 0.0
+        self._kill: Kill | None = None
+
+    async def run(self) -> None:
+        """Runs to the report. An attempt whose lease is lost ends without one."""
+        child = await self._tools.children.take()
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers = [
+                    group.create_task(self._session.run()),
+                    group.create_task(self._checkpoints.run()),
+                ]
+                verdict, outputs = await self._verdict(child)
+                await self._report(verdict, outputs)
+                for helper in helpers:
+                    helper.cancel()
+        except* LeaseLost as lost:
+            logger.warning("%s is lost: %s", self._job.job, lost.exceptions[0])
+        finally:
+            await child.close()
+            self._log.close()
+
+    async def _verdict(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
+        try:
+            return await self._run(child)
+        except Interrupted:
+            return (CANCELLED if self.wishes.cancelled else HandBack()), {}
+        except Exception:
+            # Such as a full disk. The job's owner hears of it, and another worker may do better.
+            logger.exception("%s failed in the worker", self._job.job, extra={"error_id": self._error_id})
+            message = "the worker failed unexpectedly"
+            return failed(Reason.TRANSIENT_ERROR, Code.INTERNAL, message, self._error_id), {}
+
+    async def _run(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
+        wishes = self.wishes
+        start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, self._prepare())
+        if isinstance(start, Finish):
+            return start, {}
+        end = await self._run_child(child, start)
+        verdict = conclude(end, self._kill, wishes.desired, wishes.draining, self._error_id)
+        self._log_failure(verdict, end, child)
+        finishing = self._finish_transfers(verdict, end)
+        return await wishes.unless(lambda: wishes.cancelled or wishes.leaving, finishing)
+
+    # Before the run -------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> Start | Finish:
+        """Fetches what the job reads."""
+        files: dict[str, str] = {}
+        for index, (role, name) in enumerate(sorted(self._job.inputs.items())):
+            try:
+                path = await self._fetch_input(name, self._folder / f"input-{index}")
+            except AppError as error:
+                if error.code in _UNREADABLE:
+                    return refused(f"inputs.{role}", error.message)
+                return failed(Reason.TRANSIENT_ERROR, error.code, f"inputs.{role}: {error.message}")
+            files[role] = str(path)
+        return Start(
+            job=self._job.job,
+            pipeline=self._job.pipeline,
+            params=self._job.params,
+            seed=self._job.seed,
+            device=self._device(),
+            dataset_versions=dict(self._job.inputs),
+            dataset_files=files,
+            checkpoint_file=await self._fetch_checkpoint(),
+            desired=self.wishes.of_child,
+            limits=Limits(
+                memory_bytes=self._settings.child.memory_bytes,
+                cpu_seconds=self._settings.child.cpu_seconds,
+                file_bytes=self._settings.max_artifact_bytes,
+            ),
+            progress_seconds=self._settings.child.progress_seconds,
+        )
+
+    def _device(self) -> str:
+        only_cpu = registry.pipeline(self._job.pipeline).device == "cpu"
+        return "cpu" if only_cpu else self._tools.device
+
+    async def _fetch_input(self, name: str, target: Path) -> Path:
+        async def fetch() -> Path:
+            return await self._storage.download_dataset(name, target, self._settings.max_input_bytes)
+
+        return await until_answered(fetch, self._tools.pauses, f"reading {name}")
+
+    async def _fetch_checkpoint(self) -> str | None:
+        checkpoint = self._job.checkpoint
+        if checkpoint is None:
+            return None
+
+        async def fetch() -> Path:
+            target = self._folder / "checkpoint"
+            return await self._storage.read_checkpoint(checkpoint, target, self._settings.max_artifact_bytes)
+
+        try:
+            return str(await until_answered(fetch, self._tools.pauses, "reading the checkpoint"))
+        except AppError as error:
+            # The work since its start is lost, the job is not.
+            logger.error("the checkpoint of %s cannot be read: %s", self._job.job, error.message)
+            self._on_line(f"[the checkpoint cannot be read ({error.code.name}): starting from the beginning]")
+            return None
+
+    # The run --------------------------------------------------------------------------------------------
+
+    async def _run_child(self, child: ChildProcess, start: Start) -> End | Died:
+        await child.begin(start, self._on_line)
+        self._last_sign = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            watchers = [
+                group.create_task(self._steer(child)),
+                group.create_task(self._end_if_disobeyed(child)),
+                group.create_task(self._end_if_leaving(child)),
+                group.create_task(self._end_if_late(child)),
+                group.create_task(self._end_if_hung(child)),
+            ]
+            end = await self._follow(child)
+            for watcher in watchers:
+                watcher.cancel()
+        return end
+
+    async def _follow(self, child: ChildProcess) -> End | Died:
+        """Listens to the child until its end."""
+        out_of_memory_before = oom_kills()
+        try:
+            async for message in child.messages():
+                if isinstance(message, End):
+                    await child.reap()
+                    return message
+                self._take(message, child)
+        except FrameError as error:
+            await child.reap()
+            return Broke(traceback=f"the child's message cannot be read: {error}")
+        status = await child.exited()
+        return Died(status, out_of_memory=oom_kills() > out_of_memory_before)
+
+    def _take(self, message: FromChild, child: ChildProcess) -> None:
+        if isinstance(message, Logged):
+            self._on_line(message.line)
+            return
+        self._last_sign = asyncio.get_running_loop().time()
+        match message:
+            case Started():
+                self._session.started()
+            case Progressed():
+                self._session.stepped(message.step)
+                self._events.add_progress(message)
+                self._session.notify()
+            case CheckpointSaved():
+                file = child.folder / message.file.name
+                self._checkpoints.put(SavedState(message.step, file, described(message.file, MEDIA_TYPE)))
+            case ArtifactWritten() | ModelWritten():
+                self._outputs.add(message.name, output_file(child.folder, message))
+
+    def _on_line(self, line: str) -> None:
+        self._log.write(line)
+        self._events.add_line(line)
+        self._session.notify()
+
+    async def _steer(self, child: ChildProcess) -> None:
+        """Passes on what is wanted, at once."""
+        while True:
+            told = self.wishes.of_child
+            await child.want(told)
+            await self.wishes.until(partial(self._wants_other_than, told))
+
+    def _wants_other_than(self, told: Desired) -> bool:
+        return self.wishes.of_child is not told
+
+    async def _end_if_disobeyed(self, child: ChildProcess) -> None:
+        await self.wishes.until(lambda: self.wishes.cancelled)
+        await asyncio.sleep(self._settings.child.cancel_grace_seconds)
+        self._end(child, Kill.DISOBEYED_CANCEL)
+
+    async def _end_if_leaving(self, child: ChildProcess) -> None:
+        await self.wishes.until(lambda: self.wishes.leaving)
+        self._end(child, Kill.DRAINED)
+
+    async def _end_if_late(self, child: ChildProcess) -> None:
+        if self._job.timeout_seconds:
+            await asyncio.sleep(self._job.timeout_seconds)
+            self._end(child, Kill.TIMEOUT)
+
+    async def _end_if_hung(self, child: ChildProcess) -> None:
+        loop = asyncio.get_running_loop()
+        while self._job.hang_seconds:
+            left = self._last_sign + self._job.hang_seconds - loop.time()
+            if left <= 0:
+                self._end(child, Kill.HUNG)
+                return
+            await asyncio.sleep(left)
+
+    def _end(self, child: ChildProcess, why: Kill) -> None:
+        if self._kill is None:
+            self._kill = why
+        child.kill()
+
+    def _log_failure(self, verdict: Finish | HandBack, end: End | Died, child: ChildProcess) -> None:
+        if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.FAILED:
+            return
+        details: dict[str, Any] = {"error_id": self._error_id}
+        if isinstance(end, Broke):
+            details["traceback"] = end.traceback
+        elif isinstance(end, Died):
+            details |= {"status": end.status, "crash": child.crash_report()}
+        logger.error("%s failed: %s", self._job.job, verdict.reason.name, extra=details)
+
+    # After the run --------------------------------------------------------------------------------------
+
+    async def _finish_transfers(
+        self, verdict: Finish | HandBack, end: End | Died
+    ) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
+        """Stages what the job leaves, or waits for its last checkpoint."""
+        if isinstance(verdict, HandBack) or verdict.outcome is Outcome.PAUSED:
+            await self._checkpoints.settled()
+        if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.SUCCEEDED:
+            return verdict, {}
+        assert isinstance(end, Succeeded)  # noqa: S101 (what the verdict follows from)
+        log = self._log.close()
+        if log.size_bytes:
+            self._outputs.add(LOG_NAME, OutputFile(self._log.path, log))
+        try:
+            outputs = await self._outputs.stage(
+                self._storage,
+                end.document,
+                max_result_bytes=self._settings.max_result_bytes,
+                parallel=self._settings.calls.parallel_uploads,
+                pauses=self._tools.pauses,
+            )
+        except AppError as error:
+            details = {"error_id": self._error_id}
+            logger.error("outputs of %s: %s", self._job.job, error.message, extra=details)
+            if error.code is Code.INVALID_ARGUMENT:
+                return refused("outputs", error.message), {}
+            return failed(Reason.TRANSIENT_ERROR, error.code, f"outputs: {error.message}", self._error_id), {}
+        return verdict, outputs
+
+    async def _report(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
+        """Says how it ended, until the trainer has heard it or the lease is lost."""
+        await self._session.flush()
+        trainer, job = self._tools.trainer, self._job
+
+        async def report() -> None:
+            if isinstance(verdict, HandBack):
+                await trainer.release(job, verdict.why)
+            else:
+                await trainer.finish(job, verdict, outputs)
+
+        try:
+            # A credential may be renewed while the lease lives.
+            passing = PASSING | {Code.UNAUTHENTICATED}
+            await until_answered(report, self._tools.pauses, f"reporting {job.job}", passing)
+        except AppError as error:
+            if error.code in LOST:
+                raise LeaseLost(error.message) from None
+            raise
+        how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
+        logger.info("%s: %s", job.job, how)

@@ -1,0 +1,91 @@
+"""Runs one pipeline, in a process that holds no credential and dies with its worker.
+
+Started by `child_process.py` as `python -m services.trainer.worker.child FD PARENT MODULE...`: the descriptor
+of the link, the worker's process id, and modules to import while it waits for work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Waits for a job, runs it, ends."""
+    connection = socket.socket(fileno=int(arguments[0]))
+    _die_with(int(arguments[1]))
+    _guard(connection)
+    _run(connection, arguments[2:])
+
+
+def _die_with(worker: int) -> None:
+    # Ctrl-C in a terminal is the worker's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != worker:  # it died before the line above
+        os._exit(1)
+
+
+def _guard(connection: socket.socket) -> None:
+    """Leaves a small process behind that ends the whole group when this process or the worker is gone.
+
+    The death signal reaches this process only, not what the pipeline started. Called before anything large is
+    imported or any thread runs.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return
+    guarded = os.pidfd_open(os.getpid())
+    if os.fork() > 0:
+        os.close(guarded)
+        return
+    watch = select.poll()
+    watch.register(guarded, select.POLLIN)
+    watch.register(connection, select.POLLRDHUP)
+    watch.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _run(connection: socket.socket, modules: list[str]) -> None:
+    # Imported only now so that the guard stays small.
+    import faulthandler
+    import importlib
+    from pathlib import Path
+
+    from services.trainer.worker.child_link import Link
+    from services.trainer.worker.child_run import CRASH_FILE, run
+
+    folder = Path.cwd()
+    with (folder / CRASH_FILE).open("w") as crash:
+        # Not to stderr, which the job's owner reads.
+        faulthandler.enable(crash)
+        for module in modules:
+            importlib.import_module(module)
+        link = Link(connection)
+        start = link.wait_for_start()
+        if start is None:
+            return
+        end = run(start, link, folder)
+        _flush_output()
+        link.send(end)
+    # Threads and exit handlers of a library must not keep the worker waiting.
+    os._exit(0)
+
+
+def _flush_output() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What compiled code printed.
+    ctypes.CDLL(None).fflush(None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,79 @@
+"""The child's end of its link to the worker: sends what happens, hears what is wanted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+from guidehall.science.pipeline import Desired
+from services.trainer.worker import frames
+from services.trainer.worker.messages import DesiredChanged, FromChild, Progressed, Start, dump, to_child
+
+
+class Link:
+    """Safe to use from any thread of the pipeline.
+
+    Progress is coalesced: the newest of each `progress_seconds` is sent, so reporting every step is cheap.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._pending: Progressed | None = None
+        self._reported = threading.Event()
+        # Read without a lock: assigning a reference is atomic.
+        self.desired = Desired.RUN
+
+    def wait_for_start(self) -> Start | None:
+        """The job to run; None when the worker went away or needs this child no more."""
+        payload = frames.receive(self._connection)
+        if payload is None:
+            return None
+        start = to_child(payload)
+        if not isinstance(start, Start):
+            raise frames.FrameError("the first message must be start")
+        self.desired = start.desired
+        # They end with the process.
+        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._report, args=(start.progress_seconds,), daemon=True).start()
+        return start
+
+    def send(self, message: FromChild) -> None:
+        """Sends `message` after any progress that still waits."""
+        with self._sending:
+            self._send_waiting()
+            self._connection.sendall(frames.encode(dump(message)))
+
+    def report(self, progress: Progressed) -> None:
+        """Sends `progress` soon, unless a newer one of the same phase comes before."""
+        with self._sending:
+            if self._pending is not None and self._pending.phase != progress.phase:
+                self._send_waiting()
+            self._pending = progress
+        self._reported.set()
+
+    def _send_waiting(self) -> None:
+        waiting, self._pending = self._pending, None
+        if waiting is not None:
+            self._connection.sendall(frames.encode(dump(waiting)))
+
+    def _report(self, seconds: float) -> None:
+        while True:
+            self._reported.wait()
+            self._reported.clear()
+            with self._sending:
+                self._send_waiting()
+            time.sleep(seconds)
+
+    def _listen(self) -> None:
+        try:
+            while (payload := frames.receive(self._connection)) is not None:
+                message = to_child(payload)
+                if isinstance(message, DesiredChanged):
+                    self.desired = message.desired
+        finally:
+            # Nobody is there to take the work: end, with everything that the pipeline started.
+            os.killpg(0, signal.SIGKILL)

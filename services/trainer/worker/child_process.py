@@ -1,0 +1,214 @@
+"""Starts, talks to and ends a child process: the place where a pipeline runs.
+
+The child gets an environment made from a list of names, a private folder, and one socket. It leads a process
+group of its own, so that ending it ends what it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import site
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from guidehall.science.pipeline import Desired
+from guidehall.science.registry import MODULES_VARIABLE
+from services.trainer.worker import frames
+from services.trainer.worker.child_run import CRASH_FILE
+from services.trainer.worker.messages import DesiredChanged, FromChild, Start, ToChild, dump, from_child
+from services.trainer.worker.output_lines import LineSplitter, LinesProtocol
+from services.trainer.worker.workspace import Workspace, remove
+
+# The only variables of the worker that a child may see, beside those of the two prefixes.
+_PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", MODULES_VARIABLE)
+_PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# The folder that holds the `services` package.
+_CODE = Path(__file__).resolve().parents[3]
+_MAX_CRASH_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class ChildOptions:
+    """How children are started."""
+
+    # Modules to import while waiting for work.
+    preload: tuple[str, ...] = ()
+    # Names of further variables to hand over.
+    pass_environment: tuple[str, ...] = ()
+    # Of numerical libraries; 0 leaves it to them.
+    threads: int = 0
+    # How long the end of a killed child may take.
+    reap_seconds: float = 5.0
+
+
+def environment(
+    inherited: Mapping[str, str], folder: Path, cache: Path, options: ChildOptions
+) -> dict[str, str]:
+    """Everything that a child finds in its environment."""
+    passed = {
+        name: value
+        for name, value in inherited.items()
+        if name in _PASSED or name in options.pass_environment or name.startswith(_PASSED_PREFIXES)
+    }
+    threads = str(options.threads) if options.threads else ""
+    limits = {name: threads or inherited.get(name, "") for name in _THREADS}
+    search_path = [str(_CODE), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **passed,
+        **{name: value for name, value in limits.items() if value},
+        "PYTHONPATH": os.pathsep.join(search_path),
+        "PYTHONUSERBASE": site.getuserbase(),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "XDG_CACHE_HOME": str(cache),
+        "MPLBACKEND": "Agg",
+    }
+
+
+class ChildProcess:
+    """One child, from before its job is known to its end."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, folder: Path, link: socket.socket, output: int, reap: float
+    ) -> None:
+        self.folder = folder
+        self._process = process
+        self._link = link
+        self._output = output
+        self._reap_seconds = reap
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._lines: LinesProtocol | None = None
+
+    @classmethod
+    async def spawn(cls, workspace: Workspace, options: ChildOptions) -> ChildProcess:
+        """Starts a child that waits for `begin`."""
+        folder = workspace.new_folder()
+        ours, theirs = socket.socketpair()
+        output, child_output = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "services.trainer.worker.child",
+                str(theirs.fileno()),
+                str(os.getpid()),
+                *options.preload,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=child_output,
+                env=environment(os.environ, folder, workspace.cache, options),
+                cwd=folder,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(output)
+            ours.close()
+            remove(folder)
+            raise
+        finally:
+            os.close(child_output)
+            theirs.close()
+        return cls(process, folder, ours, output, options.reap_seconds)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is its group's id too."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.returncode is None
+
+    async def begin(self, start: Start, on_line: Callable[[str], None]) -> None:
+        """Hands it its job; `on_line` gets each line that it prints."""
+        # Frames wait in the socket, not in memory.
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._link, limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        pipe = os.fdopen(self._output, "rb", buffering=0)
+        _, self._lines = await loop.connect_read_pipe(lambda: LinesProtocol(LineSplitter(on_line)), pipe)
+        await self._send(start)
+
+    async def want(self, desired: Desired) -> None:
+        """Tells it what its owner wants now."""
+        await self._send(DesiredChanged(desired=desired))
+
+    async def messages(self) -> AsyncIterator[FromChild]:
+        """What it says, until it ends.
+
+        Raises:
+            FrameError: it said something that makes no sense.
+        """
+        assert self._reader is not None, "begin first"  # noqa: S101
+        while (payload := await frames.read(self._reader)) is not None:
+            yield from_child(payload)
+
+    def kill(self) -> None:
+        """Ends it and everything it started, at once."""
+        # Until it is waited for its id cannot be another's; the group may outlive it.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    async def reap(self) -> int:
+        """Kills it and waits for its end and its last words.
+
+        Returns:
+            Its exit status; negative for the signal that ended it.
+        """
+        self.kill()
+        async with asyncio.timeout(self._reap_seconds):
+            status = await self._process.wait()
+        if self._lines is not None:
+            await self._lines.finish(self._reap_seconds)
+        return status
+
+    async def exited(self) -> int:
+        """Waits for its own end, killing it if that takes too long; its exit status."""
+        try:
+            async with asyncio.timeout(self._reap_seconds):
+                status = await self._process.wait()
+        except TimeoutError:
+            return await self.reap()
+        await self.reap()
+        return status
+
+    def crash_report(self) -> str:
+        """The traceback that a fatal signal left, for the log."""
+        try:
+            with (self.folder / CRASH_FILE).open("rb") as file:
+                return file.read(_MAX_CRASH_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+
+    async def close(self) -> None:
+        """Ends it if need be and removes its folder."""
+        try:
+            await self.reap()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            else:
+                self._link.close()
+                os.close(self._output)
+            await asyncio.to_thread(remove, self.folder)
+
+    async def _send(self, message: ToChild) -> None:
+        assert self._writer is not None, "begin first"  # noqa: S101
+        try:
+            self._writer.write(frames.encode(dump(message)))
+            await self._writer.drain()
+        except ConnectionError:
+            return  # it is dead; reading will tell

@@ -1,0 +1,101 @@
+"""Events of one attempt on their way to the trainer: numbered from 1, kept until they are stored there."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from services.trainer.worker.messages import Progressed
+
+MAX_BATCH_EVENTS = 500
+_MAX_BATCH_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: a step, or a line of the log."""
+
+    # Seconds since 1970.
+    time: float
+    payload: Progressed | str
+
+
+class EventBuffer:
+    """What was not stored yet, in order.
+
+    Progress that was not sent yet gives way to newer progress of the same phase. Lines that find the buffer
+    full are counted and left out: job.log has them.
+    """
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._kept: deque[Event] = deque()
+        # Number of the first event in `_kept`.
+        self._first = 1
+        # How many of `_kept` were sent on the present connection.
+        self._sent = 0
+        # Number of the newest event that was ever sent: the trainer may have it as it was.
+        self._newest_sent = 0
+        self._left_out = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to send."""
+        return self._sent < len(self._kept)
+
+    @property
+    def last_number(self) -> int:
+        """Number of the newest event; 0 before the first."""
+        return self._first + len(self._kept) - 1
+
+    @property
+    def stored_number(self) -> int:
+        """Every event up to this number is stored."""
+        return self._first - 1
+
+    def add_progress(self, progress: Progressed) -> None:
+        """Adds a step."""
+        event = Event(time.time(), progress)
+        if self._kept and self.last_number > self._newest_sent:
+            newest = self._kept[-1].payload
+            full = len(self._kept) >= self._max_events
+            if isinstance(newest, Progressed) and (full or newest.phase == progress.phase):
+                self._kept[-1] = event
+                return
+        self._kept.append(event)
+
+    def add_line(self, line: str) -> None:
+        """Adds a line of the log."""
+        if len(self._kept) >= self._max_events:
+            self._left_out += 1
+            return
+        if self._left_out:
+            note, self._left_out = f"[{self._left_out} lines are in job.log only]", 0
+            self._kept.append(Event(time.time(), note))
+        self._kept.append(Event(time.time(), line))
+
+    def take(self) -> tuple[int, list[Event]]:
+        """The next events to send, with the number of their first."""
+        number, size = self._first + self._sent, 0
+        batch: list[Event] = []
+        for event in itertools.islice(self._kept, self._sent, self._sent + MAX_BATCH_EVENTS):
+            size += len(event.payload) if isinstance(event.payload, str) else 1000
+            if batch and size > _MAX_BATCH_CHARACTERS:
+                break
+            batch.append(event)
+        self._sent += len(batch)
+        self._newest_sent = max(self._newest_sent, number + len(batch) - 1)
+        return number, batch
+
+    def stored(self, number: int) -> None:
+        """The trainer has every event up to `number`."""
+        for _ in range(min(number - self.stored_number, len(self._kept))):
+            self._kept.popleft()
+            self._first += 1
+            self._sent = max(0, self._sent - 1)
+
+    def resend(self) -> None:
+        """The connection broke: what was sent on it and is not stored goes again."""
+        self._sent = 0

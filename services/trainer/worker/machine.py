@@ -1,0 +1,106 @@
+"""What this machine can do, found out without importing torch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.science.pipeline import software_versions
+
+_QUERY_SECONDS = 10.0
+# A container sees its own control group here; elsewhere the whole machine has to do.
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Capabilities as the trainer is told of them."""
+
+    hostname: str
+    # What torch.device takes.
+    device: str
+    # "cpu", or the tier of the GPU.
+    device_class: str
+    device_name: str = ""
+    device_memory_bytes: int = 0
+    cpu_cores: int = 0
+    memory_bytes: int = 0
+    software: Mapping[str, str] = field(default_factory=dict)
+
+    def message(self) -> workers_pb2.Capabilities:
+        """The wire's form."""
+        return workers_pb2.Capabilities(
+            device_class=self.device_class,
+            device_name=self.device_name,
+            device_memory_bytes=self.device_memory_bytes,
+            cpu_cores=self.cpu_cores,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+async def find_machine(device: str) -> Machine:
+    """Looks at the machine; `device` is "auto", "cpu" or "cuda:N"."""
+    gpus = [] if device == "cpu" else await asyncio.to_thread(_gpus)
+    index = int(device.partition(":")[2]) if device.startswith("cuda") else 0
+    use_gpu = device.startswith("cuda") or (device == "auto" and bool(gpus))
+    name, memory = gpus[index] if use_gpu and index < len(gpus) else ("", 0)
+    return Machine(
+        hostname=socket.gethostname(),
+        device=f"cuda:{index}" if use_gpu else "cpu",
+        device_class=gpu_tier(name) if use_gpu else "cpu",
+        device_name=name,
+        device_memory_bytes=memory,
+        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        software=software_versions(),
+    )
+
+
+def oom_kills() -> int:
+    """How many processes of this container, or of this machine, the kernel has ended for lack of memory."""
+    for file in _OOM_COUNTERS:
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            continue
+        counts = [line.split()[1] for line in lines if line.split()[:1] == ["oom_kill"]]
+        if counts:
+            return int(counts[0])
+    return 0
+
+
+def gpu_tier(name: str) -> str:
+    """The tier in a product name: "H200" of "NVIDIA H200 NVL"; "gpu" when there is none to see."""
+    tiers = [word for word in name.split() if re.fullmatch(r"[A-Z]{1,3}[0-9]{1,4}[a-z]?", word)]
+    return tiers[0] if tiers else "gpu"
+
+
+def _gpus() -> list[tuple[str, int]]:
+    """(name, memory in bytes) of each GPU that the driver shows."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return gpus_in(answer.stdout)
+
+
+def gpus_in(listing: str) -> list[tuple[str, int]]:
+    """Reads lines such as "NVIDIA H200, 143771"; the memory is in MiB."""
+    found = []
+    for line in listing.splitlines():
+        name, _, memory = line.rpartition(",")
+        if name.strip() and memory.strip().isdigit():
+            found.append((name.strip(), int(memory) << 20))
+    return found

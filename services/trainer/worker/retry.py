@@ -1,0 +1,75 @@
+"""Trying again: which failures pass, and how long to wait before the next try."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import grpc
+
+from guidehall.core.errors import AppError, Code, DeadlineExceeded, from_rpc_error
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+# The other side is away, starting, overloaded or broken for the moment.
+PASSING = frozenset(
+    {
+        Code.UNAVAILABLE,
+        Code.DEADLINE_EXCEEDED,
+        Code.RESOURCE_EXHAUSTED,
+        Code.INTERNAL,
+        Code.UNKNOWN,
+        Code.CANCELLED,
+    }
+)
+
+
+class Pauses:
+    """Growing pauses between tries, with jitter so that many workers do not come back in step."""
+
+    def __init__(self, first_seconds: float, longest_seconds: float) -> None:
+        self._first = first_seconds
+        self._longest = longest_seconds
+
+    def __iter__(self) -> Iterator[float]:
+        pause = self._first
+        while True:
+            yield pause * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+            pause = min(2 * pause, self._longest)
+
+
+@asynccontextmanager
+async def calling(timeout_seconds: float) -> AsyncIterator[None]:
+    """Around a call to another service: bounds it and turns its failures into `AppError`."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"no answer within {timeout_seconds:g} s") from error
+
+
+async def until_answered(
+    call: Callable[[], Awaitable[Answer]], pauses: Pauses, what: str, passing: frozenset[Code] = PASSING
+) -> Answer:
+    """Repeats `call` for as long as its failures are `passing` ones; the caller bounds the whole.
+
+    Raises:
+        AppError: a failure that another try would meet again.
+    """
+    for pause in pauses:
+        try:
+            return await call()
+        except AppError as error:
+            if error.code not in passing:
+                raise
+            logger.warning("%s: %s; again in %.1f s", what, error.code.name, pause)
+        await asyncio.sleep(pause)
+    raise AssertionError("pauses never end")

@@ -1,0 +1,221 @@
+"""The session of one running job: heartbeats and events up, what is wanted down; a broken stream is renewed.
+
+It ends in one of two ways: it is cancelled, because the attempt is over, or it raises `LeaseLost`, because
+the job is somebody else's now or the lease has run out by this machine's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.errors import AppError, Code
+from guidehall.science.pipeline import Desired
+from services.trainer.worker.events import Event, EventBuffer
+from services.trainer.worker.lease import LeasedJob, desired_of
+from services.trainer.worker.retry import Pauses, calling
+from services.trainer.worker.trainer_client import EOF, TrainerClient
+
+logger = logging.getLogger(__name__)
+
+# The trainer does not know this attempt any more. What it says of credentials may still change.
+LOST = frozenset({Code.ABORTED, Code.FAILED_PRECONDITION, Code.NOT_FOUND})
+# A stream that was silent for so many heartbeats is taken for dead.
+_SILENT_HEARTBEATS = 3
+
+
+class LeaseLost(Exception):
+    """This attempt may report nothing any more."""
+
+
+class Session:
+    """Keeps the lease of `job` alive and its owner informed."""
+
+    def __init__(
+        self,
+        trainer: TrainerClient,
+        job: LeasedJob,
+        events: EventBuffer,
+        on_desired: Callable[[Desired], None],
+        *,
+        flush_seconds: float,
+        timeout_seconds: float,
+        pauses: Pauses,
+    ) -> None:
+        self._trainer = trainer
+        self._job = job
+        self._events = events
+        self._on_desired = on_desired
+        self._flush_seconds = flush_seconds
+        self._timeout_seconds = timeout_seconds
+        self._pauses = pauses
+        self._started = False
+        self._step = 0
+        self._deadline = asyncio.get_running_loop().time() + job.lease_seconds
+        self._lease_timer: asyncio.Timeout | None = None
+        self._wake = asyncio.Event()
+        self._stored = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def started(self) -> None:
+        """The pipeline runs."""
+        self._started = True
+        self._hurry.set()
+        self._wake.set()
+
+    def stepped(self, step: int) -> None:
+        """The newest step, for heartbeats."""
+        self._step = step
+
+    def notify(self) -> None:
+        """There are new events."""
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Waits until every event so far is stored."""
+        last = self._events.last_number
+        self._hurry.set()
+        self._wake.set()
+        while self._events.stored_number < last:
+            self._stored.clear()
+            await self._stored.wait()
+
+    async def run(self) -> None:
+        """Holds the session until it is cancelled.
+
+        Raises:
+            LeaseLost: the job is lost.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline) as self._lease_timer:
+                while True:
+                    await self._connect_until_broken()
+        except TimeoutError:
+            raise LeaseLost("the lease ran out while the trainer could not be reached") from None
+
+    async def _connect_until_broken(self) -> None:
+        """Streams, again and again while streams break at once; returns when one has worked."""
+        for pause in self._pauses:
+            before = self._deadline
+            end = await self._converse()
+            if isinstance(end, LeaseLost):
+                raise end
+            logger.log(
+                logging.INFO if end is None else logging.WARNING,
+                "session of %s ended (%s); connecting again",
+                self._job.job,
+                "OK" if end is None else end.code.name,
+            )
+            await asyncio.sleep(pause)
+            if self._deadline != before:
+                return
+
+    async def _converse(self) -> AppError | LeaseLost | None:
+        """One stream from its start to its end, and how it ended."""
+        self._events.resend()
+        call = None
+        try:
+            call = self._trainer.session()
+            async with asyncio.TaskGroup() as group:
+                speaking = group.create_task(self._speak(call))
+                end = await self._listen(call)
+                speaking.cancel()
+                return end
+        except AppError as error:  # no credential to call with
+            return error
+        finally:
+            if call is not None:
+                call.cancel()
+
+    async def _speak(self, call: Any) -> None:
+        """Sends until the stream breaks; listening tells how it did."""
+        try:
+            await self._send_all(call)
+        except (AppError, asyncio.InvalidStateError):
+            return
+
+    async def _send_all(self, call: Any) -> None:
+        hello = workers_pb2.SessionHello(job=self._job.job, lease_epoch=self._job.epoch)
+        await self._write(call, workers_pb2.SessionRequest(hello=hello))
+        said_started = False
+        loop = asyncio.get_running_loop()
+        next_heartbeat = loop.time() + self._job.heartbeat_seconds
+        while True:
+            if self._started and not said_started:
+                await self._write(call, workers_pb2.SessionRequest(started=workers_pb2.Started()))
+                said_started = True
+            while self._events.waiting:
+                batch = _batch(*self._events.take())
+                await self._write(call, workers_pb2.SessionRequest(events=batch))
+            if loop.time() >= next_heartbeat:
+                beat = workers_pb2.Heartbeat(step=self._step)
+                await self._write(call, workers_pb2.SessionRequest(heartbeat=beat))
+                next_heartbeat = loop.time() + self._job.heartbeat_seconds
+            await self._pause(next_heartbeat)
+
+    async def _pause(self, until: float) -> None:
+        """Waits for something to send, and then a little for more of it, but never past `until`."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+                async with asyncio.timeout(self._flush_seconds):
+                    await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+        self._hurry.clear()
+
+    async def _write(self, call: Any, request: workers_pb2.SessionRequest) -> None:
+        async with calling(self._timeout_seconds):
+            await call.write(request)
+
+    async def _listen(self, call: Any) -> AppError | LeaseLost | None:
+        silence = _SILENT_HEARTBEATS * self._job.heartbeat_seconds
+        try:
+            while True:
+                async with calling(silence):
+                    response = await call.read()
+                if response is EOF:
+                    return None
+                self._hear(response)
+        except LeaseLost as lost:
+            return lost
+        except AppError as error:
+            return LeaseLost(error.message) if error.code in LOST else error
+
+    def _hear(self, response: workers_pb2.SessionResponse) -> None:
+        match response.WhichOneof("message"):
+            case "ack":
+                self._events.stored(response.ack.stored_number)
+                self._stored.set()
+                self._extend(response.ack.lease_remaining_seconds)
+            case "desired":
+                self._on_desired(desired_of(response.desired.desired_state))
+            case "lost":
+                raise LeaseLost(response.lost.reason)
+
+    def _extend(self, remaining_seconds: float) -> None:
+        self._deadline = asyncio.get_running_loop().time() + remaining_seconds
+        if self._lease_timer is not None and not self._lease_timer.expired():
+            self._lease_timer.reschedule(self._deadline)
+
+
+def _batch(first_number: int, events: list[Event]) -> workers_pb2.EventBatch:
+    return workers_pb2.EventBatch(first_number=first_number, events=[_event(event) for event in events])
+
+
+def _event(event: Event) -> workers_pb2.WorkerEvent:
+    message = workers_pb2.WorkerEvent()
+    message.time.FromNanoseconds(int(event.time * 1e9))
+    if isinstance(event.payload, str):
+        message.log_line.CopyFrom(jobs_pb2.LogLine(line=event.payload))
+    else:
+        step = event.payload
+        message.progress.CopyFrom(
+            jobs_pb2.Progress(phase=step.phase, step=step.step, total=step.total, metrics=step.metrics)
+        )
+    return message
