@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
 from guidehall.core import names
-from guidehall.core.errors import NotFound, Unavailable, from_rpc_error
+from guidehall.core.errors import DeadlineExceeded, NotFound, Unavailable, from_rpc_error
 from guidehall.science.pipeline import InvalidModel
 from services.inference.settings import RepositorySettings
 from services.inference.versions import ModelKey, Published, Reference
@@ -50,7 +50,8 @@ class StorageSource:
         """One version, or the newest of a model; None when there is none.
 
         Raises:
-            AppError: what storage answered; Unavailable when it does not.
+            Unavailable: storage does not answer, or not as it should.
+            DeadlineExceeded: nor before the deadline of the request at hand.
         """
         version = "latest" if reference.version is None else reference.version
         ids = {"project": reference.key.project, "model": reference.key.model, "version": version}
@@ -61,7 +62,10 @@ class StorageSource:
             failure = from_rpc_error(error)
             if isinstance(failure, NotFound):
                 return None
-            raise failure from error
+            if isinstance(failure, DeadlineExceeded):
+                raise failure from error
+            # Whatever storage has against this service is nothing that its callers could put right.
+            raise Unavailable("storage cannot be asked for models", reason="STORAGE_UNAVAILABLE") from error
         return _published(answer)
 
     async def download(self, published: Published) -> AsyncGenerator[bytes]:

@@ -41,7 +41,10 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         return oip.ServerMetadataResponse(name="guidehall", version=__version__, extensions=extensions)
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Any) -> oip.ModelReadyResponse:
-        reference = Reference.of_protocol(request.name, request.version)
+        try:
+            reference = Reference.of_protocol(request.name, request.version)
+        except InvalidArgument:
+            return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=await self._plane.is_model_ready(current_principal(), reference))
 
     async def ModelMetadata(
