@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> None:
         os.setgid(group)
         os.setuid(user)
     os.umask(0o077)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
     # Python ignores these two and a new program would inherit that.

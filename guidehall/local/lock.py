@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from guidehall.local.errors import AlreadyRunning
 
 _NAME = "lock"
+_TRIES = 5
+_RETRY_SECONDS = 0.02
 
 
 class FolderLock:
@@ -21,17 +24,26 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         # Never removed: a lock on a removed file would exclude nobody.
         self._descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take():
             holder = os.pread(self._descriptor, 32, 0).decode().strip()
             os.close(self._descriptor)
             raise AlreadyRunning(
                 f"the stack in {folder} is already running as process {holder or '(starting)'}; "
                 "stop it with `guidehall down`, or choose another folder with --data"
-            ) from None
+            )
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _take(self) -> bool:
+        # Whoever asks for the holder has it for some microseconds too: that is no reason to give up.
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return True
+        return False
 
     def __enter__(self) -> FolderLock:
         return self

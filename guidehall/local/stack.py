@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -106,6 +107,8 @@ class Stack:
             StackError: something does not start; nothing is left running.
             Interrupted: `interrupt` was called meanwhile; nothing is left running.
         """
+        if platform.system() != "Linux":
+            raise StackError("the stack of one machine needs Linux; elsewhere run it in a container")
         try:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError as error:

@@ -75,9 +75,7 @@ class Supervisor:
                 for program in planned:
                     needs = [starts[name] for name in program.after if name in starts]
                     starts[program.name] = pool.submit(self._start_one, program, needs)
-                done, _ = wait(starts.values(), return_when=FIRST_EXCEPTION)
-                if any(future.exception() for future in done):
-                    self.interrupted.set()
+                self._watch(starts.values())
             errors = [error for future in starts.values() if (error := future.exception())]
             # The reason, rather than what was interrupted because of it.
             for error in sorted(errors, key=lambda error: isinstance(error, Interrupted)):
@@ -85,6 +83,16 @@ class Supervisor:
         except BaseException:
             self.stop()
             raise
+
+    def _watch(self, starts: Iterable[Future[None]]) -> None:
+        """Waits for all starts, and interrupts them when one fails or somebody loses patience (Ctrl-C)."""
+        try:
+            done, _ = wait(starts, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            self.interrupted.set()
+            raise
+        if any(future.exception() for future in done):
+            self.interrupted.set()
 
     def stop(self) -> None:
         """Stops everything, each program after those that need it."""
