@@ -104,7 +104,20 @@ def result_schema(name: str) -> dict[str, Any]:
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema(mode="validation")
+    schema: dict[str, Any] = _ordered(model.model_json_schema(mode="validation"))
+    return schema
+
+
+def _ordered(node: Any) -> Any:
+    """`node` with the order of each object's properties in words: a Struct does not keep that of its keys."""
+    if isinstance(node, list):
+        return [_ordered(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    copy = {key: _ordered(item) for key, item in node.items()}
+    if isinstance(node.get("properties"), dict):
+        copy["propertyOrder"] = list(node["properties"])
+    return copy
 
 
 def load_predictor(manifest: Manifest, weights: bytes, device: str = "cpu") -> Predictor:
@@ -119,10 +132,15 @@ def load_predictor(manifest: Manifest, weights: bytes, device: str = "cpu") -> P
     if digest != manifest.weights_sha256:
         raise InvalidModel(f"weights: SHA-256 is {digest}; the manifest says {manifest.weights_sha256}")
     predictor = kind.predictor().load(manifest, weights, device)
-    if (predictor.inputs, predictor.outputs) != (manifest.inputs, manifest.outputs):
+    if _signature(predictor) != _signature(manifest):
         raise InvalidModel(f"{manifest.architecture}: the tensors are not those that the manifest describes")
     _check_example(manifest, predictor)
     return predictor
+
+
+def _signature(owner: Predictor | Manifest) -> list[tuple[str, str, tuple[int, ...]]]:
+    # Wording may change between releases, and old manifests stay loadable.
+    return [(spec.name, spec.datatype, spec.shape) for spec in (*owner.inputs, *owner.outputs)]
 
 
 def _check_example(manifest: Manifest, predictor: Predictor) -> None:
