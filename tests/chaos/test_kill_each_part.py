@@ -1,0 +1,73 @@
+"""Every part is killed once while a job runs; the job succeeds once and one result is promoted."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from guidehall.client import JobState, Progress, StateChange
+from guidehall.local.control import status
+from tests.fixtures.platform import Platform
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(300)]
+
+STEPS, STEP_SECONDS, KILLED_AT_STEP = 60, 0.15, 15
+PARTS = ("trainer", "nats", "postgres", "s3", "storage", "inference", "gateway", "worker")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_killed_while_a_job_runs(platform: Platform, part: str) -> None:
+    params = {
+        "model_name": f"survivor-{part}",
+        "steps": STEPS,
+        "step_seconds": STEP_SECONDS,
+        "checkpoint_every": 5,
+        "noise": 0.0,
+    }
+    with platform.client() as client:
+        job = client.submit("toy.line", params, seed=3)
+        victim, killed_at_seq = "", 0
+        for event in client.watch(job.id):
+            if isinstance(event.payload, Progress) and event.payload.step >= KILLED_AT_STEP:
+                victim = part if part != "worker" else _worker_process(platform, client.job(job.id).worker)
+                platform.kill(victim)
+                killed_at_seq = event.seq
+                break
+        _until_all_answer(platform)
+
+        ended = client.wait(job.id, timeout=120)
+        events = list(client.watch(job.id))
+        result = client.result(job.id)
+        versions = list(client.model_versions(f"survivor-{part}"))
+
+    assert ended.state is JobState.SUCCEEDED
+    # The log itself shows that the kill hit a running job: work was reported before it and after it.
+    after = [event for event in events if event.seq > killed_at_seq]
+    assert any(isinstance(event.payload, Progress) for event in after)
+    finals = [e for e in events if isinstance(e.payload, StateChange) and e.payload.state.final]
+    assert [event.payload.state for event in finals] == [JobState.SUCCEEDED]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert result.model_versions == tuple(version.name for version in versions)
+    assert len(versions) == 1
+    assert result.document["steps"] == STEPS
+    assert result.document["slope"] == pytest.approx(2.0, abs=1e-6)
+    if part == "worker":
+        assert ended.attempt_count >= 2
+    restarts = {service.name: service.restarts for service in status(platform.data).services}
+    assert restarts[victim] >= 1
+
+
+def _worker_process(platform: Platform, worker: str) -> str:
+    """Which of the stack's worker programs is registered under a name."""
+    for service in status(platform.data).services:
+        if service.name.startswith("worker-") and worker.rpartition("/")[2] in platform.log(service.name):
+            return service.name
+    raise AssertionError(f"no program logged that it is {worker}")
+
+
+def _until_all_answer(platform: Platform, seconds: float = 60.0) -> None:
+    """Waits for the supervisor to have everything up again: another process, which sends us no event."""
+    deadline = time.monotonic() + seconds
+    while not status(platform.data).healthy:
+        assert time.monotonic() < deadline, status(platform.data)

@@ -1,0 +1,276 @@
+"""The main job, as its users see it: train, publish, serve, predict, over every way in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from guidehall.client import (
+    JobState,
+    Progress,
+    ResultPublished,
+    Stage,
+    StateChange,
+    errors,
+    read_curve,
+)
+from tests.fixtures.platform import Platform
+
+pytestmark = pytest.mark.slow
+
+SLOPE, INTERCEPT = 3.0, 0.5
+LINE = {"model_name": "e2e-line", "slope": SLOPE, "intercept": INTERCEPT, "noise": 0.0, "steps": 60}
+
+
+@pytest.fixture(scope="module")
+def line(platform: Platform) -> str:
+    """Name of the version of a line model that a job trained and published."""
+    with platform.client() as client:
+        job = client.submit("toy.line", LINE, seed=7, name="a line")
+        assert client.wait(job.id, timeout=60).state is JobState.SUCCEEDED
+        (version,) = client.result(job.id).model_versions
+    return version
+
+
+def test_a_job_tells_its_whole_story_in_order_and_once(platform: Platform) -> None:
+    with platform.client() as client:
+        job = client.submit("toy.line", {**LINE, "model_name": "story"})
+        events = list(client.watch(job.id))
+        again = list(client.watch(job.id))
+
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.seq for event in again] == [event.seq for event in events]
+    states = [event.payload.state for event in events if isinstance(event.payload, StateChange)]
+    assert states == [JobState.QUEUED, JobState.LEASED, JobState.RUNNING, JobState.SUCCEEDED]
+    assert any(isinstance(event.payload, Progress) for event in events)
+    assert isinstance(events[-1].payload, ResultPublished)
+
+
+def test_the_trained_model_is_served_and_right(platform: Platform, line: str) -> None:
+    x = np.linspace(-1, 2, 5, dtype=np.float32)[:, None]
+    with platform.client() as client:
+        version = client.model_version(line)
+        assert version.manifest["provenance"]["seed"] == 7
+        prediction = client.predict(line, {"x": x})
+
+    assert prediction.model_version == line
+    np.testing.assert_allclose(prediction.outputs["y"], SLOPE * x + INTERCEPT, atol=1e-4)
+
+
+def test_artifacts_and_the_full_log_come_with_the_result(platform: Platform, tmp_path: Path) -> None:
+    with platform.client() as client:
+        job = client.submit("toy.line", {**LINE, "model_name": "artifacts"})
+        client.wait(job.id, timeout=60)
+        files = {artifact.filename for artifact in client.result(job.id).artifacts}
+        assert {"points.npy", "job.log"} <= files
+        client.download_artifact(job.id, "points.npy", tmp_path)
+    points = np.load(tmp_path / "points.npy", allow_pickle=False)
+    np.testing.assert_allclose(points[:, 1], SLOPE * points[:, 0] + INTERCEPT)
+
+
+def test_a_job_reads_the_dataset_version_that_it_pinned(platform: Platform, tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 50)
+    file = tmp_path / "points.npy"
+    np.save(file, np.stack([x, -4 * x + 2], axis=1))
+    with platform.client() as client:
+        version = client.upload_dataset(file, "line-points")
+        params = {**LINE, "model_name": "from-data", "from_dataset": True, "steps": 200}
+        job = client.submit("toy.line", params, inputs={"points": version.name})
+        # A later version changes nothing for a job that is already submitted.
+        np.save(file, np.zeros((50, 2)))
+        client.upload_dataset(file, "line-points")
+        assert client.wait(job.id, timeout=60).state is JobState.SUCCEEDED
+        assert client.result(job.id).document["slope"] == pytest.approx(-4, abs=1e-3)
+
+
+def test_cancel_reaches_the_running_step(platform: Platform) -> None:
+    with platform.client() as client:
+        job = client.submit("toy.line", {**LINE, "steps": 1000, "step_seconds": 0.1})
+        for event in client.watch(job.id):
+            if isinstance(event.payload, Progress):
+                break
+        client.cancel(job.id)
+        ended = client.wait(job.id, timeout=30)
+        assert ended.state is JobState.CANCELLED
+        assert ended.end_reason == "CANCELLED_BY_USER"
+        with pytest.raises(errors.NotFound):
+            client.result(job.id)
+
+
+def test_a_wrong_parameter_is_refused_at_submission_by_name(platform: Platform) -> None:
+    with platform.client() as client, pytest.raises(errors.InvalidArgument) as caught:
+        client.submit("toy.line", {"steps": 0, "last_x": -1})
+    assert {violation.field for violation in caught.value.violations} >= {"params.steps"}
+
+
+def test_a_wrong_dataset_fails_the_job_at_once_by_name(platform: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "points.npy"
+    np.save(file, np.zeros((3, 3, 3)))
+    with platform.client() as client:
+        version = client.upload_dataset(file, "not-points")
+        job = client.submit("toy.line", {**LINE, "from_dataset": True}, inputs={"points": version.name})
+        ended = client.wait(job.id, timeout=60)
+    assert ended.state is JobState.FAILED
+    assert ended.end_reason == "USER_ERROR"
+    assert ended.attempt_count == 1
+    assert ended.error is not None
+    assert [violation.field for violation in ended.error.violations] == ["inputs.points"]
+
+
+def test_http_sees_the_same_job_its_events_and_its_result(platform: Platform) -> None:
+    base = platform.endpoints["gateway"] + "/api/v1"
+    with httpx.Client(base_url=base, timeout=60) as http:
+        answer = http.post("/jobs", json={"pipeline": "toy.line", "params": {**LINE, "model_name": "http"}})
+        assert answer.status_code == 201, answer.text
+        job = answer.json()["name"].rpartition("/")[2]
+        seqs, kinds = _events(http, job, {})
+        assert kinds[-1] == "published"
+        assert seqs == list(range(1, len(seqs) + 1))
+        resumed, _ = _events(http, job, {"Last-Event-ID": str(seqs[2])})
+        assert resumed == seqs[3:]
+        result = http.get(f"/jobs/{job}/result").json()
+        assert result["document"]["slope"] == pytest.approx(SLOPE, abs=1e-3)
+        content = http.get(f"/results/{job}/artifacts/points.npy")
+        assert content.content.startswith(b"\x93NUMPY")
+
+
+def _events(http: httpx.Client, job: str, headers: dict[str, str]) -> tuple[list[int], list[str]]:
+    seqs, kinds = [], []
+    with http.stream("GET", f"/jobs/{job}/events", headers=headers) as stream:
+        assert stream.status_code == 200
+        assert stream.headers["x-accel-buffering"] == "no"
+        for text in stream.iter_lines():
+            if text.startswith("id: "):
+                seqs.append(int(text[4:]))
+            if text.startswith("event: "):
+                kinds.append(text[7:])
+    return seqs, kinds
+
+
+def test_http_upload_streams_and_comes_back_the_same(platform: Platform) -> None:
+    content = np.random.default_rng(1).bytes(5_000_000)
+    base = platform.endpoints["gateway"] + "/api/v1"
+    with httpx.Client(base_url=base, timeout=60) as http:
+        path = "/datasets/http-bytes/versions"
+        answer = http.post(path, params={"filename": "some.bin"}, content=content)
+        assert answer.status_code == 201, answer.text
+        version = answer.json()["version"]
+        assert http.get(f"{path}/{version}/content").content == content
+
+
+def test_tritonclient_lists_describes_and_infers(platform: Platform, line: str) -> None:
+    """In a process of its own: tritonclient brings the protocol's stubs under the names that ours have."""
+    program = """
+import json, sys
+import numpy as np
+import tritonclient.grpc as triton
+import guidehall.client
+address, model = sys.argv[1:]
+client = triton.InferenceServerClient(address)
+assert client.is_server_ready() and client.is_model_ready(model)
+index = [entry.name for entry in client.get_model_repository_index().models]
+metadata = client.get_model_metadata(model)
+tensor = triton.InferInput("x", [3, 1], "FP32")
+tensor.set_data_from_numpy(np.array([[0], [1], [2]], dtype=np.float32))
+answer = client.infer(model, [tensor], request_id="one")
+print(json.dumps({
+    "listed": model in index, "inputs": [i.name for i in metadata.inputs], "id": answer.get_response().id,
+    "y": answer.as_numpy("y").ravel().tolist()}))
+"""
+    address = platform.endpoints["inference"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, address, "e2e-line"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["listed"]
+    assert answer["inputs"] == ["x"]
+    assert answer["id"] == "one"
+    np.testing.assert_allclose(answer["y"], [INTERCEPT, INTERCEPT + SLOPE, INTERCEPT + 2 * SLOPE], atol=1e-4)
+    assert line.endswith("/versions/1")
+
+
+def test_a_film_is_trained_and_reads_a_curve(platform: Platform, tmp_path: Path) -> None:
+    """Reflectometry end to end, small: what it predicts is checked by the curve, not by the network's word."""
+    prior = {
+        "model_name": "e2e-film",
+        "stack": {
+            "fronting": {"name": "air", "sld": 0.0},
+            "layers": [
+                {
+                    "name": "film",
+                    "sld": {"min": 1, "max": 5},
+                    "thickness": {"min": 100, "max": 200},
+                    "roughness": 3,
+                }
+            ],
+            "backing": {"name": "silicon", "sld": 2.07, "roughness": 3},
+        },
+        "training": {"epochs": 3, "steps_per_epoch": 30, "batch_size": 64},
+    }
+    film = {
+        "stack": {
+            "fronting": {"name": "air", "sld": 0.0},
+            "layers": [{"name": "film", "sld": 3.2, "thickness": 150, "roughness": 3}],
+            "backing": {"name": "silicon", "sld": 2.07, "roughness": 3},
+        },
+        "probe": {"q_min": 0.01, "q_max": 0.15, "points": 80},
+    }
+    with platform.client() as client:
+        job = client.submit("reflectometry.nr_sld", prior, seed=1)
+        assert client.wait(job.id, timeout=150).state is JobState.SUCCEEDED, client.job(job.id).error
+        truth = client.simulate(film).curve
+        file = tmp_path / "curve.txt"
+        np.savetxt(file, np.stack([truth.q, truth.r, 0.02 * truth.r + 1e-9], axis=1))
+        curve = read_curve(file, "fwhm", 0.05)
+        network = client.analyze(curve, None, Stage.NETWORK)
+        refined = client.analyze(curve, "e2e-film", Stage.REFINED)
+
+    assert "e2e-film" in network.model_version
+    assert refined.mean_abs_log10_error < 0.01
+    values = {parameter.name: parameter.value for parameter in refined.parameters}
+    assert values["film.thickness"] == pytest.approx(150, abs=2)
+    assert values["film.sld"] == pytest.approx(3.2, abs=0.1)
+
+
+def test_the_queue_and_the_workers_are_seen(platform: Platform) -> None:
+    with platform.client() as client:
+        (pool,) = client.pools()
+        workers = client.workers()
+    assert pool.name == "pools/cpu"
+    assert pool.live_workers == 2
+    offered = {pipeline.split()[0] for worker in workers for pipeline in worker.pipelines}
+    assert {"toy.line", "reflectometry.nr_sld", "reflectometry.simulate"} <= offered
+
+
+def test_command_line_submits_follows_and_predicts(platform: Platform, tmp_path: Path) -> None:
+    def guidehall(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "guidehall.cli",
+                "--endpoints",
+                str(platform.data / "endpoints.json"),
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+
+    done = guidehall("submit", "toy.line", "--slope", "2", "--model_name", "cli", "--watch")
+    assert done.returncode == 0, done.stderr
+    assert "succeeded" in done.stdout
+    listed = json.loads(guidehall("jobs", "--limit", "1", "--json").stdout)
+    assert "toy.line" in json.dumps(listed)
+    refused = guidehall("submit", "toy.line", "--steps", "0")
+    assert refused.returncode == 2
+    assert "steps" in refused.stderr
