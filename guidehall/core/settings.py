@@ -141,6 +141,7 @@ class OpsSettings(_Group):
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
+    request_seconds: float = Field(10.0, gt=0, description="longest wait for a request to arrive whole")
 
 
 class LogSettings(_Group):
