@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from guidehall.cli import data, jobs, local, platform, predict, submit
+from guidehall.cli import data, demo, jobs, local, platform, predict, submit
 from guidehall.cli._context import Settings
 from guidehall.cli._exit import ExitCode, exit_code
 
@@ -66,7 +66,7 @@ def cli(ctx: click.Context, endpoints: str | None, project: str, timeout: float)
     ctx.obj = Settings(endpoints, project, timeout)
 
 
-for _module in (submit, jobs, predict, data, platform, local):
+for _module in (submit, jobs, predict, data, platform, local, demo):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

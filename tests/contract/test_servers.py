@@ -1,4 +1,4 @@
-"""What every gRPC server offers besides its own calls: reflection, health, an error shape, a bound on time."""
+"""What every gRPC server offers besides its own calls: reflection, health, errors of one shape."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_an_error_names_the_field_and_carries_a_reason(platform: Platform) -> No
         refused = from_rpc_error(caught.value)
         assert isinstance(refused, InvalidArgument)
         assert [violation.field for violation in refused.violations] == ["page_size"]
+        nobody = jobs_pb2.GetJobRequest(name="projects/default/jobs/00000000-0000-4000-8000-000000000000")
         with pytest.raises(grpc.RpcError) as caught:
-            name = "projects/default/jobs/00000000-0000-4000-8000-000000000000"
-            jobs.GetJob(jobs_pb2.GetJobRequest(name=name), timeout=5)
+            jobs.GetJob(nobody, timeout=5)
         missing = from_rpc_error(caught.value)
         assert isinstance(missing, NotFound)
         assert missing.reason

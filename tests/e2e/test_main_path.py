@@ -165,7 +165,7 @@ def test_http_upload_streams_and_comes_back_the_same(platform: Platform) -> None
 
 
 def test_tritonclient_lists_describes_and_infers(platform: Platform, line: str) -> None:
-    """In a process of its own: tritonclient brings the protocol's stubs under the names that ours have."""
+    """In a process of its own: tritonclient's stubs have the names that ours have."""
     program = """
 import json, sys
 import numpy as np
