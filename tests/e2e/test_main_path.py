@@ -197,7 +197,7 @@ print(json.dumps({
 
 
 def test_a_film_is_trained_and_reads_a_curve(platform: Platform, tmp_path: Path) -> None:
-    """Reflectometry end to end, small: what it predicts is checked by the curve, not by the network's word."""
+    """Reflectometry end to end, small: the answer is judged by the curve that it gives."""
     prior = {
         "model_name": "e2e-film",
         "stack": {
