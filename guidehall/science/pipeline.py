@@ -119,7 +119,7 @@ class Context(Protocol):
 
     # "cpu" or "cuda:0": what torch.device takes.
     device: str
-    # Every random draw comes from it.
+    # Every random draw comes from it; from 0 to 2^53 - 1.
     seed: int
     # Goes into the manifest of each model that is published.
     provenance: Provenance
@@ -186,8 +186,8 @@ class Pipeline:
             try:
                 params = self.params.model_validate(params)
             except ValidationError as error:
-                path, reason = field_errors(error)[0]
-                raise UserError(path, "what is not valid", reason) from None
+                fault = error.errors(include_url=False)[0]
+                raise UserError(_path(fault["loc"]), fault["input"], fault["msg"]) from None
         result = resolve(self.entry)(params, context)
         if not isinstance(result, self.result):
             raise TypeError(f"{self.entry} returned {type(result).__name__}, not {self.result.__name__}")
@@ -271,16 +271,18 @@ def field_errors(error: ValidationError, prefix: str = "") -> list[tuple[str, st
     """(path, reason) of each fault, such as ("params.stack.layers[1].thickness", "Input should be ...")."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
-        path = prefix
-        for part in fault["loc"]:
-            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-        value = (
-            ""
-            if isinstance(fault["input"], dict | list | BaseModel)
-            else f"got {str(fault['input'])[:120]}; "
-        )
-        faults.append((path, value + fault["msg"]))
+        # A whole object says nothing that its path does not say.
+        whole = isinstance(fault["input"], dict | list | BaseModel)
+        value = "" if whole else f"got {str(fault['input'])[:120]}; "
+        faults.append((_path(fault["loc"], prefix), value + fault["msg"]))
     return faults
+
+
+def _path(parts: Sequence[str | int], prefix: str = "") -> str:
+    path = prefix
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
 
 
 def refuse_field(model: BaseModel, path: Sequence[str | int], value: object, allowed: str) -> NoReturn:

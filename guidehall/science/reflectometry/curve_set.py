@@ -54,6 +54,8 @@ def read_curves(path: Path, draw: Draw) -> Curves:
             field, "bytes numpy cannot read", "must be a .npy file without Python objects"
         ) from None
     expected = (parameters + 1 + points,)
+    if not isinstance(mapped, np.ndarray):
+        raise UserError(field, "an archive of arrays", "must be a .npy file")
     fits = mapped.dtype == np.float32 and mapped.ndim == 2 and mapped.shape[1:] == expected
     if not fits or not 1 <= len(mapped) <= MAX_FIXED_CURVES:
         allowed = f"must be float32 of shape [1 to {MAX_FIXED_CURVES}, {expected[0]}]"

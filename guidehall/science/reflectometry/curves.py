@@ -14,6 +14,8 @@ from guidehall.science.reflectometry.params import MAX_POINTS, BeamSide, Resolut
 MAX_FILE_BYTES = 8 << 20
 _NPY_MAGIC = b"\x93NUMPY"
 _SEPARATOR = re.compile(r"[,;\s]+")
+# Far beyond any measurement, and near enough that squares of residuals stay finite.
+_LARGEST_R, _SMALLEST_DR = 1e3, 1e-15
 _COLUMNS = ("q", "r", "dr", "dq")
 
 
@@ -57,10 +59,15 @@ class Curve:
         _refuse_first(self.q <= 0, self.q, f"{field}.q", "must be positive")
         descends = np.concatenate([[False], np.diff(self.q) < 0])
         _refuse_first(descends, self.q, f"{field}.q", "must not be smaller than the value before it")
+        allowed = f"must be between {-_LARGEST_R:g} and {_LARGEST_R:g}"
+        _refuse_first(np.abs(self.r) > _LARGEST_R, self.r, f"{field}.r", allowed)
         if self.dr is not None:
-            _refuse_first(self.dr <= 0, self.dr, f"{field}.dr", "must be positive")
+            allowed = f"must be positive and at least {_SMALLEST_DR:g}"
+            _refuse_first(self.dr < _SMALLEST_DR, self.dr, f"{field}.dr", allowed)
         if self.dq is not None:
-            _refuse_first(self.dq < 0, self.dq, f"{field}.dq", "must not be negative")
+            wrong = (self.dq < 0) | (self.dq > 0.3 * self.q)
+            allowed = "must be between 0 and 0.3 q, one standard deviation"
+            _refuse_first(wrong, self.dq, f"{field}.dq", allowed)
         if self.relative_dq is not None and not 0 <= self.relative_dq <= 0.3:
             raise UserError(f"{field}.relative_dq", self.relative_dq, "must be between 0 and 0.3")
 

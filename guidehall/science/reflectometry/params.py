@@ -330,9 +330,12 @@ class NrSldParams(_Params):
     @model_validator(mode="after")
     def _affordable(self) -> NrSldParams:
         training, points = self.training, self.probe.points
-        if training.batch_size * points * (len(self.stack.layers) + 1) > 5_000_000:
-            allowed = "batch_size x points x interfaces must not be above 5e6"
-            refuse_field(self, ["training", "batch_size"], training.batch_size, allowed)
+        # Curves that are calculated at once: this bounds the memory of a run to a few gigabytes.
+        for name in ("batch_size", "validation_curves"):
+            curves: int = getattr(training, name)
+            if curves * points * (len(self.stack.layers) + 1) > 5_000_000:
+                allowed = f"{name} x points x interfaces must not be above 5e6"
+                refuse_field(self, ["training", name], curves, allowed)
         if training.fixed_curves * points > 50_000_000:
             allowed = "fixed_curves x points must not be above 5e7"
             refuse_field(self, ["training", "fixed_curves"], training.fixed_curves, allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,9 +46,10 @@ def attach(context: Context, name: str, figure: Figure) -> None:
     """Adds `name`.png and `name`.svg to the result."""
     for suffix, media_type in (("png", "image/png"), ("svg", "image/svg+xml")):
         buffer = io.BytesIO()
-        # Without a date, the same result gives the same bytes.
+        # Without a date and random names, the same result gives the same bytes.
         metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(buffer, format=suffix, dpi=_DOTS_PER_INCH, metadata=metadata)
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(buffer, format=suffix, dpi=_DOTS_PER_INCH, metadata=metadata)
         context.artifact(f"{name}.{suffix}", buffer.getvalue(), media_type)
 
 

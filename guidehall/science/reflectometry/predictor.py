@@ -80,14 +80,16 @@ class PhysicalPredictor:
             path, reason = field_errors(error, "arguments")[0]
             raise InvalidModel(f"{path}: {reason}") from None
         free = len(Prior(arguments.stack, arguments.probe).free)
-        network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
+        # Without memory of its own, so that arguments alone cannot ask for gigabytes.
+        with torch.device("meta"):
+            network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
         try:
-            network.load_state_dict(safetensors.torch.load(weights))
+            network.load_state_dict(safetensors.torch.load(weights), assign=True)
         except (safetensors.SafetensorError, RuntimeError) as error:
             raise InvalidModel(
                 "weights: they are not those of this architecture and these arguments"
             ) from error
-        return cls(arguments, network, device)
+        return cls(arguments, network.float(), device)
 
     def weights(self) -> bytes:
         """The network as a safetensors file."""

@@ -20,6 +20,8 @@ from guidehall.science.reflectometry.prior import Prior
 # Rising over the first steps, then falling along a cosine to this share of the highest learning rate.
 _WARM_UP = 0.03
 _LAST_RATE = 0.01
+# Long epochs, too, must be seen to go on.
+_REPORT_STEPS = 10
 _GRADIENT_LIMIT = 1.0
 # Weight of the SLD profile beside that of the parameters, both about 1 for a network that knows nothing.
 _PROFILE_WEIGHT = 1.0
@@ -89,6 +91,8 @@ class Trainer:
                 self._train_step()
                 if self._step % self._training.steps_per_epoch == 0:
                     self._finish_epoch()
+                elif self._step % _REPORT_STEPS == 0:
+                    self._report()
         if self._best is None:
             self._finish_epoch()
         assert self._best is not None  # noqa: S101 (set by _finish_epoch)
@@ -167,17 +171,15 @@ class Trainer:
         if self._best is None or validation_loss < self._best.loss:
             weights = {name: value.clone() for name, value in self.network.state_dict().items()}
             self._best = _Best(validation_loss, weights)
-        self._context.progress(
-            self._step,
-            self._total,
-            phase="train",
-            epoch=epoch,
-            train_loss=train_loss,
-            validation_loss=validation_loss,
-        )
+        self._report()
         self._loss_sum = 0.0
         if epoch % self._training.checkpoint_epochs == 0:
             self._save()
+
+    def _report(self) -> None:
+        """The step, with the numbers of the last epoch that is complete."""
+        numbers = self.losses[-1].model_dump() if self.losses else {}
+        self._context.progress(self._step, self._total, phase="train", **numbers)
 
     def _save(self) -> None:
         state = {

@@ -150,7 +150,7 @@ def test_stopped_run_publishes(tmp_path: Path) -> None:
 def test_wrong_params_name_the_field(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         registry.pipeline("toy.line").run({"first_x": 2.0, "last_x": 1.0}, LocalContext(tmp_path))
-    assert caught.value.field == "last_x"
+    assert str(caught.value) == "last_x: got 1.0; must be larger than first_x, 2.0"
 
 
 def test_entry_must_return_its_result(tmp_path: Path) -> None:

@@ -101,4 +101,10 @@ def test_checks_lengths_and_resolution() -> None:
         Curve(q, r, dq=np.array([0.0, -0.1])).check("scan")
     with pytest.raises(UserError, match=r"curve\.relative_dq: got 0\.5"):
         Curve(q, r, relative_dq=0.5).check()
+    with pytest.raises(UserError, match=r"curve\.dq\[0\]: got 0\.1; must be between 0 and 0\.3 q"):
+        Curve(q, r, dq=np.array([0.1, 0.001])).check()
+    with pytest.raises(UserError, match=r"curve\.r\[0\]: got 1e\+300; must be between -1000 and 1000"):
+        Curve(q, 1e300 * r).check()
+    with pytest.raises(UserError, match=r"curve\.dr\[0\]: got 1e-300"):
+        Curve(q, r, dr=1e-300 * r).check()
     Curve(np.array([0.01, 0.01]), r).check()

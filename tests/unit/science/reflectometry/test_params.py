@@ -52,12 +52,13 @@ def test_refuses_naming_the_field(path: str, value: Any, field: str) -> None:
     assert field in [path for path, _ in field_errors(caught.value)]
 
 
-def test_limits_what_one_step_costs() -> None:
+@pytest.mark.parametrize("name", ["batch_size", "validation_curves"])
+def test_limits_what_is_calculated_at_once(name: str) -> None:
     document = changed("probe.points", 1024)
-    document["training"]["batch_size"] = 8192
+    document["training"][name] = 8192
     with pytest.raises(ValidationError) as caught:
         NrSldParams.model_validate(document)
-    assert field_errors(caught.value)[0][0] == "training.batch_size"
+    assert field_errors(caught.value)[0][0] == f"training.{name}"
 
 
 def test_something_must_be_free() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def test_a_stored_model_of_version_1_stays_loadable() -> None:
     model = registry.load_predictor(manifest, (STORED / "model.safetensors").read_bytes())
     assert manifest.architecture == "reflectometry.physical/1"
     assert [spec.name for spec in model.outputs] == ["parameters", "z", "sld", "reflectivity"]
+
+
+def test_wording_of_tensors_may_change_between_releases() -> None:
+    document = json.loads((STORED / "manifest.json").read_bytes())
+    document["inputs"][0]["description"] = "As an older release put it."
+    weights = (STORED / "model.safetensors").read_bytes()
+    registry.load_predictor(Manifest.from_document(document), weights)
+
+
+def test_huge_arguments_take_no_memory() -> None:
+    document = json.loads((STORED / "manifest.json").read_bytes())
+    document["arguments"] |= {"width": 2048, "depth": 32}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidModel, match="weights"):
+        registry.load_predictor(Manifest.from_document(document), (STORED / "model.safetensors").read_bytes())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,22 @@ def test_seed_decides_and_global_state_does_not(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_long_epochs_report_in_between_with_the_last_complete_numbers(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path)
+    train(tiny(epochs=2, steps_per_epoch=25), context)
+    assert [report["step"] for report in context.reports] == [10, 20, 25, 30, 40, 50]
+    assert [report.get("epoch") for report in context.reports] == [None, None, 1, 1, 1, 2]
+
+
+def test_same_run_gives_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(tiny(epochs=1), LocalContext(tmp_path / name, seed=5))
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
 def test_cancel_is_heard_at_the_next_step(tmp_path: Path) -> None:
     context = AfterSteps(tmp_path, 3, Desired.CANCEL)
     with pytest.raises(JobCancelled):
@@ -193,6 +209,10 @@ def test_other_sets_of_curves_are_refused(tmp_path: Path) -> None:
         context = LocalContext(tmp_path / "run", datasets={"curves": tmp_path / "set.npy"})
         with pytest.raises(UserError, match=message):
             train(tiny() | {"curves_from_dataset": True}, context)
+    with (tmp_path / "set.npy").open("wb") as file:
+        np.savez(file, table)
+    with pytest.raises(UserError, match="archive of arrays"):
+        train(tiny() | {"curves_from_dataset": True}, context)
     (tmp_path / "set.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match="numpy cannot read"):
         train(tiny() | {"curves_from_dataset": True}, context)
