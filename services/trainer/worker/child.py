@@ -56,10 +56,12 @@ def _guard(connection: socket.socket) -> None:
 
 def _run(connection: socket.socket, modules: list[str]) -> None:
     # Imported only now so that the guard stays small.
+    import contextlib
     import faulthandler
     import importlib
     from pathlib import Path
 
+    from guidehall.science import registry
     from services.trainer.worker.child_link import Link
     from services.trainer.worker.child_run import CRASH_FILE, run
 
@@ -67,8 +69,11 @@ def _run(connection: socket.socket, modules: list[str]) -> None:
     with (folder / CRASH_FILE).open("w") as crash:
         # Not to stderr, which the job's owner reads.
         faulthandler.enable(crash)
+        registry.pipelines()
         for module in modules:
-            importlib.import_module(module)
+            # One that is not installed is missed by the pipelines that need it, not by all.
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(module)
         link = Link(connection)
         start = link.wait_for_start()
         if start is None:

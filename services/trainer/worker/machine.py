@@ -79,8 +79,8 @@ def oom_kills() -> int:
 
 def gpu_tier(name: str) -> str:
     """The tier in a product name: "H200" of "NVIDIA H200 NVL"; "gpu" when there is none to see."""
-    tiers = [word for word in name.split() if re.fullmatch(r"[A-Z]{1,3}[0-9]{1,4}[a-z]?", word)]
-    return tiers[0] if tiers else "gpu"
+    tier = re.search(r"\b[A-Z]{1,3}[0-9]{1,4}\b", name)
+    return tier[0] if tier else "gpu"
 
 
 def _gpus() -> list[tuple[str, int]]:

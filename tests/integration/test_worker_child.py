@@ -1,0 +1,361 @@
+"""A pipeline in a real child process, without any service: what it says, how it ends, what it cannot reach."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidehall.science.pipeline import Desired
+from services.trainer.worker.child_process import ChildOptions, ChildProcess
+from services.trainer.worker.messages import (
+    ArtifactWritten,
+    Broke,
+    CheckpointSaved,
+    End,
+    FromChild,
+    Left,
+    Limits,
+    Logged,
+    ModelWritten,
+    OutOfMemory,
+    Progressed,
+    Refused,
+    Start,
+    Started,
+    Succeeded,
+)
+from services.trainer.worker.workspace import Workspace
+
+MODULES = "tests.toy_science,tests.odd_science"
+# Longer than anything here takes, shorter than a pipeline that sleeps.
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture
+async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ChildProcess]:
+    monkeypatch.setenv("GUIDEHALL_SCIENCE_MODULES", MODULES)
+    monkeypatch.setenv("GUIDEHALL_WORKER__NATS__PASSWORD", "k4b7")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k4b7")
+    workspace = Workspace(tmp_path)
+    process = await ChildProcess.spawn(workspace, ChildOptions())
+    try:
+        yield process
+    finally:
+        await process.close()
+        assert not process.folder.exists()
+        workspace.close()
+
+
+def start(pipeline: str, **more: Any) -> Start:
+    fields: dict[str, Any] = {
+        "job": "projects/default/jobs/7",
+        "pipeline": pipeline,
+        "params": {},
+        "seed": 5,
+        "device": "cpu",
+        "dataset_versions": {},
+        "dataset_files": {},
+        "progress_seconds": 0.05,
+    }
+    return Start(**fields | more)
+
+
+class Told:
+    """What a child said."""
+
+    def __init__(self) -> None:
+        self.messages: list[FromChild] = []
+        self.lines: list[str] = []
+        self.status: int | None = None
+
+    @property
+    def end(self) -> FromChild | None:
+        return self.messages[-1] if self.messages and isinstance(self.messages[-1], End) else None
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for message in self.messages if isinstance(message, kind)]
+
+
+async def run(child: ChildProcess, what: Start, told: Told | None = None) -> Told:
+    told = told or Told()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await child.begin(what, told.lines.append)
+        async for message in child.messages():
+            told.messages.append(message)
+        told.status = await child.exited()
+    return told
+
+
+async def test_a_run_is_told_from_start_to_result(child: ChildProcess) -> None:
+    told = await run(child, start("toy.line", params={"steps": 25, "model_name": "my-line"}))
+    assert isinstance(told.messages[0], Started)
+    assert told.of(Progressed)[-1].step == 25
+    assert [message.step for message in told.of(CheckpointSaved)] == [10, 20]
+    assert told.of(Logged)[-1].line.startswith("slope 2.0")
+    (model,) = told.of(ModelWritten)
+    assert model.name == "my-line"
+    assert model.manifest["provenance"]["job"] == "projects/default/jobs/7"
+    assert model.manifest["provenance"]["seed"] == 5
+    assert (child.folder / model.file.name).stat().st_size == model.file.size_bytes
+    (artifact,) = told.of(ArtifactWritten)
+    assert (artifact.name, artifact.media_type) == ("points.npy", "application/x-npy")
+    assert isinstance(told.end, Succeeded)
+    assert told.end.document["steps"] == 25
+    assert told.status == 0
+
+
+async def test_a_second_attempt_goes_on_from_the_checkpoint_to_the_same_numbers(
+    child: ChildProcess, tmp_path: Path
+) -> None:
+    params = {"steps": 25, "checkpoint_every": 20}
+    first = await run(child, start("toy.line", params=params))
+    (saved,) = first.of(CheckpointSaved)
+    assert isinstance(first.end, Succeeded)
+    workspace = Workspace(tmp_path)
+    second = await ChildProcess.spawn(workspace, ChildOptions())
+    state = str(child.folder / saved.file.name)
+    resumed = await run(second, start("toy.line", params=params, checkpoint_file=state))
+    assert "goes on at step 20" in [message.line for message in resumed.of(Logged)]
+    assert isinstance(resumed.end, Succeeded)
+    assert resumed.end.document == first.end.document
+    await second.close()
+    workspace.close()
+
+
+async def test_progress_at_every_step_is_coalesced(child: ChildProcess) -> None:
+    params = {"steps": 5000, "checkpoint_every": 5000}
+    told = await run(child, start("toy.line", params=params, progress_seconds=0.5))
+    steps = [message.step for message in told.of(Progressed)]
+    assert steps[-1] == 5000
+    assert len(steps) < 50
+
+
+@pytest.mark.parametrize(
+    ("wanted", "because", "status"), [(Desired.CANCEL, "cancelled", 0), (Desired.PAUSE, "paused", 0)]
+)
+async def test_what_is_wanted_reaches_a_running_step(
+    child: ChildProcess, wanted: Desired, because: str, status: int
+) -> None:
+    params = {"steps": 100_000, "step_seconds": 0.001}
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await child.begin(start("toy.line", params=params), [].append)
+        last = None
+        async for message in child.messages():
+            last = message
+            if isinstance(message, Progressed):
+                await child.want(wanted)
+        assert last == Left(because=because)  # type: ignore[arg-type]
+        assert await child.exited() == status
+
+
+async def test_stop_ends_early_with_a_result(child: ChildProcess) -> None:
+    params = {"steps": 100_000, "step_seconds": 0.001}
+    told = await run(child, start("toy.line", params=params, desired=Desired.STOP))
+    assert isinstance(told.end, Succeeded)
+    assert told.end.document["steps"] == 0
+
+
+async def test_wrong_parameters_are_refused_with_their_path(child: ChildProcess) -> None:
+    told = await run(child, start("toy.line", params={"steps": -1}))
+    assert isinstance(told.end, Refused)
+    assert told.end.field == "steps"
+
+
+async def test_a_user_error_names_field_value_and_what_is_allowed(child: ChildProcess) -> None:
+    told = await run(child, start("odd.refuse", params={"amount": 3}))
+    assert told.end == Refused(field="amount", description="got 3; must be something else")
+
+
+async def test_a_missing_dataset_is_the_users_error(child: ChildProcess) -> None:
+    told = await run(child, start("toy.line", params={"from_dataset": True}))
+    assert isinstance(told.end, Refused)
+    assert told.end.field == "inputs.points"
+
+
+async def test_another_exception_keeps_its_traceback_out_of_the_log(child: ChildProcess) -> None:
+    told = await run(child, start("odd.break_down"))
+    assert isinstance(told.end, Broke)
+    assert "RuntimeError: a secret inside" in told.end.traceback
+    assert told.lines == []
+    assert [message.line for message in told.of(Logged)] == ["about to break"]
+
+
+async def test_a_crash_ends_the_messages_and_leaves_its_status(child: ChildProcess) -> None:
+    told = await run(child, start("odd.exit_at_once", params={"amount": 7}))
+    assert told.end is None
+    assert told.status == 7
+    assert isinstance(told.messages[-1], Started | Progressed)
+
+
+async def test_everything_printed_is_captured(child: ChildProcess) -> None:
+    told = await run(child, start("odd.print_much", params={"amount": 2000}))
+    assert isinstance(told.end, Succeeded)
+    # The program and the logging write unbuffered, so their place among the rest may differ.
+    assert {"from print", "100 %", "ångström σ", "from logging", "from a program", "no line end"} <= set(
+        told.lines
+    )
+    assert "50 %" not in "".join(told.lines)
+    assert [line for line in told.lines if line.startswith("line ")] == [f"line {n}" for n in range(2000)]
+
+
+async def test_a_child_holds_no_secret_and_no_connection(child: ChildProcess) -> None:
+    told = await run(child, start("odd.show_environment"))
+    assert isinstance(told.end, Succeeded)
+    seen: Any = told.end.document["told"]
+    assert "k4b7" not in str(seen["environment"])
+    assert [name for name in seen["environment"] if name.startswith("GUIDEHALL_")] == [
+        "GUIDEHALL_SCIENCE_MODULES"
+    ]
+    assert seen["folder"] == str(child.folder)
+    assert seen["temporary"].startswith(str(child.folder))
+    assert seen["folder_mode"] == 0o700
+    sockets = [target for target in seen["descriptors"] if target.startswith("socket:")]
+    assert len(sockets) == 1
+    # Nothing that could reach a service, and nothing slow, is imported.
+    assert seen["modules"] == []
+
+
+async def test_too_little_memory_is_told_as_such(child: ChildProcess) -> None:
+    told = await run(
+        child, start("odd.use_memory", params={"amount": 8 << 30}, limits=Limits(memory_bytes=1 << 30))
+    )
+    assert isinstance(told.end, OutOfMemory)
+
+
+async def test_the_processor_limit_ends_a_child_by_its_own_signal(child: ChildProcess) -> None:
+    told = await run(child, start("odd.use_processor", limits=Limits(cpu_seconds=2)))
+    assert told.end is None
+    assert told.status == -signal.SIGXCPU
+
+
+async def test_an_output_beyond_the_limit_is_refused(child: ChildProcess) -> None:
+    told = await run(
+        child, start("odd.fill_a_file", params={"amount": 2 << 20}, limits=Limits(file_bytes=1 << 20))
+    )
+    assert told.end == Refused(
+        field="artifacts.large.bin", description="got 2097152 bytes; at most 1048576 bytes are allowed"
+    )
+
+
+async def test_a_result_beyond_the_limit_is_refused(child: ChildProcess) -> None:
+    told = await run(child, start("odd.return_too_much", params={"amount": 20 << 20}))
+    assert isinstance(told.end, Refused)
+    assert told.end.field == "result"
+
+
+async def test_a_fatal_signal_leaves_a_report_for_the_log_alone(child: ChildProcess) -> None:
+    told = Told()
+    await child.begin(start("odd.sleep_on"), told.lines.append)
+    async for message in child.messages():
+        if isinstance(message, Logged):
+            os.kill(child.pid, signal.SIGSEGV)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await child.exited() == -signal.SIGSEGV
+    assert "sleep_on" in child.crash_report()
+    assert told.lines == []
+
+
+async def test_killing_a_child_ends_what_it_started(child: ChildProcess) -> None:
+    await child.begin(start("odd.spawn_and_sleep"), [].append)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        program = await started_program(child)
+        child.kill()
+        assert await child.exited() == -signal.SIGKILL
+        await gone(program)
+
+
+async def test_what_a_dead_child_started_ends_too(child: ChildProcess) -> None:
+    await child.begin(start("odd.spawn_and_sleep"), [].append)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        program = await started_program(child)
+        os.kill(child.pid, signal.SIGKILL)
+        await gone(program)
+
+
+async def test_a_spare_child_ends_when_it_is_not_needed(child: ChildProcess) -> None:
+    assert child.alive
+
+
+async def started_program(child: ChildProcess) -> int:
+    async for message in child.messages():
+        if isinstance(message, Logged) and message.line.startswith("program "):
+            return int(message.line.removeprefix("program "))
+    raise AssertionError("it started none")
+
+
+async def gone(pid: int) -> None:
+    """Waits for the end of a process that is nobody's child here."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from services.trainer.worker.child_process import ChildOptions, ChildProcess
+from services.trainer.worker.messages import Logged, Start
+from services.trainer.worker.workspace import Workspace
+
+async def main():
+    child = await ChildProcess.spawn(Workspace(Path(sys.argv[1])), ChildOptions())
+    await child.begin(Start.model_validate_json(sys.argv[2]), [].append)
+    async for message in child.messages():
+        if isinstance(message, Logged):
+            print(child.pid, message.line.removeprefix("program "), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_child_and_grandchild_die_with_their_worker(tmp_path: Path) -> None:
+    what = start("odd.spawn_and_sleep").model_dump_json()
+    environment = os.environ | {"GUIDEHALL_SCIENCE_MODULES": MODULES, "PYTHONPATH": str(Path.cwd())}
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, str(tmp_path), what, env=environment, stdout=subprocess.PIPE
+    )
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert worker.stdout is not None
+        child, program = map(int, (await worker.stdout.readline()).split())
+        worker.kill()
+        await worker.wait()
+        await gone(child)
+        await gone(program)
+
+
+async def test_nonsense_from_the_worker_ends_a_child(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.trainer.worker.child",
+            str(theirs.fileno()),
+            str(os.getpid()),
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+            pass_fds=(theirs.fileno(),),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        ours.sendall(b"\xff\xff\xff\xff")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await process.wait() != 0

@@ -1,0 +1,38 @@
+"""Pipelines that misbehave, each in its own way: what a worker has to get along with."""
+
+from __future__ import annotations
+
+from guidehall.science.pipeline import Pipeline
+from guidehall.science.registry import Science
+from tests.odd_science.params import OddParams, OddResult
+
+WAYS = (
+    "break_down",
+    "exit_at_once",
+    "fill_a_file",
+    "leave_unasked",
+    "print_much",
+    "refuse",
+    "return_too_much",
+    "show_environment",
+    "sleep_on",
+    "spawn_and_sleep",
+    "use_memory",
+    "use_processor",
+)
+
+SCIENCE = Science(
+    name="odd",
+    title="Odd",
+    pipelines=tuple(
+        Pipeline(
+            name=f"odd.{way}",
+            version="1",
+            title=way.replace("_", " ").capitalize(),
+            params=OddParams,
+            result=OddResult,
+            entry=f"tests.odd_science.ways:{way}",
+        )
+        for way in WAYS
+    ),
+)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from guidehall.science.pipeline import Context, JobPaused, UserError
+from tests.odd_science.params import OddParams, OddResult
+
+
+def break_down(params: OddParams, context: Context) -> OddResult:
+    context.log("about to break")
+    raise RuntimeError("a secret inside")
+
+
+def exit_at_once(params: OddParams, context: Context) -> OddResult:
+    context.progress(1, 2)
+    os._exit(params.amount)
+
+
+def fill_a_file(params: OddParams, context: Context) -> OddResult:
+    context.artifact("large.bin", bytes(params.amount), "application/octet-stream")
+    return OddResult()
+
+
+def leave_unasked(params: OddParams, context: Context) -> OddResult:
+    raise JobPaused
+
+
+def print_much(params: OddParams, context: Context) -> OddResult:
+    print("from print")
+    print("10 %\r50 %\r100 %")
+    print("ångström ", end="")
+    print("\N{GREEK SMALL LETTER SIGMA}")
+    logging.getLogger("odd").warning("from logging")
+    subprocess.run(["/bin/echo", "from a program"], check=True)
+    for number in range(params.amount):
+        print(f"line {number}")
+    os.write(2, b"no line end")
+    return OddResult()
+
+
+def refuse(params: OddParams, context: Context) -> OddResult:
+    raise UserError("amount", params.amount, "must be something else")
+
+
+def return_too_much(params: OddParams, context: Context) -> OddResult:
+    return OddResult(told={"text": "x" * params.amount})
+
+
+def show_environment(params: OddParams, context: Context) -> OddResult:
+    with tempfile.NamedTemporaryFile() as file:
+        temporary = file.name
+    descriptors = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    return OddResult(
+        told={
+            "environment": dict(os.environ),
+            "descriptors": descriptors,
+            "temporary": temporary,
+            "folder": str(Path.cwd()),
+            "folder_mode": Path.cwd().stat().st_mode & 0o777,
+            "argv": sys.argv,
+            "modules": sorted(name for name in sys.modules if name in ("grpc", "nats", "torch")),
+        }
+    )
+
+
+def sleep_on(params: OddParams, context: Context) -> OddResult:
+    """Heeds nobody."""
+    context.progress(1, 2)
+    context.log("asleep")
+    time.sleep(3600)
+    return OddResult()
+
+
+def spawn_and_sleep(params: OddParams, context: Context) -> OddResult:
+    program = subprocess.Popen(["/bin/sleep", "3600"])
+    context.log(f"program {program.pid}")
+    time.sleep(3600)
+    return OddResult()
+
+
+def use_memory(params: OddParams, context: Context) -> OddResult:
+    held = bytearray(params.amount)
+    return OddResult(told={"bytes": len(held)})
+
+
+def use_processor(params: OddParams, context: Context) -> OddResult:
+    while True:
+        pass

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer.worker.job_log import JobLog
+from services.trainer.worker.messages import MAX_LINE_CHARACTERS
+from services.trainer.worker.output_lines import LineSplitter
+
+
+def split(*pieces: bytes) -> list[str]:
+    found: list[str] = []
+    splitter = LineSplitter(found.append)
+    for piece in pieces:
+        splitter.feed(piece)
+    splitter.close()
+    return found
+
+
+def test_lines_are_put_together_from_pieces() -> None:
+    assert split(b"one\ntw", b"o\n\nthree") == ["one", "two", "", "three"]
+
+
+def test_of_a_progress_bar_the_last_state_is_kept() -> None:
+    assert split(b"10 %\r50 %\r100 %\n", b"done\r\n") == ["100 %", "done"]
+
+
+def test_what_is_not_text_is_shown_as_such() -> None:
+    assert split(b"\xff\x00\xc3\xa9\n") == ["��é"]
+
+
+def test_an_endless_line_is_cut() -> None:
+    found = split(*[b"x" * 1000] * 100)
+    assert sum(map(len, found)) >= MAX_LINE_CHARACTERS
+    assert max(map(len, found)) == MAX_LINE_CHARACTERS
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_pieces_make_no_difference(data: bytes, size: int) -> None:
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert split(*pieces) == split(data)
+
+
+def test_a_job_log_is_cut_at_its_limit(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "log", 100)
+    for _ in range(20):
+        log.write("nine char")
+    described = log.close()
+    content = log.path.read_text()
+    assert content.startswith("nine char\n" * 9)
+    assert content.endswith("[the log is cut here: it reached its limit]\n")
+    assert described.size_bytes == len(content)
+    log.write("too late")
+    assert log.path.read_text() == content
