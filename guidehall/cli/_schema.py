@@ -109,7 +109,10 @@ class _Reader:
 def _object(schema: Mapping[str, Any], reader: _Reader, parent: Field, default: Any) -> Iterator[Field]:
     """The fields of an object; `default` is what its parent says it is when left out."""
     required = schema.get("required", ())
-    for name, entry in schema.get("properties", {}).items():
+    properties = schema.get("properties", {})
+    # On its way the schema may have lost the order of its keys.
+    order = [name for name in schema.get("propertyOrder", ()) if name in properties]
+    for name, entry in {**dict.fromkeys(order), **properties}.items():
         value = default.get(name, MISSING) if isinstance(default, Mapping) else MISSING
         yield from _field(entry, reader, parent, name, value, name in required)
 
@@ -256,9 +259,7 @@ def limits(field: Field) -> str:
 def describe(field: Field) -> str:
     """A field in one line of help: what it is, its unit, range and default."""
     facts = [field.unit, limits(field)]
-    if field.kind is Kind.LIST or field.fewest is not None or field.most is not None:
-        bounds = [str(bound) for bound in (field.fewest, field.most) if bound is not None]
-        facts.append(f"{' to '.join(bounds)} entries".strip() if bounds else "a,b,c")
+    facts.append(_entries(field))
     if field.choices:
         facts.append("|".join(_word(choice) for choice in field.choices))
     if field.required:
@@ -269,6 +270,14 @@ def describe(field: Field) -> str:
     known = "; ".join(fact for fact in facts if fact)
     said = f"{said[:1].upper()}{said[1:]}." if said else ""
     return f"{said} [{known}]".strip() if known else said
+
+
+def _entries(field: Field) -> str:
+    if field.fewest is not None and field.most is not None:
+        return f"{field.fewest} to {field.most} entries"
+    if field.fewest is not None:
+        return f"{field.fewest} or more entries"
+    return "" if field.most is None else f"at most {field.most} entries"
 
 
 def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -1,0 +1,98 @@
+"""A server that speaks the contract and answers the command line with what a test wants to see shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import json_format, struct_pb2
+from grpc_status import rpc_status
+
+from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.reflectometry.v1 import reflectometry_pb2, reflectometry_pb2_grpc
+from guidehall.core.errors import AppError, NotFound, to_status
+from guidehall.science import registry
+
+JOB = "projects/default/jobs/0a1b2c3d-0000-4000-8000-000000000000"
+
+
+@dataclass
+class Peer(jobs_pb2_grpc.JobsServiceServicer, reflectometry_pb2_grpc.ReflectometryServiceServicer):
+    """Knows the real pipelines; keeps what it was asked; refuses with `error` when a test sets it."""
+
+    requests: list[Any] = field(default_factory=list)
+    error: AppError | None = None
+    job: jobs_pb2.Job = field(default_factory=lambda: jobs_pb2.Job(name=JOB, state=jobs_pb2.JOB_STATE_QUEUED))
+    events: list[jobs_pb2.JobEvent] = field(default_factory=list)
+    analysis: reflectometry_pb2.AnalyzeCurveResponse = field(
+        default_factory=reflectometry_pb2.AnalyzeCurveResponse
+    )
+    simulation: reflectometry_pb2.SimulateResponse = field(default_factory=reflectometry_pb2.SimulateResponse)
+
+    def GetPipeline(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Pipeline:  # noqa: N802
+        if request.name not in registry.pipelines():
+            self._refuse(NotFound(f"{request.name} does not exist"), context)
+        return _pipeline(request.name)
+
+    def ListPipelines(self, *_: Any) -> Any:  # noqa: N802
+        return jobs_pb2.ListPipelinesResponse(pipelines=map(_pipeline, registry.pipelines()))
+
+    def SubmitJob(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+        return self._answer(request, context, self.job)
+
+    def GetJob(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+        return self._answer(request, context, self.job)
+
+    def CancelJob(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+        return self._answer(request, context, self.job)
+
+    def ListJobs(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.ListJobsResponse:  # noqa: N802
+        return self._answer(request, context, jobs_pb2.ListJobsResponse(jobs=[self.job]))
+
+    def WatchJob(self, request: Any, _: grpc.ServicerContext) -> Iterator[jobs_pb2.JobEvent]:  # noqa: N802
+        yield from (event for event in self.events if event.seq > request.after_seq)
+
+    def AnalyzeCurve(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return self._answer(request, context, self.analysis)
+
+    def Simulate(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return self._answer(request, context, self.simulation)
+
+    def params(self) -> dict[str, Any]:
+        """The parameters in the last request."""
+        return dict(json_format.MessageToDict(self.requests[-1].params))
+
+    def _answer(self, request: Any, context: grpc.ServicerContext, answer: Any) -> Any:
+        self.requests.append(request)
+        if self.error is not None:
+            self._refuse(self.error, context)
+        return answer
+
+    def _refuse(self, error: AppError, context: grpc.ServicerContext) -> None:
+        context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+
+def _pipeline(name: str) -> jobs_pb2.Pipeline:
+    known = registry.pipeline(name)
+    schema = struct_pb2.Struct()
+    schema.update(registry.json_schema(name))
+    return jobs_pb2.Pipeline(name=name, version=known.version, title=known.title, params_schema=schema)
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    """The server, already named in the environment."""
+    servicer = Peer()
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    jobs_pb2_grpc.add_JobsServiceServicer_to_server(servicer, server)
+    reflectometry_pb2_grpc.add_ReflectometryServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    target = f"127.0.0.1:{port}"
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", f"trainer={target},storage={target},inference={target}")
+    yield servicer
+    server.stop(None).wait()

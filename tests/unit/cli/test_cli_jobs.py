@@ -1,0 +1,233 @@
+"""Jobs on the command line: what is shown, what programs read, and what the exit code says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from guidehall.cli._app import cli, run
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core import errors
+from tests.unit.cli.conftest import JOB, Peer
+
+
+def _event(seq: int, **payload: object) -> jobs_pb2.JobEvent:
+    return jobs_pb2.JobEvent(job=JOB, seq=seq, **payload)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def finished(peer: Peer) -> Peer:
+    """A job that has run: it succeeded."""
+    peer.job.state = jobs_pb2.JOB_STATE_SUCCEEDED
+    peer.job.result = "projects/default/results/0a1b2c3d-0000-4000-8000-000000000000"
+    peer.job.last_seq = 5
+    train = jobs_pb2.Progress(phase="train", step=2, total=5, metrics={"train_loss": 0.012345678})
+    peer.events = [
+        _event(1, state_change=jobs_pb2.StateChange(state=jobs_pb2.JOB_STATE_RUNNING, worker="w1")),
+        _event(2, progress=train),
+        _event(3, log_line=jobs_pb2.LogLine(line="\x1b[31mhello")),
+        _event(4, state_change=jobs_pb2.StateChange(state=jobs_pb2.JOB_STATE_SUCCEEDED)),
+        _event(5, published=jobs_pb2.ResultPublished(result=peer.job.result, model_versions=["m/1"])),
+    ]
+    return peer
+
+
+@pytest.fixture
+def failed(peer: Peer) -> Peer:
+    """A job that has run: it failed."""
+    peer.job.state = jobs_pb2.JOB_STATE_FAILED
+    peer.job.error.message = "the film is too thick"
+    peer.job.last_seq = 1
+    change = jobs_pb2.StateChange(
+        state=jobs_pb2.JOB_STATE_FAILED, end_reason=jobs_pb2.END_REASON_USER_ERROR, error=peer.job.error
+    )
+    peer.events = [_event(1, state_change=change)]
+    return peer
+
+
+def test_watch_prints_lines_where_there_is_no_terminal(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["watch", "0a1b2c3d"]) == 0
+
+    assert [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "running on w1",
+        "train 2/5 train_loss=0.0123457",
+        "| \ufffd[31mhello",
+        "succeeded",
+        "result 0a1b2c3d, model m/1",
+    ]
+
+
+def test_watch_gives_programs_a_line_for_each_event(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["watch", JOB, "--after", "1", "--json"]) == 0
+
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["seq"] for event in events] == [2, 3, 4, 5]
+    assert events[0]["payload"]["metrics"] == {"train_loss": 0.012345678}
+
+
+def test_job_that_failed_fails_its_watch(failed: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["watch", JOB]) == 1
+
+    assert "failed (user error) - the film is too thick" in capsys.readouterr().out
+
+
+def test_submit_can_watch_what_it_submits(finished: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "reflectometry.nr_sld", "--watch", "--json"]) == 0
+
+    first, *events = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["id"] == "0a1b2c3d-0000-4000-8000-000000000000"
+    assert [event["seq"] for event in events] == [1, 2, 3, 4, 5]
+
+
+def test_submit_that_watches_a_failure_fails(failed: Peer) -> None:
+    assert run(["submit", "reflectometry.nr_sld", "--watch"]) == 1
+
+
+def test_jobs_are_listed_by_short_ids_that_name_them(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs", "--state", "queued", "--filter", 'pipeline = "p"', "--limit", "3"]) == 0
+
+    assert peer.requests[-1].filter == 'state = "QUEUED" AND pipeline = "p"'
+    assert peer.requests[-1].page_size == 3
+    short = capsys.readouterr().out.splitlines()[1].split()[0]
+    assert run(["job", short]) == 0
+
+
+def test_job_shows_why_it_failed(failed: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["job", JOB]) == 0
+
+    assert "error     the film is too thick" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["job", JOB], ["cancel", JOB], ["pipelines"]])
+def test_json_is_one_document(peer: Peer, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert run([*command, "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidArgument, 2),
+        (errors.NotFound, 3),
+        (errors.PermissionDenied, 5),
+        (errors.Unauthenticated, 5),
+        (errors.FailedPrecondition, 1),
+        (errors.Internal, 1),
+        (errors.ResourceExhausted, 1),
+        (errors.DeadlineExceeded, 4),
+    ],
+)
+def test_exit_code_tells_the_kind_of_error(
+    peer: Peer, capsys: pytest.CaptureFixture[str], error: type[errors.AppError], code: int
+) -> None:
+    peer.error = error("in plain words", reason="SOME_REASON", metadata={"key": "value"})
+
+    assert run(["cancel", JOB]) == code
+    assert capsys.readouterr() == ("", "guidehall: in plain words\n")
+    assert run(["cancel", JOB, "--json"]) == code
+    document = json.loads(capsys.readouterr().err)["error"]
+    assert (document["code"], document["reason"]) == (error.code.name, "SOME_REASON")
+    assert document["metadata"] == {"key": "value"}
+
+
+def test_service_that_is_away_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1")
+
+    assert run(["jobs"]) == 4
+
+    assert capsys.readouterr().err == "guidehall: the trainer service at 127.0.0.1:1 cannot be reached\n"
+
+
+def test_fault_of_the_command_line_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("guidehall.client._platform.pools", fault)
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1")
+
+    assert run(["queue"]) == 1
+
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["job"], ["jobs", "--limit", "0"], ["--timeout", "0", "jobs"]]
+)
+def test_wrong_usage_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+
+    assert "Usage: guidehall" in capsys.readouterr().err
+
+
+def _commands() -> list[list[str]]:
+    found = [[]]
+    for name, command in cli.commands.items():
+        found.append([name])
+        found += [[name, inner] for inner in getattr(command, "commands", {})]
+    return [path for path in found if path != ["simulate"]]
+
+
+@pytest.mark.parametrize("path", _commands(), ids=" ".join)
+def test_every_command_has_help_without_a_server(
+    path: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1,storage=127.0.0.1:1,inference=127.0.0.1:1")
+
+    assert run([*path, "--help"]) == 0
+
+    assert "Usage: guidehall" in capsys.readouterr().out
+
+
+def test_interrupted_watch_says_that_the_job_goes_on(peer: Peer) -> None:
+    peer.events = [_event(1, log_line=jobs_pb2.LogLine(line="first"))]
+    peer.job.state = jobs_pb2.JOB_STATE_RUNNING
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "guidehall.cli", "watch", JOB],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    with watch:
+        assert watch.stdout is not None
+        assert watch.stdout.readline().endswith("| first\n")
+        watch.send_signal(signal.SIGINT)
+        _, said = watch.communicate(timeout=30)
+
+    assert watch.returncode == 130
+    assert said.split("\n") == [
+        "the job goes on; end it with: guidehall cancel 0a1b2c3d",
+        "",
+        "interrupted",
+        "",
+    ]
+
+
+def test_reader_that_leaves_early_is_no_fault(peer: Peer) -> None:
+    listing = subprocess.run(
+        [sys.executable, "-m", "guidehall.cli", "submit", "reflectometry.nr_sld", "--help"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert len(listing.stdout) > 4096
+    shell = f"{sys.executable} -m guidehall.cli pipelines reflectometry.nr_sld --json | true"
+
+    finished = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+
+    assert finished.stderr == ""
