@@ -48,6 +48,8 @@ def parse_url(variable: str, url: str, ports: dict[str, int]) -> Credentials:
         port = parts.port or ports[parts.scheme]
     except (ValueError, KeyError) as error:
         raise StackError(f"{variable} is not of the form {form}") from error
+    if parts.query or parts.fragment:
+        raise StackError(f"{variable} takes no parameters: {form}")
     if not (parts.hostname and parts.username and parts.password):
         raise StackError(f"{variable} needs a host, a user and a password: {form}")
     return Credentials(

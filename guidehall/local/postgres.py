@@ -230,8 +230,8 @@ def _home(folder: Path, account: Account | None) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     if account is None:
         return home
-    folder.chmod(0o711)
-    home.chmod(0o711)
+    for passed in (folder, home):
+        passed.chmod(passed.stat().st_mode | 0o011)
     record = home / "elsewhere.json"
     elsewhere = read_json(record).get("home")
     if elsewhere is None and can_enter(account, home):

@@ -261,7 +261,11 @@ class Process:
 
     def _keep_running(self) -> None:
         while not self._stopping.is_set():
-            ready_at = self._run()
+            try:
+                ready_at = self._run()
+            except OSError as error:  # no process to be had just now
+                self.log.write(f"cannot be started: {error}\n".encode())
+                ready_at = None
             if self._stopping.is_set():
                 break
             healthy = ready_at is not None and time.monotonic() - ready_at > self._policy.healthy_seconds

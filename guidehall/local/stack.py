@@ -156,7 +156,7 @@ class Stack:
         identity = Identity(self._data / "identity")
         identity.ensure()
         ports = Ports(self._data / "ports.json")
-        backing = _backing(self._data, ports, secrets, self.options.environment)
+        backing = _backing(self._data, ports, secrets, self.options.environment, self._report)
         site = services.Site(
             data=self._data,
             root=services.find_root(),
@@ -236,7 +236,9 @@ def summary(endpoints: Mapping[str, object]) -> str:
     return "\n".join(["", *(f"  {name:<10} {endpoints[name]}" for name in names), ""])
 
 
-def _backing(folder: Path, ports: Ports, secrets: Secrets, variables: Mapping[str, str]) -> _Backing:
+def _backing(
+    folder: Path, ports: Ports, secrets: Secrets, variables: Mapping[str, str], report: Report
+) -> _Backing:
     """Servers of our own, but for those that `variables` say run elsewhere: these are only checked.
 
     Raises:
@@ -251,6 +253,8 @@ def _backing(folder: Path, ports: Ports, secrets: Secrets, variables: Mapping[st
         server = PostgresServer(folder, ports.choose("postgres", POSTGRES_PORT), secrets)
         programs.append(dataclasses.replace(server.program(), provision=lambda: server.provide(_DATABASES)))
         postgres = server
+        if not server.home.is_relative_to(folder):
+            report(f"postgres keeps its data in {server.home}: it may not run as root, nor enter {folder}")
     nats: NatsServer | ExternalNats
     if url := variables.get(NATS_VARIABLE):
         nats = ExternalNats(url, secrets)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,13 @@ _STRANGER = Account(user=54_321, group=54_321)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder all of whose parents are open to everybody."""
-    inner = tmp_path / "outer" / "inner"
-    inner.mkdir(parents=True)
-    for parent in (inner, *inner.parents):
-        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
-            parent.chmod(0o711)
-    return inner
+def folder() -> Iterator[Path]:
+    """A folder all of whose parents are open to everybody, which those of pytest's own are not."""
+    with tempfile.TemporaryDirectory() as outermost:
+        Path(outermost).chmod(0o711)
+        inner = Path(outermost) / "outer" / "inner"
+        inner.mkdir(parents=True)
+        yield inner
 
 
 def test_a_stranger_may_pass_open_folders(folder: Path) -> None:

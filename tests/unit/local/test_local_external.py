@@ -36,6 +36,7 @@ def test_the_usual_port_need_not_be_given() -> None:
         "postgresql://:hunter2@db.example",
         "postgresql://me:hunter2@",
         "hunter2",
+        "postgresql://me:hunter2@db.example/?sslmode=require",
         "postgresql://me:hunter2@[db",
     ],
 )
