@@ -1,4 +1,4 @@
-"""A pipeline in a real child process, without any service: what it says, how it ends, what it cannot reach."""
+"""A pipeline in a real child process, without any service: what it says, how it ends, what it can reach."""
 
 from __future__ import annotations
 

@@ -44,6 +44,8 @@ class Agent:
         self._workspace = workspace
         self._stopping = asyncio.Event()
         self._attempt: Attempt | None = None
+        # Of the running attempt: none until the worker is stopped.
+        self._attempt_limit = asyncio.timeout(None)
         self._worker = ""
 
     def stop(self) -> None:
@@ -53,8 +55,9 @@ class Agent:
         self._stopping.set()
         if self._attempt is not None:
             self._attempt.wishes.drain()
-            delay = self._tools.settings.drain_seconds
-            asyncio.get_running_loop().call_later(delay, self._attempt.wishes.leave)
+            loop, settings = asyncio.get_running_loop(), self._tools.settings
+            loop.call_later(settings.drain_seconds, self._attempt.wishes.leave)
+            self._attempt_limit.reschedule(loop.time() + settings.drain_seconds + settings.exit_seconds)
 
     async def run(self) -> None:
         """Works until it is stopped."""
@@ -128,11 +131,13 @@ class Agent:
     async def _run(self, job: LeasedJob) -> None:
         logger.info("leased %s, attempt %d", job.job, job.attempt)
         _BUSY.set(1)
+        self._attempt_limit = asyncio.timeout(None)
         token = job_id.set(job.job)
         folder = self._workspace.new_folder()
         try:
             self._attempt = Attempt(job, self._tools, folder)
-            await self._attempt.run()
+            async with self._attempt_limit:
+                await self._attempt.run()
         except Exception:
             # Its lease runs out and another attempt follows; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)

@@ -39,11 +39,11 @@ from services.trainer.worker.messages import (
     Succeeded,
 )
 from services.trainer.worker.outputs import OutputFile, Outputs, described, output_file
-from services.trainer.worker.retry import PASSING, Pauses, until_answered
-from services.trainer.worker.session import LOST, LeaseLost, Session
+from services.trainer.worker.retry import Pauses, until_answered
+from services.trainer.worker.session import LeaseLost, Session
 from services.trainer.worker.settings import WorkerSettings
 from services.trainer.worker.storage_client import StorageClient
-from services.trainer.worker.trainer_client import StagedObject, TrainerClient
+from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
 from services.trainer.worker.verdict import (
     CANCELLED,
     Died,
@@ -365,12 +365,8 @@ class Attempt:
                 await trainer.finish(job, verdict, outputs)
 
         try:
-            # A credential may be renewed while the lease lives.
-            passing = PASSING | {Code.UNAUTHENTICATED}
-            await until_answered(report, self._tools.pauses, f"reporting {job.job}", passing)
+            await until_answered(report, self._tools.pauses, f"reporting {job.job}", may_pass)
         except AppError as error:
-            if error.code in LOST:
-                raise LeaseLost(error.message) from None
-            raise
+            raise LeaseLost(error.message) from None
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
         logger.info("%s: %s", job.job, how)

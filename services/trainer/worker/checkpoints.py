@@ -9,10 +9,10 @@ from pathlib import Path
 
 from guidehall.core.errors import AppError
 from services.trainer.worker.lease import LeasedJob
-from services.trainer.worker.retry import PASSING, Pauses
-from services.trainer.worker.session import LOST, LeaseLost
+from services.trainer.worker.retry import Pauses
+from services.trainer.worker.session import LeaseLost
 from services.trainer.worker.storage_client import StorageClient
-from services.trainer.worker.trainer_client import StagedObject, TrainerClient
+from services.trainer.worker.trainer_client import StagedObject, TrainerClient, is_stale, may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class CheckpointUploads:
                 return
             except AppError as error:
                 logger.warning("checkpoint of %s: %s", self._job.job, error.code.name)
-                if error.code not in PASSING:
+                if not may_pass(error):
                     return
             await asyncio.sleep(pause)
             if self._newest is not state:
@@ -97,6 +97,6 @@ class CheckpointUploads:
         try:
             await self._trainer.commit_checkpoint(self._job, self._ordinal, state.step, staged)
         except AppError as error:
-            if error.code in LOST:
+            if is_stale(error):
                 raise LeaseLost(error.message) from None
             raise

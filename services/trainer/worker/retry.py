@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 # The other side is away, starting, overloaded or broken for the moment.
-PASSING = frozenset(
+_PASSING = frozenset(
     {
         Code.UNAVAILABLE,
         Code.DEADLINE_EXCEEDED,
@@ -56,8 +56,16 @@ async def calling(timeout_seconds: float) -> AsyncIterator[None]:
         raise DeadlineExceeded(f"no answer within {timeout_seconds:g} s") from error
 
 
+def passes(error: AppError) -> bool:
+    """Whether another try may succeed."""
+    return error.code in _PASSING
+
+
 async def until_answered(
-    call: Callable[[], Awaitable[Answer]], pauses: Pauses, what: str, passing: frozenset[Code] = PASSING
+    call: Callable[[], Awaitable[Answer]],
+    pauses: Pauses,
+    what: str,
+    passing: Callable[[AppError], bool] = passes,
 ) -> Answer:
     """Repeats `call` for as long as its failures are `passing` ones; the caller bounds the whole.
 
@@ -68,7 +76,7 @@ async def until_answered(
         try:
             return await call()
         except AppError as error:
-            if error.code not in passing:
+            if not passing(error):
                 raise
             logger.warning("%s: %s; again in %.1f s", what, error.code.name, pause)
         await asyncio.sleep(pause)

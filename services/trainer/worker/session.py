@@ -13,17 +13,15 @@ from typing import Any
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
-from guidehall.core.errors import AppError, Code
+from guidehall.core.errors import AppError
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.events import Event, EventBuffer
 from services.trainer.worker.lease import LeasedJob, desired_of
 from services.trainer.worker.retry import Pauses, calling
-from services.trainer.worker.trainer_client import EOF, TrainerClient
+from services.trainer.worker.trainer_client import EOF, TrainerClient, may_pass
 
 logger = logging.getLogger(__name__)
 
-# The trainer does not know this attempt any more. What it says of credentials may still change.
-LOST = frozenset({Code.ABORTED, Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 # A stream that was silent for so many heartbeats is taken for dead.
 _SILENT_HEARTBEATS = 3
 
@@ -185,7 +183,7 @@ class Session:
         except LeaseLost as lost:
             return lost
         except AppError as error:
-            return LeaseLost(error.message) if error.code in LOST else error
+            return error if may_pass(error) else LeaseLost(error.message)
 
     def _hear(self, response: workers_pb2.SessionResponse) -> None:
         match response.WhichOneof("message"):

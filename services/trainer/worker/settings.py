@@ -73,6 +73,7 @@ class WorkerSettings(ServiceSettings):
     drain_seconds: float = Field(
         20.0, gt=0, description="from SIGTERM to the kill of a job that does not leave"
     )
+    exit_seconds: float = Field(5.0, gt=0, description="for handing the job back after that")
 
     max_input_bytes: int = Field(8 << 30, gt=0)
     max_artifact_bytes: int = Field(4 << 30, gt=0, description="of one file: artifact, model or checkpoint")

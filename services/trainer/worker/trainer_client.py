@@ -12,11 +12,11 @@ import grpc
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
-from guidehall.core.errors import Unauthenticated
+from guidehall.core.errors import AppError, Code, Unauthenticated
 from guidehall.core.telemetry import inject
 from services.trainer.worker.lease import LeasedJob, leased_job
 from services.trainer.worker.machine import Machine
-from services.trainer.worker.retry import calling
+from services.trainer.worker.retry import calling, passes
 from services.trainer.worker.verdict import Finish
 
 Metadata = tuple[tuple[str, str], ...]
@@ -29,6 +29,18 @@ def call_metadata(token: str) -> Metadata:
     headers = {"authorization": f"Bearer {token}"}
     inject(headers)
     return tuple(headers.items())
+
+
+def is_stale(error: AppError) -> bool:
+    """Whether the trainer says that the attempt does not hold its job any more."""
+    return error.code is Code.NOT_FOUND or error.reason == "STALE_EPOCH"
+
+
+def may_pass(error: AppError) -> bool:
+    """Whether another try may succeed while the lease lives; meanwhile a credential may be renewed, too."""
+    if error.code is Code.ABORTED:
+        return not is_stale(error)
+    return passes(error) or error.code is Code.UNAUTHENTICATED
 
 
 @dataclass(frozen=True)
