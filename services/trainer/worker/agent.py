@@ -30,10 +30,6 @@ _BUSY = Gauge("guidehall_worker_busy", "1 while a job runs")
 _UNKNOWN_WORKER = frozenset({Code.NOT_FOUND, Code.FAILED_PRECONDITION})
 
 
-class _Stopping(Exception):
-    """The worker is to end."""
-
-
 class Agent:
     """One worker. `run` it in one task; `stop` it from anywhere in the same loop."""
 
@@ -70,13 +66,12 @@ class Agent:
             await self._tools.children.close()
 
     async def _work(self) -> None:
-        try:
-            while True:
-                registration = await self._unless_stopping(self._register())
+        while not self._stopping.is_set():
+            registration = await self._unless_stopping(self._register())
+            if registration is not None:
                 logger.info("registered as %s", registration.worker)
                 await self._serve(registration)
-        except _Stopping:
-            logger.info("stopped")
+        logger.info("stopped")
 
     async def _register(self) -> Registration:
         pipelines = {
@@ -102,10 +97,10 @@ class Agent:
     async def _serve(self, registration: Registration) -> None:
         """Takes one job after another, until the trainer has forgotten this worker."""
         pauses = iter(self._tools.pauses)
-        while True:
+        while not self._stopping.is_set():
             await self._tools.children.prepare()
             try:
-                job = await self._unless_stopping(self._next_job(registration))
+                job = await self._next_job(registration)
             except AppError as error:
                 if error.code in _UNKNOWN_WORKER:
                     return
@@ -113,22 +108,27 @@ class Agent:
                 self._complain("lease", error, pause)
                 await self._unless_stopping(asyncio.sleep(pause))
                 continue
-            pauses = iter(self._tools.pauses)
-            if job is not None:
-                await self._run(job)
-                if self._stopping.is_set():
-                    raise _Stopping
+            if job is None or await self._run(job):
+                pauses = iter(self._tools.pauses)
+            else:
+                # Whatever was wrong, the next job may meet it too.
+                await self._unless_stopping(asyncio.sleep(next(pauses)))
 
     async def _next_job(self, registration: Registration) -> LeasedJob | None:
         """Asks for work; when there is none, waits for a ring, or asks patiently where none can be heard."""
         lease = self._tools.trainer.lease
+        # Never given up half-way: a job that was granted unheard would wait for its lease to run out.
         job = await lease(registration.worker, 0.0)
-        if job is None and self._doorbell.works:
-            await self._doorbell.wait(registration.poll_interval_seconds)
+        if job is not None:
+            return job
+        if self._doorbell.works:
+            await self._unless_stopping(self._doorbell.wait(registration.poll_interval_seconds))
             return None
-        return job or await lease(registration.worker, self._tools.settings.lease_wait_seconds)
+        patiently = lease(registration.worker, self._tools.settings.lease_wait_seconds)
+        return await self._unless_stopping(patiently)
 
-    async def _run(self, job: LeasedJob) -> None:
+    async def _run(self, job: LeasedJob) -> bool:
+        """Whether the attempt came to a report."""
         logger.info("leased %s, attempt %d", job.job, job.attempt)
         _BUSY.set(1)
         self._attempt_limit = asyncio.timeout(None)
@@ -136,11 +136,14 @@ class Agent:
         folder = self._workspace.new_folder()
         try:
             self._attempt = Attempt(job, self._tools, folder)
+            if self._stopping.is_set():
+                self._attempt.wishes.drain()
             async with self._attempt_limit:
-                await self._attempt.run()
+                return await self._attempt.run()
         except Exception:
             # Its lease runs out and another attempt follows; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)
+            return False
         finally:
             self._attempt = None
             await asyncio.to_thread(remove, folder)
@@ -151,17 +154,13 @@ class Agent:
     def _complain(self, what: str, error: AppError, pause: float) -> None:
         logger.warning("cannot %s: %s (%s); again in %.1f s", what, error.code.name, error.message, pause)
 
-    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        if self._stopping.is_set():
-            work.close()
-            raise _Stopping
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+        """Does `work`, but gives it up, and None, when the worker is stopped."""
         doing = asyncio.ensure_future(work)
         watching = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((doing, watching), return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                return doing.result()
-            raise _Stopping
+            return doing.result() if doing.done() else None
         finally:
             doing.cancel()
             watching.cancel()

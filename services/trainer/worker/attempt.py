@@ -120,8 +120,12 @@ class Attempt:
         self._last_sign = 0.0
         self._kill: Kill | None = None
 
-    async def run(self) -> None:
-        """Runs to the report. An attempt whose lease is lost ends without one."""
+    async def run(self) -> bool:
+        """Runs to the report.
+
+        Returns:
+            Whether there was one: an attempt whose lease is lost ends without.
+        """
         child = await self._tools.children.take()
         try:
             async with asyncio.TaskGroup() as group:
@@ -135,9 +139,13 @@ class Attempt:
                     helper.cancel()
         except* LeaseLost as lost:
             logger.warning("%s is lost: %s", self._job.job, lost.exceptions[0])
+            reported = False
+        else:
+            reported = True
         finally:
             await child.close()
             self._log.close()
+        return reported
 
     async def _verdict(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
         try:
