@@ -89,9 +89,8 @@ def document(value: Any) -> Any:
     """`value` in terms of JSON; NaN and infinities become null."""
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: document(getattr(value, field.name)) for field in fields(value)}
-        # What is worked out from the rest and is useful to programs.
-        derived = {name: document(getattr(value, name)) for name in ("id", "kind") if hasattr(value, name)}
-        return {**derived, **named}
+        # An id is worked out from the name, and useful to programs.
+        return {"id": value.id, **named} if hasattr(value, "id") else named
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (datetime, Path)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from guidehall.cli._output import number
+from guidehall.cli._output import clean, number
 from guidehall.client import Analysis, Curve, Profile, QUnit, Simulation
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def draw_analysis(curve: Curve, analysis: Analysis, path: Path, title: str) -> N
     _residuals(residuals, curve, analysis)
     reflectivity.tick_params(labelbottom=False)
     _profile(figure.add_subplot(grid[:, 1]), analysis.profile)
-    figure.suptitle(f"{title}: {_summary(analysis)}", fontsize=11)
+    # A dollar sign in a file name is no formula.
+    figure.suptitle(f"{clean(title)}: {_summary(analysis)}".replace("$", r"\$"), fontsize=11)
     _save(figure, path)
 
 

@@ -95,7 +95,8 @@ def job(message: jobs_pb2.Job) -> types.Job:
 
 def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:
     """An event of a job."""
-    return types.JobEvent(message.job, message.seq, _time(message, "time"), _payload(message))
+    kind = message.WhichOneof("payload") or "unknown"
+    return types.JobEvent(message.job, message.seq, _time(message, "time"), kind, _payload(message))
 
 
 def _payload(message: jobs_pb2.JobEvent) -> types.EventPayload | None:

@@ -206,13 +206,10 @@ class JobEvent:
     job: str
     seq: int
     time: datetime | None
-    # None for a kind of event that this client is too old to know.
+    # state_change, progress, log_line, preview, checkpoint or published; "unknown", without a payload, for what
+    # this client is too old to know.
+    kind: str
     payload: EventPayload | None
-
-    @property
-    def kind(self) -> str:
-        """Name of the payload's type, such as "Progress"; "Unknown" for one newer than this client."""
-        return "Unknown" if self.payload is None else type(self.payload).__name__
 
     @property
     def last(self) -> bool:

@@ -119,6 +119,7 @@ def test_plot_is_drawn(
     if not with_errors:
         np.savetxt(measured, np.loadtxt(measured)[:, :2])
         del answered.analysis.normalized_residuals[:]
+    measured = measured.rename(tmp_path / "a$b$c_{.dat")
     path = tmp_path / f"fit{suffix}"
 
     assert run(["predict", str(measured), "--plot", str(path)]) == 0
