@@ -58,7 +58,9 @@ def test_sizes_are_told_in_their_unit(count: int, text: str) -> None:
 
 
 def test_documents_are_json_whatever_is_in_them() -> None:
-    event = JobEvent("projects/default/jobs/j", 3, NOW, "progress", Progress("train", 1, 2, {"loss": float("nan")}))
+    event = JobEvent(
+        "projects/default/jobs/j", 3, NOW, "progress", Progress("train", 1, 2, {"loss": float("nan")})
+    )
 
     document = json.loads(json.dumps(_output.document(event), allow_nan=False))
 
