@@ -1,0 +1,152 @@
+"""The program `api`: everything put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from guidehall.contracts.jobs.v1.jobs_pb2_grpc import add_JobsServiceServicer_to_server
+from guidehall.contracts.workers.v1.workers_pb2_grpc import (
+    add_PoolsServiceServicer_to_server,
+    add_WorkerServiceServicer_to_server,
+)
+from guidehall.core.auth import Authenticator, TokenIssuer
+from guidehall.core.bus import EventBus
+from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
+from guidehall.core.errors import Unavailable
+from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
+from guidehall.core.postgres import create_engine, wait_until_ready
+from guidehall.core.telemetry import OpsServer
+from guidehall.science import registry
+from services.trainer.database import Database
+from services.trainer.datasets import Datasets
+from services.trainer.jobs import Jobs
+from services.trainer.journal import Journal
+from services.trainer.leases import Leases
+from services.trainer.outbox import Relay
+from services.trainer.policies import POLICIES
+from services.trainer.reports import Reports
+from services.trainer.servicers import jobs, pools, workers
+from services.trainer.sessions import Sessions
+from services.trainer.settings import TrainerSettings
+from services.trainer.submissions import Submissions
+from services.trainer.sweeper import Sweeper
+from services.trainer.tellers import SERVICE, BusTellers, StorageTellers
+from services.trainer.wakes import Wakes
+from services.trainer.watching import Watching
+from services.trainer.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Whether the api can answer: it needs its database, and nothing else."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._server: GrpcServer | None = None
+
+    async def attach(self, server: GrpcServer) -> None:
+        self._server = server
+
+    async def tell(self, ready: bool) -> None:
+        """Passes on whether the database was there just now."""
+        if ready == self.ready:
+            return
+        self.ready = ready
+        logger.log(logging.INFO if ready else logging.WARNING, "ready: %s", ready)
+        if self._server is not None:
+            for name in (jobs.FULL_NAME, workers.FULL_NAME, pools.FULL_NAME):
+                await self._server.set_serving(name, ready)
+
+
+async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
+    """Answers calls, tells what the outbox holds and sweeps, until the process is asked to end.
+
+    Raises:
+        Unavailable: the database did not answer within the time for starting.
+        OSError: the port is taken.
+    """
+    # A science that cannot be imported is found out here, not by the first submission.
+    logger.info("pipelines: %s", ", ".join(sorted(registry.pipelines())))
+    async with contextlib.AsyncExitStack() as stack:
+        engine = create_engine(settings.postgres)
+        stack.push_async_callback(engine.dispose)
+        await wait_until_ready(engine, settings.start_seconds)
+        credentials = credentials_interceptors(ServiceTokens(issuer), delegate=True)
+        channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
+        bus = None
+        if settings.nats.url is not None:
+            bus = await EventBus.connect(settings.nats, SERVICE)
+            stack.push_async_callback(bus.close)
+        wakes = Wakes()
+        database = Database(engine, wakes)
+        journal = Journal(settings.lease)
+        workers_table = Workers(database, settings.lease)
+        leases = Leases(database, journal, workers_table, issuer, settings.lease)
+        reports = Reports(database, journal, settings.lease)
+        readiness = Readiness()
+        ops = OpsServer(settings.ops, lambda: readiness.ready)
+        ops.start()
+        stack.callback(ops.stop)
+        server = GrpcServer(
+            settings.grpc,
+            [
+                Service(
+                    jobs.FULL_NAME,
+                    add_JobsServiceServicer_to_server,
+                    jobs.JobsServicer(
+                        Submissions(
+                            database, journal, Datasets(channel, settings.storage_seconds), settings.jobs
+                        ),
+                        Jobs(database, journal),
+                        Watching(database, settings.watch),
+                        workers_table,
+                    ),
+                ),
+                Service(
+                    workers.FULL_NAME,
+                    add_WorkerServiceServicer_to_server,
+                    workers.WorkerServicer(
+                        workers_table,
+                        leases,
+                        reports,
+                        Sessions(leases, reports, wakes, settings.lease),
+                        settings.lease,
+                    ),
+                ),
+                Service(
+                    pools.FULL_NAME, add_PoolsServiceServicer_to_server, pools.PoolsServicer(workers_table)
+                ),
+            ],
+            Authenticator(settings.auth, SERVICE),
+            POLICIES,
+        )
+        bus_relay = Relay(database, BusTellers(database, bus).tellers(), settings.relay)
+        storage = StorageTellers(database, channel, settings.storage_seconds)
+        storage_relay = Relay(database, storage.tellers(), settings.relay)
+        sweeper = Sweeper(database, journal, leases, settings, readiness.tell)
+
+        port = await server.start()
+        await readiness.attach(server)
+        logger.info("listening on %s:%d", settings.grpc.host, port)
+        async with asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(database.listener(settings.postgres).run())
+            tasks.create_task(bus_relay.run())
+            tasks.create_task(storage_relay.run())
+            tasks.create_task(sweeper.run())
+            if bus is not None:
+                tasks.create_task(_provision(bus))
+            await until_signalled()
+            logger.info("stopping")
+            # Held calls and streams end now, with word to ask again; then what is left may finish.
+            wakes.close()
+            await server.stop()
+            listening.cancel()
+
+
+async def _provision(bus: EventBus) -> None:
+    """Makes the streams; if the broker is away, the first publication that finds none makes them."""
+    with contextlib.suppress(Unavailable):
+        await bus.provision()

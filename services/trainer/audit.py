@@ -1,0 +1,39 @@
+"""Who did what: reported to storage's audit log through the outbox, in the transaction of the deed itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from guidehall.core.auth import Principal
+from guidehall.core.telemetry import current_trace_id
+from services.trainer.database import Unit
+
+_SERVICE = "/guidehall.jobs.v1.JobsService"
+
+
+def audit(
+    unit: Unit,
+    principal: Principal,
+    method: str,
+    resource: str,
+    *,
+    etag_before: str = "",
+    etag_after: str = "",
+) -> None:
+    """Reports a change that a caller of JobsService made."""
+    unit.send(
+        "audit",
+        "",
+        {
+            "time": datetime.now(UTC).isoformat(),
+            "subject": principal.subject,
+            "kind": principal.kind,
+            "actor": principal.actor or "",
+            "method": f"{_SERVICE}/{method}",
+            "resource": resource,
+            "outcome": "OK",
+            "etag_before": etag_before,
+            "etag_after": etag_after,
+            "trace_id": current_trace_id() or "",
+        },
+    )

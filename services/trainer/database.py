@@ -1,0 +1,95 @@
+"""Transactions that leave messages in the outbox when they commit, and wake who waits for the change."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import ARRAY, Text, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from guidehall.core.postgres import Listener, transaction
+from guidehall.core.settings import PostgresSettings
+from services.trainer.documents import Document
+from services.trainer.wakes import OUTBOX, Wakes
+
+_CHANNEL = "guidehall_trainer"
+_FLUSH = text(
+    """
+    WITH sent AS (
+        INSERT INTO trainer.outbox (kind, subject, payload, next_time)
+        SELECT kind, subject, payload, now() + make_interval(secs => delay_seconds)
+        FROM jsonb_to_recordset(:rows) AS r(kind text, subject text, payload jsonb, delay_seconds float8)
+    )
+    SELECT pg_notify(:channel, topic) FROM unnest(:topics) AS topic
+    """
+).bindparams(bindparam("rows", type_=JSONB), bindparam("topics", type_=ARRAY(Text)))
+
+
+class Unit:
+    """One writing transaction: its connection, and what happens when it commits."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.topics: set[str] = set()
+        self._rows: list[dict[str, Any]] = []
+
+    def wake(self, topic: str) -> None:
+        """Wakes who listens to `topic`, in every replica."""
+        self.topics.add(topic)
+
+    def send(self, kind: str, subject: str, payload: Document, delay_seconds: float = 0.0) -> None:
+        """Puts a message into the outbox; see outbox.py for the kinds."""
+        self._rows.append(
+            {"kind": kind, "subject": subject, "payload": payload, "delay_seconds": delay_seconds}
+        )
+        self.topics.add(OUTBOX)
+
+    async def flush(self, sender: str) -> None:
+        if self.topics:
+            topics = [f"{sender} {topic}" for topic in sorted(self.topics)]
+            await self.connection.execute(_FLUSH, {"rows": self._rows, "channel": _CHANNEL, "topics": topics})
+
+
+class Database:
+    """The trainer's database."""
+
+    def __init__(self, engine: AsyncEngine, wakes: Wakes) -> None:
+        self.wakes = wakes
+        self._engine = engine
+        # Tells our own notifications from those of other replicas.
+        self._sender = uuid.uuid4().hex[:8]
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[Unit]:
+        """A writing transaction.
+
+        Raises:
+            Unavailable: the database cannot be reached.
+        """
+        async with transaction(self._engine) as connection:
+            unit = Unit(connection)
+            yield unit
+            await unit.flush(self._sender)
+        for topic in unit.topics:
+            self.wakes.ring(topic)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A reading transaction."""
+        async with transaction(self._engine) as connection:
+            yield connection
+
+    def listener(self, settings: PostgresSettings) -> Listener:
+        """Rings here what other replicas rang."""
+        return Listener(settings, {_CHANNEL: self._heard})
+
+    def _heard(self, payload: str) -> None:
+        sender, _, topic = payload.partition(" ")
+        if not payload:
+            self.wakes.ring_all()
+        elif sender != self._sender:
+            self.wakes.ring(topic)

@@ -1,0 +1,257 @@
+"""Writes to a job: the lifecycle's effects, and events numbered without gaps, under the job's row lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Interval, bindparam, delete, func, insert, literal, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.trainer.database import Unit
+from services.trainer.documents import Document
+from services.trainer.lifecycle import (
+    FINAL,
+    HELD,
+    AppendEvent,
+    BeginAttempt,
+    Discard,
+    Effect,
+    EndAttempt,
+    Event,
+    JobFacts,
+    Promote,
+    PushDesired,
+    RingDoorbell,
+    StartAttempt,
+    State,
+    Submitted,
+    transition,
+)
+from services.trainer.records import Job, Note, worker_name
+from services.trainer.settings import LeaseSettings
+from services.trainer.tables import attempts, checkpoints, jobs
+from services.trainer.wakes import job_topic, pool_topic
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What an event brings along besides itself.
+
+    Attributes:
+        worker_id: who takes the job.
+        error: why it failed.
+        reported: whether the worker itself ended its attempt.
+        outputs: what a finished attempt staged.
+    """
+
+    worker_id: str | None = None
+    error: Document | None = None
+    reported: bool = False
+    outputs: Document | None = None
+
+
+NOTHING = Cause()
+
+# One parameter for any number of events: one statement, prepared once.
+_INSERT_EVENTS = text(
+    """
+    INSERT INTO trainer.job_events (job_id, seq, time, kind, payload)
+    SELECT :job_id, :last_seq + place, coalesce(time, now()), kind, payload
+    FROM ROWS FROM (jsonb_to_recordset(:rows) AS (kind text, payload jsonb, time timestamptz))
+    WITH ORDINALITY AS r(kind, payload, time, place)
+    """
+).bindparams(bindparam("job_id", type_=UUID(as_uuid=False)), bindparam("rows", type_=JSONB))
+
+
+async def lock_job(connection: AsyncConnection, job_id: str) -> Job | None:
+    """The job, held against other writers until the transaction ends."""
+    row = (
+        (await connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()))
+        .mappings()
+        .first()
+    )
+    return None if row is None else Job.of(row)
+
+
+class Journal:
+    """Applies the lifecycle to rows."""
+
+    def __init__(self, settings: LeaseSettings) -> None:
+        self._settings = settings
+
+    async def submit(self, unit: Unit, values: dict[str, Any], max_attempts: int) -> Job:
+        """Stores a new job.
+
+        Args:
+            unit: the transaction.
+            values: the columns that the lifecycle does not set.
+            max_attempts: how often it may be tried.
+        """
+        facts, effects = transition(None, Submitted(max_attempts))
+        columns = {
+            "state": facts.state.value,
+            "desired": facts.desired.value,
+            "lease_epoch": facts.lease_epoch,
+            "attempt_count": facts.attempt_count,
+            "max_attempts": facts.max_attempts,
+            "last_seq": 1,
+        }
+        statement = insert(jobs).values(values | columns).returning(*jobs.c)
+        job = Job.of((await unit.connection.execute(statement)).mappings().one())
+        await _append_rows(unit, job.id, 0, [_state_note(job, facts, NOTHING)])
+        for effect in effects:
+            await self._carry_out(unit, job, effect, NOTHING)
+        return job
+
+    async def apply(self, unit: Unit, job: Job, event: Event, cause: Cause = NOTHING) -> Job:
+        """Carries out what `event` does to a job that the transaction has locked.
+
+        Returns:
+            The job afterwards; the same when nothing changed.
+
+        Raises:
+            StaleEpoch, FailedPrecondition: the lifecycle refuses the event.
+        """
+        facts, effects = transition(job.facts(), event)
+        if not effects and facts == job.facts():
+            return job
+        notes = [_state_note(job, facts, cause)] if AppendEvent() in effects else []
+        values = self._columns(job, facts, effects, cause)
+        after = await append(unit, job, notes, values)
+        for effect in effects:
+            await self._carry_out(unit, after, effect, cause)
+        return after
+
+    def _columns(self, job: Job, facts: JobFacts, effects: Sequence[Effect], cause: Cause) -> dict[str, Any]:
+        """What changes in the row of the job besides its events."""
+        values: dict[str, Any] = {
+            "state": facts.state.value,
+            "desired": facts.desired.value,
+            "end_reason": facts.end_reason.value if facts.end_reason else None,
+            "lease_epoch": facts.lease_epoch,
+            "attempt_count": facts.attempt_count,
+        }
+        if facts.state is State.LEASED and job.state is not State.LEASED:
+            # One lease longer: the worker itself ends an attempt that takes too long, and reports it.
+            timeout = job.timeout_seconds + self._settings.seconds if job.timeout_seconds else None
+            values |= {
+                "worker_id": cause.worker_id,
+                "lease_until": func.now() + seconds(self._settings.seconds),
+                "timeout_at": func.now() + seconds(timeout) if timeout else None,
+                "not_before": None,
+            }
+        if facts.state is State.RUNNING and job.start_time is None:
+            values["start_time"] = func.now()
+        if job.state in HELD and facts.state not in HELD:
+            values |= {"worker_id": None, "lease_until": None, "timeout_at": None}
+        if facts.state in FINAL:
+            values |= {"end_time": func.now(), "error": cause.error if facts.state is State.FAILED else None}
+        if facts.state is State.SUCCEEDED:
+            values["outputs"] = cause.outputs
+        for effect in effects:
+            if isinstance(effect, RingDoorbell) and effect.failures:
+                values["not_before"] = func.now() + seconds(self._retry_seconds(effect.failures))
+        return values
+
+    def _retry_seconds(self, failures: int) -> float:
+        settings = self._settings
+        return min(settings.retry_first_seconds * 2.0 ** (failures - 1), settings.retry_longest_seconds)
+
+    async def _carry_out(self, unit: Unit, job: Job, effect: Effect, cause: Cause) -> None:
+        match effect:
+            case BeginAttempt():
+                row = {
+                    "job_id": job.id,
+                    "epoch": job.lease_epoch,
+                    "number": job.attempt_count,
+                    "worker_id": cause.worker_id,
+                }
+                await unit.connection.execute(insert(attempts).values(row))
+            case StartAttempt(epoch):
+                await _update_attempt(unit, job, epoch, {"start_time": func.now()})
+            case EndAttempt(epoch, reason):
+                ended = {"end_time": func.now(), "end_reason": reason.value, "error": cause.error}
+                await _update_attempt(unit, job, epoch, ended | {"finished": cause.reported})
+            case RingDoorbell(failures):
+                delay = self._retry_seconds(failures) if failures else 0.0
+                ring(unit, job.pool, delay)
+            case Promote(epoch):
+                unit.send(
+                    "promote",
+                    job.id,
+                    {"job": job.name, "lease_epoch": epoch, "owner": job.owner, "outputs": cause.outputs},
+                )
+                await _forget_checkpoints(unit, job)
+            case Discard():
+                unit.send("discard", job.id, {"job": job.name, "keep_epoch": 0, "keep_ordinal": 0})
+                await _forget_checkpoints(unit, job)
+            case AppendEvent() | PushDesired():
+                # Appending wakes the sessions and the watchers of the job.
+                pass
+
+
+async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, Any] | None = None) -> Job:
+    """Changes a locked job and appends events to it.
+
+    Returns:
+        The job afterwards.
+    """
+    changes = (values or {}) | {
+        "last_seq": job.last_seq + len(notes),
+        "version": job.version + 1,
+        "update_time": func.now(),
+    }
+    statement = update(jobs).where(jobs.c.id == job.id).values(changes).returning(*jobs.c)
+    after = Job.of((await unit.connection.execute(statement)).mappings().one())
+    if notes:
+        await _append_rows(unit, job.id, job.last_seq, notes)
+    unit.wake(job_topic(job.id))
+    return after
+
+
+async def _update_attempt(unit: Unit, job: Job, epoch: int, values: dict[str, Any]) -> None:
+    attempt = (attempts.c.job_id == job.id) & (attempts.c.epoch == epoch)
+    await unit.connection.execute(update(attempts).where(attempt).values(values))
+
+
+async def _append_rows(unit: Unit, job_id: str, last_seq: int, notes: Sequence[Note]) -> None:
+    """Stores events that follow `last_seq`, and has them fanned out."""
+    rows = [
+        {"kind": note.kind, "payload": note.payload, "time": note.time.isoformat() if note.time else None}
+        for note in notes
+    ]
+    await unit.connection.execute(_INSERT_EVENTS, {"job_id": job_id, "last_seq": last_seq, "rows": rows})
+    unit.send("events", job_id, {"first_seq": last_seq + 1, "last_seq": last_seq + len(notes)})
+
+
+def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
+    """Says that work waits in a pool."""
+    unit.send("doorbell", pool, {}, delay_seconds)
+    if not delay_seconds:
+        unit.wake(pool_topic(pool))
+
+
+async def _forget_checkpoints(unit: Unit, job: Job) -> None:
+    """The job has ended: nobody goes on from them."""
+    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
+
+
+def _state_note(job: Job, facts: JobFacts, cause: Cause) -> Note:
+    payload: Document = {
+        "state": facts.state.value,
+        "desired_state": facts.desired.value,
+        "end_reason": facts.end_reason.value if facts.end_reason else None,
+        "error": cause.error,
+        "lease_epoch": facts.lease_epoch,
+        "worker": worker_name(job.pool, cause.worker_id or job.worker_id),
+    }
+    return Note("state_change", payload)
+
+
+def seconds(count: float) -> Any:
+    """An interval, to add to the database's time."""
+    return literal(timedelta(seconds=count), Interval)

@@ -1,0 +1,276 @@
+"""The right to run a job: given, kept up, and lost. Every report of a worker passes through `hold`."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Histogram
+from sqlalchemy import bindparam, select, text
+from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.auth import Principal, TokenIssuer
+from guidehall.core.deadlines import time_remaining
+from guidehall.core.errors import Aborted, NotFound
+from services.trainer.database import Database, Unit
+from services.trainer.journal import Cause, Journal
+from services.trainer.lifecycle import (
+    HELD,
+    Desired,
+    Leased,
+    LeaseExpired,
+    Released,
+    StaleEpoch,
+    Started,
+    State,
+)
+from services.trainer.records import Checkpoint, Job, ObjectRef
+from services.trainer.scheduler import next_job
+from services.trainer.settings import LeaseSettings
+from services.trainer.tables import checkpoints, jobs, workers
+from services.trainer.wakes import pool_topic
+from services.trainer.workers import Workers, require_credential
+
+_LEASES = Counter("guidehall_leases", "Leases given", ["pool"])
+_LOST = Counter("guidehall_leases_lost", "Leases whose worker was not heard of in time", ["pool"])
+_WAIT = Histogram("guidehall_queue_wait_seconds", "From submission to the first lease", ["pool"])
+# Left for the answer when a request for a job comes with a deadline.
+_ANSWER_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A lease as the worker gets it."""
+
+    job: Job
+    job_token: str
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an attempt that holds its job is."""
+
+    desired: Desired
+    # Number of the worker's newest event that is stored.
+    stored_number: int
+    lease_seconds: float
+
+
+async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Job:
+    """The job, locked, that the caller's attempt holds.
+
+    Raises:
+        NotFound: no such job in the caller's pool.
+        StaleEpoch: the attempt does not hold it (any more).
+        Unauthenticated: the caller's credential was revoked.
+    """
+    job, holder = await find_own(unit, principal, name)
+    require_holder(principal, job, holder, epoch)
+    return job
+
+
+def require_holder(principal: Principal, job: Job, holder: str | None, epoch: int) -> None:
+    """Raises StaleEpoch unless the caller's attempt has the job; `holder` is its worker's credential."""
+    if job.state not in HELD or job.lease_epoch != epoch or holder != principal.credential_id:
+        raise StaleEpoch(epoch, job.facts())
+
+
+async def find_own(unit: Unit, principal: Principal, name: str) -> tuple[Job, str | None]:
+    """A job of the caller's pool, locked, and the credential of the worker that holds it, if one does.
+
+    Raises:
+        NotFound: no such job in the caller's pool.
+        Unauthenticated: the caller's credential was revoked.
+    """
+    await require_credential(unit.connection, principal)
+    statement = (
+        select(jobs, workers.c.credential_id)
+        .outerjoin(workers, workers.c.id == jobs.c.worker_id)
+        .where(jobs.c.id == job_id_of(name), jobs.c.pool == principal.pool)
+        .with_for_update(of=jobs)
+    )
+    row = (await unit.connection.execute(statement)).mappings().first()
+    if row is None:
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+    return Job.of(row), row["credential_id"]
+
+
+def job_id_of(name: str, field: str = "job") -> str:
+    """The id in a job's name.
+
+    Raises:
+        InvalidArgument: not the form of a job's name.
+        NotFound: of that form, but no job can have it.
+    """
+    ids = names.JOB.parse(name, field)
+    try:
+        return str(uuid.UUID(ids["job"]))
+    except ValueError:
+        raise NotFound(f"{name} does not exist", metadata={"resource": name}) from None
+
+
+class Leases:
+    """Gives jobs to workers and keeps them theirs."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        workers_table: Workers,
+        issuer: TokenIssuer,
+        settings: LeaseSettings,
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._workers = workers_table
+        self._issuer = issuer
+        self._settings = settings
+
+    async def lease(self, principal: Principal, worker: str, wait_seconds: float) -> Grant | None:
+        """The next job for a worker; None when none came within the time.
+
+        Raises:
+            NotFound: the worker has to register.
+            Unauthenticated: its credential was revoked.
+        """
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._longest_wait(wait_seconds)
+        with self._database.wakes.listening(pool_topic(principal.pool or "")) as ear:
+            while True:
+                ear.clear()
+                grant = await self._grant(principal, worker)
+                remaining = give_up - loop.time()
+                if grant is not None or remaining <= 0 or self._database.wakes.closed:
+                    return grant
+                await ear.listen(min(remaining, self._settings.recheck_seconds))
+
+    def _longest_wait(self, wait_seconds: float) -> float:
+        deadline = time_remaining()
+        longest = min(wait_seconds, self._settings.max_wait_seconds)
+        return longest if deadline is None else min(longest, deadline - _ANSWER_SECONDS)
+
+    async def _grant(self, principal: Principal, name: str) -> Grant | None:
+        async with self._database.unit() as unit:
+            worker = await self._workers.find(unit.connection, principal, name)
+            await self._take_back(unit, worker.id)
+            waiting = await next_job(unit.connection, worker)
+            if waiting is None:
+                await self._workers.seen(unit.connection, worker.id)
+                return None
+            job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
+            await self._workers.seen(unit.connection, worker.id)
+            checkpoint = await newest_checkpoint(unit.connection, job.id)
+        _LEASES.labels(job.pool).inc()
+        if job.lease_epoch == 1:
+            _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
+        return Grant(job, self._job_token(job), checkpoint)
+
+    async def _take_back(self, unit: Unit, worker_id: str) -> None:
+        """A worker that asks for a job has none: what it held is free now, not when its lease runs out."""
+        held = jobs.c.state.in_([state.value for state in HELD]) & (jobs.c.worker_id == worker_id)
+        rows = await unit.connection.execute(select(jobs).where(held).with_for_update())
+        for row in rows.mappings().all():
+            job = Job.of(row)
+            if job.state is State.LEASED:
+                # It never heard of it: the answer got lost.
+                await self._journal.apply(unit, job, Released(job.lease_epoch))
+            else:
+                await self.expire(unit, job)
+
+    async def expire(self, unit: Unit, job: Job) -> None:
+        """The worker of a locked job is gone."""
+        _LOST.labels(job.pool).inc()
+        error = {
+            "code": "UNAVAILABLE",
+            "reason": "LEASE_LOST",
+            "message": "the worker that ran the job was not heard of any more",
+        }
+        await self._journal.apply(unit, job, LeaseExpired(job.lease_epoch), Cause(error=error))
+
+    def _job_token(self, job: Job) -> str:
+        return self._issuer.mint(
+            f"jobs/{job.id}",
+            "job",
+            ttl_seconds=job.timeout_seconds + self._settings.job_token_margin_seconds,
+            audience="storage",
+            job_id=job.id,
+            lease_epoch=job.lease_epoch,
+            inputs=sorted(job.inputs.values()),
+            project=job.project,
+        )
+
+    async def heartbeat(self, principal: Principal, name: str, epoch: int) -> Standing:
+        """Keeps the lease for another while, by the database's clock.
+
+        Raises:
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        values = {
+            "job_id": job_id_of(name),
+            "epoch": epoch,
+            "credential_id": principal.credential_id,
+            "lease_seconds": self._settings.seconds,
+        }
+        async with self._database.unit() as unit:
+            row = (await unit.connection.execute(_HEARTBEAT, values)).first()
+            if row is None:
+                await hold(unit, principal, name, epoch)
+                raise Aborted(f"the lease of {name} is changing hands; ask again")
+        return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
+
+    async def desired(self, name: str, epoch: int) -> Desired | None:
+        """What the owner of a held job wants; None when this attempt does not hold it any more."""
+        held = (jobs.c.lease_epoch == epoch) & jobs.c.state.in_([state.value for state in HELD])
+        statement = select(jobs.c.desired).where(held, jobs.c.id == job_id_of(name))
+        async with self._database.read() as connection:
+            found = (await connection.execute(statement)).scalar_one_or_none()
+        return None if found is None else Desired(found)
+
+    async def started(self, principal: Principal, name: str, epoch: int) -> None:
+        """The pipeline begins.
+
+        Raises:
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        async with self._database.unit() as unit:
+            job = await hold(unit, principal, name, epoch)
+            await self._journal.apply(unit, job, Started(epoch))
+
+
+# The lease, the worker's sign of life and the credential in one statement: it comes often.
+_HEARTBEAT = text(
+    """
+    WITH held AS (
+        UPDATE trainer.jobs SET lease_until = now() + make_interval(secs => :lease_seconds)
+        WHERE id = :job_id AND lease_epoch = :epoch AND state IN ('LEASED', 'RUNNING')
+            AND worker_id IN (
+                SELECT w.id FROM trainer.workers w JOIN trainer.worker_credentials c ON c.id = w.credential_id
+                WHERE c.id = :credential_id AND c.revoke_time IS NULL)
+        RETURNING id, worker_id, desired
+    ), seen AS (
+        UPDATE trainer.workers SET last_seen_time = now() FROM held WHERE workers.id = held.worker_id
+    )
+    SELECT desired, last_event_number FROM held JOIN trainer.attempts ON job_id = held.id AND epoch = :epoch
+    """
+).bindparams(
+    bindparam("job_id", type_=UUID(as_uuid=False)), bindparam("credential_id", type_=UUID(as_uuid=False))
+)
+
+
+async def newest_checkpoint(connection: AsyncConnection, job_id: str) -> Checkpoint | None:
+    """Where the next attempt goes on from."""
+    statement = (
+        select(checkpoints)
+        .where(checkpoints.c.job_id == job_id)
+        .order_by(checkpoints.c.epoch.desc(), checkpoints.c.ordinal.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(statement)).first()
+    if row is None:
+        return None
+    content = ObjectRef(row.sha256, row.size_bytes, row.media_type)
+    return Checkpoint(row.ordinal, row.step, row.epoch, content)

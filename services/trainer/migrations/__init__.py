@@ -1,0 +1,1 @@
+"""Alembic's steps; run by `services.trainer.migrate`."""

@@ -1,0 +1,19 @@
+"""Who may call what. What a caller then sees is decided job by job: see guidehall.core.access."""
+
+from __future__ import annotations
+
+from guidehall.core.auth import Policy, Role
+from services.trainer.servicers import jobs, pools, workers
+
+_ASK = Policy(kinds=frozenset({"user", "guest", "service"}))
+_WORK = Policy(kinds=frozenset({"user", "guest", "service"}), min_role=Role.SCIENTIST)
+_OPERATE = Policy(kinds=frozenset({"user", "service"}), min_role=Role.OPERATOR)
+
+POLICIES = {
+    f"/{jobs.FULL_NAME}/*": _ASK,
+    f"/{jobs.FULL_NAME}/SubmitJob": _WORK,
+    f"/{jobs.FULL_NAME}/CancelJob": _WORK,
+    f"/{workers.FULL_NAME}/*": Policy(kinds=frozenset({"worker"})),
+    f"/{pools.FULL_NAME}/ListPools": _ASK,
+    f"/{pools.FULL_NAME}/ListWorkers": _OPERATE,
+}

@@ -1,0 +1,156 @@
+"""Rows of the tables as the code handles them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from guidehall.core import names
+from services.trainer.documents import Document
+from services.trainer.lifecycle import Desired, EndReason, JobFacts, State
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of `jobs`."""
+
+    id: str
+    project: str
+    owner: str
+    display_name: str
+    labels: Mapping[str, str]
+    pipeline: str
+    pipeline_version: str
+    params: Document
+    params_digest: str
+    seed: int
+    inputs: Mapping[str, str]
+    pool: str
+    priority: int
+    memory_hint_bytes: int
+    max_attempts: int
+    timeout_seconds: int
+    state: State
+    desired: Desired
+    end_reason: EndReason | None
+    error: Document | None
+    lease_epoch: int
+    attempt_count: int
+    worker_id: str | None
+    lease_until: datetime | None
+    timeout_at: datetime | None
+    queue_rank: datetime
+    not_before: datetime | None
+    progress: Document | None
+    last_log_line: str
+    last_seq: int
+    outputs: Document | None
+    result: str | None
+    retried_from: str | None
+    version: int
+    create_time: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+    update_time: datetime
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Job:
+        """The job in a row that has at least the columns of `jobs`."""
+        values = {name: row[name] for name in cls.__dataclass_fields__}
+        reason = values["end_reason"]
+        values |= {
+            "state": State(values["state"]),
+            "desired": Desired(values["desired"]),
+            "end_reason": None if reason is None else EndReason(reason),
+        }
+        return cls(**values)
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return names.JOB.format(project=self.project, job=self.id)
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the job."""
+        return f'"{self.version}"'
+
+    def facts(self) -> JobFacts:
+        """What the lifecycle looks at."""
+        return JobFacts(
+            self.state,
+            self.desired,
+            self.end_reason,
+            self.lease_epoch,
+            self.attempt_count,
+            self.max_attempts,
+        )
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to append to a job's events. `kind` is the name of the payload's field in JobEvent."""
+
+    kind: str
+    payload: Document
+    # When it happened, where that is not now.
+    time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """A row of `job_events`."""
+
+    seq: int
+    time: datetime
+    kind: str
+    payload: Document
+
+
+@dataclass(frozen=True)
+class ObjectRef:
+    """Bytes in storage: what they are."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint."""
+
+    ordinal: int
+    step: int
+    epoch: int
+    object: ObjectRef
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A registered worker."""
+
+    id: str
+    pool: str
+    hostname: str
+    capabilities: Document
+    # (name, version) of each pipeline that it runs.
+    pipelines: tuple[tuple[str, str], ...]
+    software: Mapping[str, str]
+    register_time: datetime
+    last_seen_time: datetime
+    lost: bool = False
+    # Name of the job that it holds.
+    job: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return names.WORKER.format(pool=self.pool, worker=self.id)
+
+
+def worker_name(pool: str, worker_id: str | None) -> str:
+    """The resource name of a job's worker; empty without one."""
+    return names.WORKER.format(pool=pool, worker=worker_id) if worker_id else ""

@@ -1,0 +1,181 @@
+"""What an attempt reports of its job: events, checkpoints, its end. All of it under the epoch's fence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client import Counter
+from sqlalchemy import ColumnElement, delete, insert, select, update
+
+from guidehall.core.auth import Principal
+from guidehall.core.errors import InvalidArgument
+from services.trainer.database import Database, Unit
+from services.trainer.documents import Document
+from services.trainer.journal import Cause, Journal, append
+from services.trainer.leases import find_own, hold, newest_checkpoint, require_holder
+from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
+from services.trainer.records import Checkpoint, Job, Note, ObjectRef
+from services.trainer.settings import LeaseSettings
+from services.trainer.tables import attempts, checkpoints, workers
+
+# Name of the output that every successful attempt has: the result's document.
+RESULT_OUTPUT = "result"
+MOST_OUTPUTS = 1000
+_ENDED = Counter("guidehall_attempts_ended", "Attempts that reported their end", ["outcome", "reason"])
+
+
+class Reports:
+    """Stores what attempts report."""
+
+    def __init__(self, database: Database, journal: Journal, settings: LeaseSettings) -> None:
+        self._database = database
+        self._journal = journal
+        self._settings = settings
+
+    async def events(
+        self, principal: Principal, name: str, epoch: int, first: int, notes: Sequence[Note]
+    ) -> int:
+        """Stores a batch of events whose first one the worker numbered `first`; a repeat is passed over.
+
+        Returns:
+            The number of the newest event stored.
+
+        Raises:
+            InvalidArgument: the batch is too large, or leaves a gap after what is stored.
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        if len(notes) > self._settings.max_batch_events:
+            raise InvalidArgument.field(
+                "events", f"{len(notes)} events", f"at most {self._settings.max_batch_events}"
+            )
+        async with self._database.unit() as unit:
+            job = await hold(unit, principal, name, epoch)
+            this = _attempt(job, epoch)
+            stored = (
+                await unit.connection.execute(select(attempts.c.last_event_number).where(this))
+            ).scalar_one()
+            if not 1 <= first <= stored + 1:
+                raise InvalidArgument.field("events.first_number", first, f"1 to {stored + 1}: no gaps")
+            fresh = notes[stored + 1 - first :]
+            if fresh:
+                await append(unit, job, fresh, _newest(fresh))
+                stored += len(fresh)
+                await unit.connection.execute(update(attempts).where(this).values(last_event_number=stored))
+        return int(stored)
+
+    async def checkpoint(self, principal: Principal, name: str, epoch: int, checkpoint: Checkpoint) -> int:
+        """Makes a staged checkpoint the one to go on from; harmless to repeat.
+
+        Returns:
+            Ordinal of the one that it replaced; 0 for none.
+
+        Raises:
+            InvalidArgument: not newer than the newest.
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        async with self._database.unit() as unit:
+            job = await hold(unit, principal, name, epoch)
+            newest = await newest_checkpoint(unit.connection, job.id)
+            if newest == checkpoint:
+                return 0
+            if newest is not None and (newest.epoch, newest.ordinal) >= (
+                checkpoint.epoch,
+                checkpoint.ordinal,
+            ):
+                allowed = f"more than {newest.ordinal}, the newest of this attempt"
+                raise InvalidArgument.field("checkpoint.ordinal", checkpoint.ordinal, allowed)
+            await _replace_checkpoints(unit, job, checkpoint)
+            kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
+            await unit.connection.execute(update(attempts).where(_attempt(job, epoch)).values(kept))
+            note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
+            await append(unit, job, [note])
+        return newest.ordinal if newest else 0
+
+    async def finish(
+        self,
+        principal: Principal,
+        name: str,
+        epoch: int,
+        outcome: Outcome,
+        reason: EndReason | None,
+        error: Document | None,
+        outputs: Mapping[str, ObjectRef],
+    ) -> State:
+        """The end of an attempt: the one commit of its outputs. Harmless to repeat.
+
+        Returns:
+            The state that the job is in now.
+
+        Raises:
+            InvalidArgument: it succeeded without a result, or has too many outputs.
+            FailedPrecondition: the lifecycle refuses the outcome.
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        if outcome is Outcome.SUCCEEDED and RESULT_OUTPUT not in outputs:
+            raise InvalidArgument.field(
+                "outputs", sorted(outputs), f"an output named {RESULT_OUTPUT!r} among them"
+            )
+        if len(outputs) > MOST_OUTPUTS:
+            raise InvalidArgument.field("outputs", f"{len(outputs)} outputs", f"at most {MOST_OUTPUTS}")
+        event = Finished(epoch, outcome, reason or REASONS[outcome][0])
+        if outcome is Outcome.FAILED and error is None:
+            error = {"code": "UNKNOWN", "reason": event.reason.value, "message": "the worker gave no reason"}
+        cause = Cause(error=error, reported=True, outputs={key: asdict(ref) for key, ref in outputs.items()})
+        state = await self._end(principal, name, epoch, event, cause)
+        _ENDED.labels(outcome.value, event.reason.value).inc()
+        return state
+
+    async def release(self, principal: Principal, name: str, epoch: int) -> State:
+        """Takes a job back from a worker that leaves. Harmless to repeat.
+
+        Raises:
+            NotFound, StaleEpoch, Unauthenticated: as `hold`.
+        """
+        return await self._end(principal, name, epoch, Released(epoch), Cause(reported=True))
+
+    async def _end(self, principal: Principal, name: str, epoch: int, event: Event, cause: Cause) -> State:
+        async with self._database.unit() as unit:
+            job, holder = await find_own(unit, principal, name)
+            if await _has_ended(unit, principal, job, epoch):
+                return job.state
+            require_holder(principal, job, holder, epoch)
+            return (await self._journal.apply(unit, job, event, cause)).state
+
+
+def _attempt(job: Job, epoch: int) -> ColumnElement[bool]:
+    return (attempts.c.job_id == job.id) & (attempts.c.epoch == epoch)
+
+
+async def _has_ended(unit: Unit, principal: Principal, job: Job, epoch: int) -> bool:
+    """Whether the caller's own attempt reported its end before: it may not have heard our answer."""
+    statement = (
+        select(attempts.c.finished)
+        .join(workers, workers.c.id == attempts.c.worker_id)
+        .where(attempts.c.job_id == job.id, attempts.c.epoch == epoch)
+        .where(workers.c.credential_id == principal.credential_id)
+    )
+    return bool((await unit.connection.execute(statement)).scalar_one_or_none())
+
+
+async def _replace_checkpoints(unit: Unit, job: Job, checkpoint: Checkpoint) -> None:
+    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
+    row = {
+        "job_id": job.id,
+        "epoch": checkpoint.epoch,
+        "ordinal": checkpoint.ordinal,
+        "step": checkpoint.step,
+    }
+    await unit.connection.execute(insert(checkpoints).values(row | asdict(checkpoint.object)))
+
+
+def _newest(notes: Sequence[Note]) -> dict[str, Any]:
+    """What a batch changes in the job's row."""
+    values: dict[str, Any] = {}
+    for note in notes:
+        if note.kind == "progress":
+            values["progress"] = note.payload
+        elif note.kind == "log_line":
+            values["last_log_line"] = note.payload["line"]
+    return values

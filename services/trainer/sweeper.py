@@ -1,0 +1,125 @@
+"""Looks after what nobody reports: leases that ran out, attempts that take too long, lost doorbells."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import delete, func, or_, select, text
+
+from guidehall.core.errors import Unavailable
+from services.trainer.database import Database
+from services.trainer.journal import Cause, Journal, ring, seconds
+from services.trainer.leases import Leases
+from services.trainer.lifecycle import HELD, TimedOut
+from services.trainer.records import Job
+from services.trainer.settings import TrainerSettings
+from services.trainer.tables import jobs, outbox, request_ids
+
+logger = logging.getLogger(__name__)
+
+# One ring for each job that waits while a worker idles: no more than there are of either.
+_UNHEARD = text(
+    """
+    WITH waiting AS (
+        SELECT pool, count(*) AS jobs FROM trainer.jobs
+        WHERE state = 'QUEUED'
+            AND coalesce(not_before, update_time) < now() - make_interval(secs => :wait_seconds)
+        GROUP BY pool
+    ), idle AS (
+        SELECT w.pool, count(*) AS workers FROM trainer.workers w
+        LEFT JOIN trainer.jobs j ON j.worker_id = w.id AND j.state IN ('LEASED', 'RUNNING')
+        WHERE j.id IS NULL AND w.last_seen_time >= now() - make_interval(secs => :lost_seconds)
+        GROUP BY w.pool
+    )
+    SELECT pool, least(jobs, workers) AS rings FROM waiting JOIN idle USING (pool)
+    """
+)
+# Any number that no other use of advisory locks in this database has.
+_RING_LOCK = 0x67686C72
+
+
+class Sweeper:
+    """Runs in every replica; what one has locked the others pass over."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        leases: Leases,
+        settings: TrainerSettings,
+        on_database: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._leases = leases
+        self._settings = settings
+        self._on_database = on_database
+
+    async def run(self) -> None:
+        """Sweeps until the process is about to end, and tells each time whether the database was there."""
+        loop = asyncio.get_running_loop()
+        sweep = self._settings.sweep
+        next_ring = loop.time() + sweep.ring_again_seconds
+        while not self._database.wakes.closed:
+            try:
+                await self.expire()
+                if loop.time() >= next_ring:
+                    next_ring = loop.time() + sweep.ring_again_seconds
+                    await self.ring_again()
+                    await self.purge()
+                await self._on_database(True)
+            except Unavailable:
+                await self._on_database(False)
+            await asyncio.sleep(sweep.interval_seconds)
+
+    async def expire(self) -> None:
+        """Takes jobs from workers that are silent, and ends attempts that take too long."""
+        for _ in range(self._settings.sweep.batch):
+            async with self._database.unit() as unit:
+                overdue = or_(jobs.c.lease_until < func.now(), jobs.c.timeout_at < func.now())
+                statement = (
+                    select(jobs, (jobs.c.timeout_at < func.now()).label("timed_out"))
+                    .where(jobs.c.state.in_([state.value for state in HELD]), overdue)
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                )
+                row = (await unit.connection.execute(statement)).mappings().first()
+                if row is None:
+                    return
+                job = Job.of(row)
+                if row["timed_out"]:
+                    error = {
+                        "code": "DEADLINE_EXCEEDED",
+                        "reason": "TIMEOUT",
+                        "message": f"the attempt took longer than timeout_seconds, {job.timeout_seconds}",
+                    }
+                    await self._journal.apply(unit, job, TimedOut(job.lease_epoch), Cause(error=error))
+                else:
+                    logger.warning("lease lost: %s at epoch %d", job.name, job.lease_epoch)
+                    await self._leases.expire(unit, job)
+
+    async def ring_again(self) -> None:
+        """Rings for jobs that wait although workers idle: their doorbells got lost."""
+        values = {
+            "wait_seconds": self._settings.sweep.ring_again_seconds,
+            "lost_seconds": self._settings.lease.seconds,
+        }
+        async with self._database.unit() as unit:
+            mine = await unit.connection.execute(select(func.pg_try_advisory_xact_lock(_RING_LOCK)))
+            if not mine.scalar_one():
+                return
+            for row in await unit.connection.execute(_UNHEARD, values):
+                for _ in range(row.rings):
+                    ring(unit, row.pool)
+
+    async def purge(self) -> None:
+        """Drops what has no use any more: old request ids, and job events nobody could be told of."""
+        requests = request_ids.c.create_time < func.now() - seconds(
+            self._settings.jobs.request_id_keep_seconds
+        )
+        events = outbox.c.create_time < func.now() - seconds(self._settings.relay.events_keep_seconds)
+        async with self._database.unit() as unit:
+            await unit.connection.execute(delete(request_ids).where(requests))
+            await unit.connection.execute(delete(outbox).where(events, outbox.c.kind == "events"))
