@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,6 @@ def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return option(with_folder)
 
 
-@contextmanager
-def _needs_local() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise click.ClickException(
-            f"this command runs the platform itself, which needs more than the client: no {error.name} here; "
-            "in a checkout of the project: pip install -e '.[science,services,local]', or ./run up"
-        ) from error
-
-
 @click.command(
     epilog="""\b
 Examples
@@ -65,8 +53,8 @@ Examples
 @click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
 def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
     """Start the platform on this machine: database, broker, object store, services, workers."""
-    with _needs_local():
-        from guidehall.local import control, stack
+    from guidehall.local import control, stack
+
     options = stack.Options(data=data, workers=workers, auth_mode=auth_mode)
     (control.up_detached if detach else stack.up)(options, click.echo)
 
@@ -77,8 +65,8 @@ def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
 @click.pass_context
 def status(ctx: click.Context, data: Path, as_json: bool) -> None:
     """Show whether the platform of this machine runs, part by part."""
-    with _needs_local():
-        from guidehall.local import control
+    from guidehall.local import control
+
     found = control.status(data)
     if as_json:
         emit(found)
@@ -110,8 +98,8 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
 )
 def logs(data: Path, service: str, follow: bool, lines: int) -> None:
     """Show the log of one SERVICE of this machine's platform."""
-    with _needs_local():
-        from guidehall.local import control
+    from guidehall.local import control
+
     for line in control.tail_logs(data, service, lines, follow):
         click.echo(line, nl=False)
 
@@ -120,8 +108,8 @@ def logs(data: Path, service: str, follow: bool, lines: int) -> None:
 @_data_option
 def down(data: Path) -> None:
     """Stop the platform of this machine. Everything that it keeps stays."""
-    with _needs_local():
-        from guidehall.local import control
+    from guidehall.local import control
+
     click.echo("stopped" if control.down(data) else "nothing was running")
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -231,3 +232,18 @@ def test_reader_that_leaves_early_is_no_fault(peer: Peer) -> None:
     finished = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
 
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("missing", ["jwt", "guidehall.local.stack", "guidehall.local"])
+def test_platform_commands_of_the_bare_install_say_what_is_missing(missing: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from guidehall.cli._app import run\n"
+        f"sys.exit(run(['up', '--data', {str(tmp_path / 'data')!r}]))"
+    )
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1
+    assert f"no {missing} here" in finished.stderr
+    assert "pip install -e '.[science,services,local]'" in finished.stderr
