@@ -103,7 +103,7 @@ class Attempt:
             timeout_seconds=calls.timeout_seconds,
             transfer_seconds=calls.transfer_seconds,
         )
-        self._events = EventBuffer(tools.settings.max_buffered_events)
+        self._events = EventBuffer(tools.settings.max_buffered_events, tools.settings.log_lines_per_second)
         self._session = Session(
             tools.trainer,
             job,

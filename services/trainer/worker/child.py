@@ -41,9 +41,10 @@ def _guard(connection: socket.socket) -> None:
     The death signal reaches this process only, not what the pipeline started. Called before anything large is
     imported or any thread runs.
     """
-    if not hasattr(os, "pidfd_open"):
-        return
-    guarded = os.pidfd_open(os.getpid())
+    try:
+        guarded = os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):
+        return  # not on this system
     if os.fork() > 0:
         os.close(guarded)
         return
@@ -59,6 +60,7 @@ def _run(connection: socket.socket, modules: list[str]) -> None:
     import contextlib
     import faulthandler
     import importlib
+    import traceback
     from pathlib import Path
 
     from guidehall.science import registry
@@ -69,6 +71,7 @@ def _run(connection: socket.socket, modules: list[str]) -> None:
     with (folder / CRASH_FILE).open("w") as crash:
         # Not to stderr, which the job's owner reads.
         faulthandler.enable(crash)
+        sys.excepthook = lambda *error: traceback.print_exception(*error, file=crash)
         registry.pipelines()
         for module in modules:
             # One that is not installed is missed by the pipelines that need it, not by all.

@@ -30,6 +30,7 @@ from services.trainer.worker.messages import (
     ModelWritten,
     Progressed,
     Start,
+    readable,
 )
 
 # Outputs share one set of names; these two are the platform's.
@@ -110,13 +111,13 @@ class ChildContext:
         self._step = int(step)
         numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         kept = dict(itertools.islice(numbers.items(), MAX_METRICS))
-        shown = phase[:MAX_PHASE_CHARACTERS]
+        shown = readable(phase, MAX_PHASE_CHARACTERS)
         self._link.report(Progressed(phase=shown, step=self._step, total=int(total), metrics=kept))
 
     def log(self, line: str) -> None:
         """See `Context`."""
         for part in str(line).splitlines() or [""]:
-            self._link.send(Logged(line=part[:MAX_LINE_CHARACTERS]))
+            self._link.send(Logged(line=readable(part, MAX_LINE_CHARACTERS)))
 
     def desired(self) -> Desired:
         """See `Context`."""

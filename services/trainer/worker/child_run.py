@@ -14,6 +14,9 @@ from services.trainer.worker.child_context import ChildContext
 from services.trainer.worker.child_link import Link
 from services.trainer.worker.frames import MAX_FRAME_BYTES
 from services.trainer.worker.messages import (
+    MAX_FIELD_CHARACTERS,
+    MAX_LINE_CHARACTERS,
+    MAX_TRACEBACK_CHARACTERS,
     Broke,
     End,
     Left,
@@ -23,6 +26,7 @@ from services.trainer.worker.messages import (
     Start,
     Started,
     Succeeded,
+    readable,
 )
 
 # Where a fatal signal leaves its traceback, in the child's folder.
@@ -44,13 +48,16 @@ def run(start: Start, link: Link, folder: Path) -> End:
         return Left(because="paused")
     except UserError as error:
         got = f"got {str(error.value)[:120]}; {error.allowed}"
-        return Refused(field=error.field[:1024], description=got[:4096])
+        field = readable(error.field, MAX_FIELD_CHARACTERS)
+        return Refused(field=field, description=readable(got, MAX_LINE_CHARACTERS))
     except MemoryError:
         return OutOfMemory()
     except BaseException as error:
         if _is_device_memory(error):
             return OutOfMemory()
-        return Broke(traceback=traceback.format_exc())
+        # Its end tells most.
+        report = traceback.format_exc()[-MAX_TRACEBACK_CHARACTERS:]
+        return Broke(traceback=readable(report, MAX_TRACEBACK_CHARACTERS))
 
 
 def _succeeded(document: str) -> End:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.trainer.worker.messages import Progressed
 
 MAX_BATCH_EVENTS = 500
 _MAX_BATCH_CHARACTERS = 1 << 20
+_BURST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,38 @@ class Event:
     payload: Progressed | str
 
 
+class _Allowance:
+    """So many a second in the long run, and `_BURST_SECONDS` worth of them at once."""
+
+    def __init__(self, per_second: float, now: float) -> None:
+        self._per_second = per_second
+        self._most = self._left = per_second * _BURST_SECONDS
+        self._then = now
+
+    def take(self, now: float) -> bool:
+        """Whether one more is allowed."""
+        gained = max(0.0, now - self._then) * self._per_second
+        self._left = min(self._most, self._left + gained)
+        self._then = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class EventBuffer:
     """What was not stored yet, in order.
 
     Progress that was not sent yet gives way to newer progress of the same phase. Lines that find the buffer
-    full are counted and left out: job.log has them.
+    full, or come in a flood, are counted and left out: job.log has them.
     """
 
-    def __init__(self, max_events: int) -> None:
+    def __init__(
+        self, max_events: int, lines_per_second: float, clock: Callable[[], float] = time.time
+    ) -> None:
         self._max_events = max_events
+        self._clock = clock
+        self._lines = _Allowance(lines_per_second, clock())
         self._kept: deque[Event] = deque()
         # Number of the first event in `_kept`.
         self._first = 1
@@ -57,7 +82,7 @@ class EventBuffer:
 
     def add_progress(self, progress: Progressed) -> None:
         """Adds a step."""
-        event = Event(time.time(), progress)
+        event = Event(self._clock(), progress)
         if self._kept and self.last_number > self._newest_sent:
             newest = self._kept[-1].payload
             full = len(self._kept) >= self._max_events
@@ -68,13 +93,14 @@ class EventBuffer:
 
     def add_line(self, line: str) -> None:
         """Adds a line of the log."""
-        if len(self._kept) >= self._max_events:
+        now = self._clock()
+        if len(self._kept) >= self._max_events or not self._lines.take(now):
             self._left_out += 1
             return
         if self._left_out:
             note, self._left_out = f"[{self._left_out} lines are in job.log only]", 0
-            self._kept.append(Event(time.time(), note))
-        self._kept.append(Event(time.time(), line))
+            self._kept.append(Event(now, note))
+        self._kept.append(Event(now, line))
 
     def take(self) -> tuple[int, list[Event]]:
         """The next events to send, with the number of their first."""

@@ -11,6 +11,8 @@ from services.trainer.worker.frames import FrameError
 
 MAX_LINE_CHARACTERS = 4000
 MAX_METRICS = 64
+MAX_FIELD_CHARACTERS = 1024
+MAX_TRACEBACK_CHARACTERS = 64 << 10
 MAX_PHASE_CHARACTERS = 128
 
 
@@ -128,8 +130,8 @@ class Refused(_Message):
     """UserError: running it again would fail again."""
 
     kind: Literal["refused"] = "refused"
-    field: str = Field(max_length=1024)
-    description: str = Field(max_length=4096)
+    field: str = Field(max_length=MAX_FIELD_CHARACTERS)
+    description: str = Field(max_length=MAX_LINE_CHARACTERS)
 
 
 class OutOfMemory(_Message):
@@ -142,7 +144,13 @@ class Broke(_Message):
     """Any other exception. The traceback is for the worker's log alone."""
 
     kind: Literal["broke"] = "broke"
-    traceback: str
+    traceback: str = Field(max_length=MAX_TRACEBACK_CHARACTERS)
+
+
+def readable(text: str, most_characters: int) -> str:
+    """`text` without what JSON or PostgreSQL cannot hold (lone surrogates, NUL), cut to a length."""
+    cut = text[:most_characters].encode(errors="replace").decode()
+    return cut.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 End = Succeeded | Left | Refused | OutOfMemory | Broke

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from services.trainer.worker.messages import MAX_LINE_CHARACTERS
+from services.trainer.worker.messages import MAX_LINE_CHARACTERS, readable
 
 # A line can be no longer than this before it is cut, whatever its encoding.
 _MAX_PENDING_BYTES = 4 * MAX_LINE_CHARACTERS
@@ -34,9 +34,7 @@ class LineSplitter:
 
     def _emit(self, line: bytes) -> None:
         shown = line.rstrip(b"\r").rpartition(b"\r")[2]
-        # A NUL is the one character that PostgreSQL text cannot hold.
-        text = shown.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-        self._on_line(text[:MAX_LINE_CHARACTERS])
+        self._on_line(readable(shown.decode(errors="replace"), MAX_LINE_CHARACTERS))
 
 
 class LinesProtocol(asyncio.Protocol):

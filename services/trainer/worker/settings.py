@@ -70,6 +70,9 @@ class WorkerSettings(ServiceSettings):
     )
     event_flush_seconds: float = Field(0.2, gt=0, description="events are sent together so often")
     max_buffered_events: int = Field(5000, ge=100, description="beyond it, log lines stay in job.log only")
+    log_lines_per_second: float = Field(
+        100.0, ge=1, description="as events, in the long run; more stay in job.log only"
+    )
     drain_seconds: float = Field(
         20.0, gt=0, description="from SIGTERM to the kill of a job that does not leave"
     )

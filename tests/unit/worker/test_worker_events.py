@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ def lines(buffer: EventBuffer) -> list[object]:
 
 
 def test_events_are_numbered_from_one_and_go_once() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     buffer.add_line("a")
     buffer.add_progress(step(1))
     assert lines(buffer) == [1, "a", 1]
@@ -29,7 +30,7 @@ def test_events_are_numbered_from_one_and_go_once() -> None:
 
 
 def test_what_was_not_stored_goes_again_with_the_same_numbers() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     for text in "abcd":
         buffer.add_line(text)
     buffer.take()
@@ -43,7 +44,7 @@ def test_what_was_not_stored_goes_again_with_the_same_numbers() -> None:
 
 
 def test_newer_progress_replaces_what_was_not_sent() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     for number in range(1, 5):
         buffer.add_progress(step(number))
     buffer.add_progress(step(1, "validate"))
@@ -53,7 +54,7 @@ def test_newer_progress_replaces_what_was_not_sent() -> None:
 
 
 def test_progress_that_was_sent_is_never_replaced() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     buffer.add_progress(step(1))
     buffer.take()
     buffer.resend()
@@ -63,7 +64,7 @@ def test_progress_that_was_sent_is_never_replaced() -> None:
 
 
 def test_a_flood_of_lines_is_counted_not_kept() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     for number in range(150):
         buffer.add_line(f"line {number}")
     assert buffer.last_number == 100
@@ -73,8 +74,19 @@ def test_a_flood_of_lines_is_counted_not_kept() -> None:
     assert lines(buffer) == [101, "[50 lines are in job.log only]", "later"]
 
 
+def test_a_lasting_flood_is_thinned_to_the_rate() -> None:
+    clock = iter(range(1000))
+    buffer = EventBuffer(10_000, 2, lambda: next(clock) / 10)
+    for number in range(700):
+        buffer.add_line(f"line {number}")
+    # 20 at once, then 2 a second for 70 seconds, each with a note of what came between.
+    kept = [line for line in lines(buffer)[1:] if str(line).startswith("line")]
+    assert len(kept) == pytest.approx(20 + 140, abs=2)
+    assert kept[:20] == [f"line {number}" for number in range(20)]
+
+
 def test_progress_of_many_phases_cannot_outgrow_the_buffer() -> None:
-    buffer = EventBuffer(100)
+    buffer = EventBuffer(100, 1e6)
     for number in range(1000):
         buffer.add_progress(step(number, f"phase {number}"))
     assert buffer.last_number == 100
@@ -82,7 +94,7 @@ def test_progress_of_many_phases_cannot_outgrow_the_buffer() -> None:
 
 
 def test_batches_are_bounded() -> None:
-    buffer = EventBuffer(10_000)
+    buffer = EventBuffer(10_000, 1e6)
     for _ in range(MAX_BATCH_EVENTS + 1):
         buffer.add_line("")
     assert len(buffer.take()[1]) == MAX_BATCH_EVENTS
@@ -96,7 +108,7 @@ def test_batches_are_bounded() -> None:
 
 @given(st.lists(st.sampled_from(["line", "step", "take", "break", "store"]), max_size=60))
 def test_the_trainer_gets_every_number_once_and_in_order(actions: list[str]) -> None:
-    buffer = EventBuffer(1000)
+    buffer = EventBuffer(1000, 1e6)
     stored: list[object] = []
     on_the_way: list[tuple[int, list[object]]] = []
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.worker.job_log import JobLog
-from services.trainer.worker.messages import MAX_LINE_CHARACTERS
+from services.trainer.worker.messages import MAX_LINE_CHARACTERS, readable
 from services.trainer.worker.output_lines import LineSplitter
 
 
@@ -54,3 +54,8 @@ def test_a_job_log_is_cut_at_its_limit(tmp_path: Path) -> None:
     assert described.size_bytes == len(content)
     log.write("too late")
     assert log.path.read_text() == content
+
+
+def test_readable_text_can_be_stored() -> None:
+    assert readable("a\0b\ud800c", 100) == "a�b?c"
+    assert readable("abc", 2) == "ab"
