@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from collections.abc import Sequence
 
 import grpc
 import uvloop
@@ -68,28 +69,8 @@ async def serve(settings: InferenceSettings) -> None:
         ops = OpsServer(settings.ops, repository.ready.is_set)
         ops.start()
         stack.callback(ops.stop)
-        server = GrpcServer(
-            settings.grpc,
-            [
-                Service(
-                    open_inference.FULL_NAME,
-                    add_GRPCInferenceServiceServicer_to_server,
-                    open_inference.OpenInferenceServicer(plane),
-                ),
-                Service(
-                    prediction.FULL_NAME,
-                    add_PredictionServiceServicer_to_server,
-                    prediction.PredictionServicer(plane),
-                ),
-                Service(
-                    reflectometry.FULL_NAME,
-                    add_ReflectometryServiceServicer_to_server,
-                    reflectometry.ReflectometryServicer(analysis, settings.analysis.max_points),
-                ),
-            ],
-            Authenticator(settings.auth, SERVICE_NAME),
-            POLICIES,
-        )
+        services = _services(plane, analysis, settings)
+        server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE_NAME), POLICIES)
         port = await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(open_inference.FULL_NAME, False)
@@ -102,6 +83,28 @@ async def serve(settings: InferenceSettings) -> None:
         await until_signalled()
         for task in background:
             task.cancel()
+
+
+def _services(
+    plane: DataPlane, analysis: ReflectometryAnalysis, settings: InferenceSettings
+) -> list[Service]:
+    return [
+        Service(
+            open_inference.FULL_NAME,
+            add_GRPCInferenceServiceServicer_to_server,
+            open_inference.OpenInferenceServicer(plane),
+        ),
+        Service(
+            prediction.FULL_NAME,
+            add_PredictionServiceServicer_to_server,
+            prediction.PredictionServicer(plane),
+        ),
+        Service(
+            reflectometry.FULL_NAME,
+            add_ReflectometryServiceServicer_to_server,
+            reflectometry.ReflectometryServicer(analysis, settings.analysis.max_points),
+        ),
+    ]
 
 
 async def _announce(repository: Repository, server: GrpcServer) -> None:
@@ -117,22 +120,30 @@ def _credentials(settings: InferenceSettings) -> list[grpc.aio.ClientInterceptor
     return credentials_interceptors(ServiceTokens(TokenIssuer(SERVICE_NAME, KeyPair.load(path))))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
+    """Runs the program.
+
+    Returns:
+        Exit status.
+    """
     if arguments[:1] == ["config"]:
-        config_command(InferenceSettings, arguments[1:])
-        return
-    if arguments != ["serve"]:
-        raise SystemExit(_USAGE)
+        config_command(InferenceSettings, list(arguments[1:]))
+        return 0
+    if list(arguments) != ["serve"]:
+        print(_USAGE, file=sys.stderr)
+        return 2
+    status = 0
     try:
         settings = InferenceSettings.load()
-    except SettingsError as error:
-        raise SystemExit(str(error)) from None
-    configure_logging(settings.log, SERVICE_NAME)
-    configure_tracing(settings.telemetry, SERVICE_NAME)
-    _log.info("settings", extra={"settings": settings.redacted()})
-    with contextlib.suppress(KeyboardInterrupt):
+        configure_logging(settings.log, SERVICE_NAME)
+        configure_tracing(settings.telemetry, SERVICE_NAME)
+        _log.info("settings", extra={"settings": settings.redacted()})
         uvloop.run(serve(settings))
+    except* (SettingsError, OSError) as group:
+        print(f"inference: {group.exceptions[0]}", file=sys.stderr)
+        status = 1
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

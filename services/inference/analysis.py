@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from guidehall.science.reflectometry.params import MediumPrior, SimulateParams, 
 from guidehall.science.reflectometry.predictor import ARCHITECTURE, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.simulate import simulate
 from services.inference.curves import MeasuredMedium, Measurement
-from services.inference.dataplane import DataPlane
+from services.inference.dataplane import DataPlane, UnusableAnswer
 from services.inference.execution import Engine, Turns
 from services.inference.refinement import RefinementPool
 from services.inference.versions import ModelKey, Published, Reference
@@ -98,7 +99,7 @@ class ReflectometryAnalysis:
                 continue
             seen.add(key)
             try:
-                _check_fit(_arguments(candidate), measurement)
+                await asyncio.to_thread(_check_candidate, candidate, measurement)
                 return await self._ask(principal, Reference(key, candidate.version), measurement)
             except (InvalidArgument, FailedPrecondition, Unavailable, NotFound) as error:
                 # The next one may fit, or load; a full queue, on the other hand, ends the search.
@@ -123,7 +124,14 @@ class ReflectometryAnalysis:
                 reason="WRONG_ARCHITECTURE",
             )
         _check_fit(model.arguments, measurement)
-        return published, model, await served.run(analyse, model, measurement.curve)
+        analysis = await served.run(analyse, model, measurement.curve)
+        if not bool(np.isfinite(analysis.unit).all()):
+            raise UnusableAnswer(f"{published.name} answered a curve with numbers that are not finite")
+        return published, model, analysis
+
+
+def _check_candidate(published: Published, measurement: Measurement) -> None:
+    _check_fit(_arguments(published), measurement)
 
 
 @lru_cache(maxsize=256)

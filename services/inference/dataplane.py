@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from prometheus_client import Histogram
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound, Unavailable
 from guidehall.science.manifest import DATATYPES
-from guidehall.science.pipeline import Manifest, TensorSpec
+from guidehall.science.pipeline import Manifest, Predictor, TensorSpec
 from services.inference.execution import Served
 from services.inference.repository import Repository
 from services.inference.tensors import Array, Tensor, tensor_of
 from services.inference.versions import Published, Reference
+
+_ROWS = Histogram(
+    "guidehall_inference_batch_rows",
+    "Rows of the batches that models answered",
+    buckets=(1, 4, 16, 64, 256, 1024, 4096),
+)
 
 
 class UnusableAnswer(Exception):
@@ -89,8 +97,8 @@ class DataPlane:
         wanted = _wanted(manifest.outputs, outputs)
         arrays = {name: tensor.array for name, tensor in inputs.items()}
         if rows:
-            answer = await served.predict(arrays, queue_seconds)
-            check_outputs(manifest.outputs, answer, arrays)
+            _ROWS.observe(rows)
+            answer = await served.run(_predict, served.predictor, arrays, queue_seconds=queue_seconds)
         else:
             answer = _empty(manifest.outputs)
         return Answer(published, {spec.name: tensor_of(answer[spec.name], spec.datatype) for spec in wanted})
@@ -103,7 +111,7 @@ class DataPlane:
             InvalidModel: its manifest cannot be read here.
         """
         published, versions = await self._repository.describe(principal, reference)
-        return Description(published, published.read_manifest(), versions)
+        return Description(published, await asyncio.to_thread(published.read_manifest), versions)
 
     async def is_model_ready(self, principal: Principal, reference: Reference) -> bool:
         """Whether `infer` would find the model; False also for one that does not exist."""
@@ -176,6 +184,12 @@ def _wanted(specs: Sequence[TensorSpec], names: Sequence[str]) -> list[TensorSpe
         if name not in known:
             raise InvalidArgument.field("outputs", name, f"the outputs are {', '.join(known)}")
     return [known[name] for name in names or known]
+
+
+def _predict(predictor: Predictor, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    answer = predictor.predict(inputs)
+    check_outputs(predictor.outputs, answer, inputs)
+    return answer
 
 
 def _empty(specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
+from prometheus_client import Histogram
 
 from guidehall.core.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from guidehall.science.pipeline import Manifest, Predictor, UserError
 from services.inference.settings import ExecutionSettings
-from services.inference.tensors import Array
 
 T = TypeVar("T")
+
+_QUEUE_SECONDS = Histogram(
+    "guidehall_inference_queue_seconds", "How long calls waited for their model's turn"
+)
+_RUN_SECONDS = Histogram("guidehall_inference_run_seconds", "How long models took for a call")
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -87,7 +92,8 @@ class Turns:
             ResourceExhausted: too many wait already.
             DeadlineExceeded: its turn did not come within `queue_seconds`.
         """
-        await self._enter(queue_seconds)
+        with _QUEUE_SECONDS.time():
+            await self._enter(queue_seconds)
         loop = asyncio.get_running_loop()
         try:
             future = self._engine.submit(call, *args)
@@ -96,7 +102,8 @@ class Turns:
             raise
         # The caller may be cancelled long before the thread is done: only the thread's end ends the turn.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._lock.release))
-        return await asyncio.wrap_future(future)
+        with _RUN_SECONDS.time():
+            return await asyncio.wrap_future(future)
 
     async def _enter(self, queue_seconds: float | None) -> None:
         settings = self._engine.settings
@@ -139,17 +146,6 @@ class Served:
     def busy(self) -> bool:
         """Whether a call runs or waits."""
         return self.turns.busy
-
-    async def predict(
-        self, inputs: Mapping[str, Array], queue_seconds: float | None = None
-    ) -> dict[str, Array]:
-        """The model's answer.
-
-        Raises:
-            InvalidArgument: the model refused an input.
-            ResourceExhausted, DeadlineExceeded: see `Turns.run`.
-        """
-        return await self.run(self.predictor.predict, inputs, queue_seconds=queue_seconds)
 
     async def run(self, call: Callable[..., T], *args: Any, queue_seconds: float | None = None) -> T:
         """Runs something that uses the model, in the model's turn.

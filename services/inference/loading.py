@@ -9,6 +9,8 @@ import time
 import uuid
 from collections.abc import Callable
 
+from prometheus_client import Counter
+
 from guidehall.core.errors import AppError
 from guidehall.science import registry
 from guidehall.science.pipeline import InvalidModel, Predictor
@@ -17,6 +19,7 @@ from services.inference.execution import Engine, Served, Turns
 from services.inference.source import StorageSource
 from services.inference.versions import Entry, Failure, Published
 
+_LOADS = Counter("guidehall_inference_model_loads", "Attempts to load a model", ["outcome"])
 _log = logging.getLogger(__name__)
 
 
@@ -48,16 +51,18 @@ class Loader:
             async with self._one_at_a_time:
                 entry.served = await self._load(entry.published)
             entry.proved, entry.failure = True, None
+            _LOADS.labels("ok").inc()
             _log.info(
                 "model is loaded", extra={"model": name, "seconds": round(time.monotonic() - started, 3)}
             )
         except Exception as error:  # whatever a model does, its other versions go on
             entry.failure = self._failure(error, name)
+            _LOADS.labels("failed").inc()
         finally:
             entry.loading = False
 
     async def _load(self, published: Published) -> Served:
-        manifest = published.read_manifest()
+        manifest = await self._engine.run(published.read_manifest)
         registry.architecture(manifest.architecture)
         weights = await self._weights(published)
         self._make_room(len(weights))

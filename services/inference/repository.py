@@ -8,6 +8,8 @@ import logging
 import time
 from collections.abc import Iterable
 
+from prometheus_client import Gauge
+
 from guidehall.core import names
 from guidehall.core.access import may_see, require_visible
 from guidehall.core.auth import Principal
@@ -20,6 +22,7 @@ from services.inference.settings import RepositorySettings
 from services.inference.source import StorageSource
 from services.inference.versions import Catalogue, Entry, ModelKey, Published, Reference
 
+_MEMORY = Gauge("guidehall_inference_models_bytes", "Weights of the models in memory")
 _log = logging.getLogger(__name__)
 
 
@@ -123,6 +126,7 @@ class Repository:
         for entry in await self._visible(principal, reference):
             entry.held_back = True
             entry.unload()
+        _MEMORY.set(self._memory_used())
 
     # What goes on in the background
 
@@ -173,7 +177,9 @@ class Repository:
         published = await self._source.get(reference)
         if published is not None:
             self._projects.add(published.key.project)
-            self._start_load(self._catalogue.add(published))
+            entry = self._catalogue.add(published)
+            if not entry.held_back:
+                self._start_load(entry)
 
     async def model_deleted(self, key: ModelKey) -> None:
         """Forgets a model."""
@@ -203,7 +209,7 @@ class Repository:
     def _take_over(self, published: Published) -> Entry:
         known = {entry.published.version: entry for entry in self._catalogue.versions(published.key)}
         entry = self._catalogue.add(published)
-        if self.ready.is_set() and published.version > max(known, default=0):
+        if self.ready.is_set() and published.version > max(known, default=0) and not entry.held_back:
             in_use = any(other.served is not None for other in known.values())
             if in_use or published.key in self._pins:
                 self._start_load(entry)
@@ -245,6 +251,7 @@ class Repository:
         try:
             if entry.served is None:
                 await self._loader.load(entry)
+            _MEMORY.set(self._memory_used())
             return entry.served
         finally:
             del self._loads[entry]
@@ -281,6 +288,7 @@ class Repository:
     async def _drop(self, entries: Iterable[Entry]) -> None:
         gone = list(entries)
         self._catalogue.drop(gone)
+        _MEMORY.set(self._memory_used())
         for entry in gone:
             entry.held_back = True
             await asyncio.to_thread(self._cache.forget, entry.published)

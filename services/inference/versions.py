@@ -215,7 +215,9 @@ class Catalogue:
         versions = self._models.setdefault(published.key, {})
         entry = versions.get(published.version)
         if entry is None or entry.published.digest != published.digest:
-            entry = versions[published.version] = Entry(published)
+            # Unloading holds for the model: a version that is published later does not bring it back.
+            held_back = bool(versions) and all(other.held_back for other in versions.values())
+            entry = versions[published.version] = Entry(published, held_back=held_back)
         else:
             entry.published = published
         return entry
