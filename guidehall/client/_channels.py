@@ -13,7 +13,7 @@ from guidehall import __version__
 from guidehall.client._config import Tls
 from guidehall.client._endpoints import Endpoint
 from guidehall.client._steps import Rpc
-from guidehall.core.errors import AppError, InvalidArgument, Unavailable, from_rpc_error
+from guidehall.core.errors import AppError, DeadlineExceeded, InvalidArgument, Unavailable, from_rpc_error
 
 _MEGABYTE = 1 << 20
 _LARGEST_ANSWER_BYTES = 64 * _MEGABYTE
@@ -102,15 +102,23 @@ def _read(path: Path | None) -> bytes | None:
         raise InvalidArgument.field("tls", str(path), "a readable PEM file") from error
 
 
-def failure(rpc: Rpc, endpoint: Endpoint, error: grpc.RpcError) -> AppError:
-    """The error that the service sent, or a plain sentence when it could not be reached."""
+def failure(rpc: Rpc, endpoint: Endpoint, error: Any) -> AppError:
+    """The error that the service sent, or a plain sentence when nothing came from it.
+
+    Args:
+        error: a `grpc.RpcError`, whose stubs know nothing of what it carries.
+    """
     decoded = from_rpc_error(error)
-    if isinstance(decoded, Unavailable) and not _from_service(error):
-        return Unavailable(
-            f"the {rpc.service} service at {endpoint.address} cannot be reached",
-            reason="CANNOT_REACH",
-            metadata={"service": rpc.service, "address": endpoint.address},
-        )
+    if _from_service(error):
+        return decoded
+    service = f"the {rpc.service} service at {endpoint.address}"
+    metadata = {"service": rpc.service, "address": endpoint.address}
+    if isinstance(decoded, DeadlineExceeded):
+        return DeadlineExceeded(f"{service} did not answer in time", reason="NO_ANSWER", metadata=metadata)
+    if isinstance(decoded, Unavailable):
+        # With certificates much can be wrong that looks the same from here: the transport knows better.
+        why = f": {error.details()}" if endpoint.secure else ""
+        return Unavailable(f"{service} cannot be reached{why}", reason="CANNOT_REACH", metadata=metadata)
     return decoded
 
 

@@ -206,8 +206,8 @@ class JobEvent:
     job: str
     seq: int
     time: datetime | None
-    # state_change, progress, log_line, preview, checkpoint or published; "unknown", without a payload, for what
-    # this client is too old to know.
+    # state_change, progress, log_line, preview, checkpoint or published; "unknown", without a payload, for
+    # what this client is too old to know.
     kind: str
     payload: EventPayload | None
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -247,3 +250,24 @@ def test_platform_commands_of_the_bare_install_say_what_is_missing(missing: str,
     assert finished.returncode == 1
     assert f"no {missing} here" in finished.stderr
     assert "pip install -e '.[science,services,local]'" in finished.stderr
+
+
+def test_watch_on_a_terminal_is_a_live_bar(finished: Peer) -> None:
+    terminal, inner = pty.openpty()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "guidehall.cli", "watch", JOB],
+        stdout=inner,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(inner)
+    shown = b""
+    with watch, os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):
+        # The end of a pseudo-terminal is an error.
+        while part := screen.read(4096):
+            shown += part
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert watch.returncode == 0
+    assert re.search(r"train +[\u2501\u2578\u257a ]+ +2/5 .*train_loss=0\.0123457", text)
+    assert "running on w1" in text
+    assert "\ufffd[31mhello" in text

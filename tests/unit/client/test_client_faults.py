@@ -48,10 +48,13 @@ class Peer(jobs_pb2_grpc.JobsServiceServicer, datasets_pb2_grpc.DatasetsServiceS
     uploads: list[bytes] = field(default_factory=list)
     # Whether a watch stays open after its events, and what tells that its reader has gone.
     holds_on: bool = False
+    answers_after: Event | None = None
     left: Event = field(default_factory=Event)
     upload_ids: set[str] = field(default_factory=set)
 
     def GetJob(self, request: Any, _: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+        if self.answers_after is not None:
+            self.answers_after.wait(30)
         return jobs_pb2.Job(name=request.name, state=self.final, last_seq=self.events, result=RESULT)
 
     def ListJobs(self, request: Any, _: grpc.ServicerContext) -> jobs_pb2.ListJobsResponse:  # noqa: N802
@@ -346,6 +349,15 @@ def test_upload_starts_again_under_the_same_request_id(
 def test_upload_of_a_missing_file_is_refused(caller: Caller, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"gone\.dat"):
         caller.call("upload_dataset", tmp_path / "gone.dat", "curves")
+
+
+def test_service_that_does_not_answer_in_time_is_named(peer: Peer, caller: Caller) -> None:
+    peer.answers_after = Event()
+
+    with pytest.raises(DeadlineExceeded, match=f"trainer service at {caller.target} did not answer"):
+        replace(caller, timeouts=Timeouts(call_seconds=0.2)).call("job", JOB)
+
+    peer.answers_after.set()
 
 
 def test_closed_client_says_so(caller: Caller) -> None:
