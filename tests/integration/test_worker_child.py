@@ -46,7 +46,7 @@ async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setenv("GUIDEHALL_WORKER__NATS__PASSWORD", "k4b7")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k4b7")
     workspace = Workspace(tmp_path)
-    process = await ChildProcess.spawn(workspace, ChildOptions())
+    process = ChildProcess.spawn(workspace, ChildOptions())
     try:
         yield process
     finally:
@@ -121,7 +121,7 @@ async def test_a_second_attempt_goes_on_from_the_checkpoint_to_the_same_numbers(
     (saved,) = first.of(CheckpointSaved)
     assert isinstance(first.end, Succeeded)
     workspace = Workspace(tmp_path)
-    second = await ChildProcess.spawn(workspace, ChildOptions())
+    second = ChildProcess.spawn(workspace, ChildOptions())
     state = str(child.folder / saved.file.name)
     resumed = await run(second, start("toy.line", params=params, checkpoint_file=state))
     assert "goes on at step 20" in [message.line for message in resumed.of(Logged)]
@@ -316,7 +316,7 @@ from services.trainer.worker.messages import Logged, Start
 from services.trainer.worker.workspace import Workspace
 
 async def main():
-    child = await ChildProcess.spawn(Workspace(Path(sys.argv[1])), ChildOptions())
+    child = ChildProcess.spawn(Workspace(Path(sys.argv[1])), ChildOptions())
     await child.begin(Start.model_validate_json(sys.argv[2]), [].append)
     async for message in child.messages():
         if isinstance(message, Logged):

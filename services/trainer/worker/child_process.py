@@ -11,6 +11,7 @@ import os
 import signal
 import site
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class ChildProcess:
     """One child, from before its job is known to its end."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, folder: Path, link: socket.socket, output: int, reap: float
+        self, process: subprocess.Popen[bytes], folder: Path, link: socket.socket, output: int, reap: float
     ) -> None:
         self.folder = folder
         self._process = process
@@ -89,21 +90,25 @@ class ChildProcess:
         self._lines: LinesProtocol | None = None
 
     @classmethod
-    async def spawn(cls, workspace: Workspace, options: ChildOptions) -> ChildProcess:
+    def spawn(cls, workspace: Workspace, options: ChildOptions) -> ChildProcess:
         """Starts a child that waits for `begin`."""
         folder = workspace.new_folder()
         ours, theirs = socket.socketpair()
         output, child_output = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "services.trainer.worker.child",
-                str(theirs.fileno()),
-                str(os.getpid()),
-                *options.preload,
-                stdin=asyncio.subprocess.DEVNULL,
+            # Not by the event loop: uvloop would fork, which a process with gRPC in it must not; this one
+            # does not. And the death signal follows the thread that starts the child: the loop's.
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "services.trainer.worker.child",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    *options.preload,
+                ],
+                stdin=subprocess.DEVNULL,
                 stdout=child_output,
                 stderr=child_output,
                 env=environment(os.environ, folder, workspace.cache, options),
@@ -129,7 +134,7 @@ class ChildProcess:
     @property
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.returncode is None
+        return self._process.poll() is None
 
     async def begin(self, start: Start, on_line: Callable[[str], None]) -> None:
         """Hands it its job; `on_line` gets each line that it prints."""
@@ -170,7 +175,7 @@ class ChildProcess:
         """
         self.kill()
         async with asyncio.timeout(self._reap_seconds):
-            status = await self._process.wait()
+            status = await asyncio.to_thread(self._process.wait)
         if self._lines is not None:
             await self._lines.finish(self._reap_seconds)
         return status
@@ -179,7 +184,7 @@ class ChildProcess:
         """Waits for its own end, killing it if that takes too long; its exit status."""
         try:
             async with asyncio.timeout(self._reap_seconds):
-                status = await self._process.wait()
+                status = await asyncio.to_thread(self._process.wait)
         except TimeoutError:
             return await self.reap()
         await self.reap()

@@ -27,14 +27,14 @@ class Children:
             logger.warning("the spare child died")
             await self.close()
         if self._spare is None:
-            self._spare = await ChildProcess.spawn(self._workspace, self._options)
+            self._spare = ChildProcess.spawn(self._workspace, self._options)
 
     async def take(self) -> ChildProcess:
         """A child for one job; the caller closes it."""
         if self._spare is not None and not self._spare.alive:
             await self.close()
         spare, self._spare = self._spare, None
-        return spare or await ChildProcess.spawn(self._workspace, self._options)
+        return spare or ChildProcess.spawn(self._workspace, self._options)
 
     async def close(self) -> None:
         """Ends the spare."""
