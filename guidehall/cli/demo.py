@@ -104,12 +104,12 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
         for parameter in refined.parameters
     ]
     table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT", "ALLOWED"), rows)
-    rows = [
+    fits = [
         ("chi-square", _chi(network), _chi(refined), number(peer.chi_square)),
         ("mean |Δ log10 R|", number(network.mean_abs_log10_error), number(refined.mean_abs_log10_error), ""),
     ]
     click.echo()
-    table(("FIT", "NETWORK", "REFINED", "REFNX"), rows)
+    table(("FIT", "NETWORK", "REFINED", "REFNX"), fits)
     for note in refined.notes:
         click.echo(f"note: {note.message} [{note.code}]")
 

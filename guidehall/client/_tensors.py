@@ -59,4 +59,5 @@ def from_tensor(tensor: common_pb2.Tensor, name: str) -> NDArray[Any]:
         raise DataLoss(
             f"output {name}: {len(tensor.content)} bytes do not fit shape {shape} of {tensor.datatype}"
         )
-    return np.frombuffer(tensor.content, dtype=dtype).reshape(shape).copy()
+    array: NDArray[Any] = np.frombuffer(tensor.content, dtype=dtype).reshape(shape).copy()
+    return array

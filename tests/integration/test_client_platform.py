@@ -1,0 +1,220 @@
+"""Client and command line against the real platform: what each call answers, whoever restarts meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guidehall.client import AsyncClient, JobState, Priority, Progress
+from guidehall.client.errors import InvalidArgument, NotFound
+from guidehall.local.stack import ENDPOINTS
+from tests.fixtures.platform import Platform
+
+pytestmark = pytest.mark.slow
+
+LINE = {"model_name": "client-line", "slope": 3.0, "intercept": 0.5, "noise": 0.0, "steps": 60}
+
+
+@pytest.fixture(scope="module")
+def done(platform: Platform) -> str:
+    """Id of a job that succeeded."""
+    with platform.client() as client:
+        job = client.submit(
+            "toy.line", LINE, seed=7, name="for the client", labels={"film": "a"}, priority="high"
+        )
+        assert client.wait(job.id, timeout=60).state is JobState.SUCCEEDED
+    return job.id
+
+
+def guidehall(platform: Platform, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a person would."""
+    return subprocess.run(
+        [sys.executable, "-m", "guidehall.cli", *arguments],
+        env={**os.environ, "GUIDEHALL_DATA": str(platform.data)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_job_tells_what_it_was_asked_and_what_became_of_it(platform: Platform, done: str) -> None:
+    with platform.client() as client:
+        job = client.job(done[:8])
+
+    assert (job.id, job.display_name, job.seed, job.pipeline) == (done, "for the client", 7, "toy.line")
+    assert job.params["slope"] == 3
+    # Defaults are filled in by the server.
+    assert job.params["points"] == 200
+    assert job.labels == {"film": "a"}
+    assert job.priority == Priority.HIGH
+    assert (job.state, job.end_reason, job.status) == (JobState.SUCCEEDED, "COMPLETED", "succeeded")
+    assert job.create_time is not None
+    assert job.start_time is not None
+    assert job.end_time is not None
+    assert job.create_time <= job.start_time <= job.end_time
+    assert job.progress is not None
+    assert (job.progress.step, job.progress.total) == (60, 60)
+    assert job.error is None
+
+
+def test_jobs_are_filtered_and_limited(platform: Platform, done: str) -> None:
+    with platform.client() as client:
+        assert done in [job.id for job in client.jobs('labels.film = "a" AND state = "SUCCEEDED"')]
+        assert list(client.jobs('pipeline = "other"')) == []
+        assert len(list(client.jobs(limit=1))) == 1
+        with pytest.raises(InvalidArgument, match="filter"):
+            list(client.jobs('nonsense = "a"'))
+
+
+def test_the_twin_for_asyncio_answers_the_same(platform: Platform, done: str, tmp_path: Path) -> None:
+    async def ask() -> dict[str, Any]:
+        async with AsyncClient(platform.data / ENDPOINTS) as client:
+            first, second = await asyncio.gather(client.job(done), client.result(done))
+            await client.download_artifact(done, "points.npy", tmp_path)
+            async with aclosing(client.watch(done)) as events:
+                seqs = [event.seq async for event in events]
+            return {
+                "job": first,
+                "document": second.document,
+                "seqs": seqs,
+                "pools": [pool.name for pool in await client.pools()],
+                "models": [model.id async for model in client.models()],
+                "whoami": await client.whoami(),
+            }
+
+    answers = asyncio.run(ask())
+
+    with platform.client() as client:
+        assert answers["job"] == client.job(done)
+        assert answers["document"] == client.result(done).document
+        assert answers["seqs"] == [event.seq for event in client.watch(done)]
+        assert answers["pools"] == [pool.name for pool in client.pools()]
+        assert set(answers["models"]) <= {model.id for model in client.models()}
+        assert answers["whoami"] == client.whoami()
+    assert np.load(tmp_path / "points.npy", allow_pickle=False).shape == (200, 2)
+
+
+def test_watch_misses_nothing_when_the_trainer_is_killed(platform: Platform) -> None:
+    with platform.client() as client:
+        job = client.submit("toy.line", {**LINE, "model_name": "killed", "steps": 100, "step_seconds": 0.05})
+        seqs = []
+        for event in client.watch(job.id):
+            seqs.append(event.seq)
+            if isinstance(event.payload, Progress) and event.payload.step < 20 and len(seqs) == 6:
+                platform.kill("trainer")
+
+        assert seqs == list(range(1, client.job(job.id).last_seq + 1))
+        assert client.job(job.id).state is JobState.SUCCEEDED
+
+
+def test_dataset_comes_back_byte_by_byte(platform: Platform, tmp_path: Path) -> None:
+    content = np.random.default_rng(1).bytes(3 << 20)
+    with platform.client() as client:
+        first = client.upload_dataset(content, "client-bytes", filename="noise.bin", labels={"kind": "noise"})
+        second = client.upload_dataset(b"short", "client-bytes", filename="noise.bin")
+
+        assert (first.version, second.version) == (1, 2)
+        assert [version.version for version in client.dataset_versions("client-bytes")] == [2, 1]
+        assert client.dataset_version("client-bytes").object.size_bytes == 5
+        assert client.dataset_version("client-bytes@1").object == first.object
+        written = client.download_dataset("client-bytes@1", tmp_path)
+        assert "client-bytes" in [dataset.id for dataset in client.datasets()]
+
+    assert written == tmp_path / "noise.bin"
+    assert written.read_bytes() == content
+
+
+def test_model_is_listed_described_and_downloaded(platform: Platform, done: str, tmp_path: Path) -> None:
+    with platform.client() as client:
+        assert "client-line" in [model.id for model in client.models()]
+        version = client.download_model("client-line", tmp_path / "model")
+        assert version.job.endswith(done)
+        assert version in list(client.model_versions("client-line"))
+        assert version.name in [found.name for found in client.model_versions()]
+        answer = client.predict("client-line", {"x": np.array([[0.0], [2.0]], np.float32)})
+
+    np.testing.assert_allclose(answer.outputs["y"], [[0.5], [6.5]], atol=1e-3)
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert manifest["architecture"] == "toy.line/1"
+    assert [spec.name for spec in version.inputs] == ["x"]
+
+
+def test_workers_and_queues_are_told(platform: Platform) -> None:
+    with platform.client() as client:
+        workers = client.workers()
+        (pool,) = [pool for pool in client.pools() if pool.id == workers[0].pool.rpartition("/")[2]]
+        assert client.workers(pool.name) == workers or len(client.workers(pool.name)) == len(workers)
+
+    assert pool.live_workers == len([worker for worker in workers if worker.state in ("IDLE", "BUSY")]) == 2
+    assert "toy.line 1" in workers[0].pipelines
+
+
+def test_what_does_not_exist_is_not_found(platform: Platform, tmp_path: Path) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    with platform.client() as client:
+        for ask in (
+            lambda: client.job(nobody),
+            lambda: client.result(nobody),
+            lambda: list(client.watch(nobody)),
+            lambda: client.pipeline("toy.nothing"),
+            lambda: client.model_version("nothing"),
+            lambda: client.download_dataset("nothing", tmp_path),
+            lambda: client.predict("nothing", {"x": np.zeros((1, 1), np.float32)}),
+        ):
+            with pytest.raises(NotFound):
+                ask()
+
+
+def test_repeated_request_id_makes_one_job(platform: Platform) -> None:
+    request_id = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
+    with platform.client() as client:
+        jobs = [client.submit("toy.line", LINE, request_id=request_id) for _ in range(2)]
+        client.wait(jobs[0].id, timeout=60)
+
+    assert jobs[0].id == jobs[1].id
+
+
+def test_a_whole_job_on_the_command_line(platform: Platform, tmp_path: Path) -> None:
+    submitted = guidehall(
+        platform,
+        "submit",
+        "toy.line",
+        "--slope",
+        "3",
+        "--steps",
+        "40",
+        "--name",
+        "typed",
+        "--watch",
+        "--json",
+    )
+    assert submitted.returncode == 0, submitted.stderr
+    job, *events = (json.loads(line) for line in submitted.stdout.splitlines())
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["kind"] == "published"
+
+    listed = guidehall(platform, "jobs", "--filter", 'display_name = "typed"')
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [job["id"][:8]]
+    result = guidehall(platform, "result", job["id"][:8], "--artifacts", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "points.npy").is_file()
+    for command in (["queue"], ["workers"], ["models"], ["datasets"], ["whoami"], ["pipelines"], ["status"]):
+        assert guidehall(platform, *command).returncode == 0, command
+
+
+def test_refusals_on_the_command_line_name_flags(platform: Platform) -> None:
+    # Both are within their own range; only the server knows that they do not go together.
+    refused = guidehall(platform, "submit", "toy.line", "--last_x", "-1", "--dry-run")
+
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("guidehall: --last_x: got -1")
