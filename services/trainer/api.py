@@ -69,12 +69,12 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         OSError: the port is taken.
     """
     # A science that cannot be imported is found out here, not by the first submission.
-    logger.info("pipelines: %s", ", ".join(sorted(registry.pipelines())))
+    logger.info("starting", extra={"pipelines": sorted(registry.pipelines())})
     async with contextlib.AsyncExitStack() as stack:
         engine = create_engine(settings.postgres)
         stack.push_async_callback(engine.dispose)
         await wait_until_ready(engine, settings.start_seconds)
-        credentials = credentials_interceptors(ServiceTokens(issuer), delegate=True)
+        credentials = credentials_interceptors(ServiceTokens(issuer))
         channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
         bus = None
         if settings.nats.url is not None:
@@ -130,7 +130,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
 
         port = await server.start()
         await readiness.attach(server)
-        logger.info("listening on %s:%d", settings.grpc.host, port)
+        logger.info("listening", extra={"port": port})
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(database.listener(settings.postgres).run())
             tasks.create_task(bus_relay.run())

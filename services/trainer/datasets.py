@@ -8,26 +8,32 @@ import grpc
 
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.core import names
+from guidehall.core.access import may_see
+from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound, from_rpc_error
+
+MOST_INPUTS = 32
 
 
 class Datasets:
-    """Asks storage on behalf of the caller of the request at hand."""
+    """Asks storage, as this service; whose dataset a caller may use is decided here, by the common rule."""
 
     def __init__(self, channel: grpc.aio.Channel, call_seconds: float) -> None:
         self._stub = datasets_pb2_grpc.DatasetsServiceStub(channel)
         self._call_seconds = call_seconds
 
-    async def pin(self, inputs: Mapping[str, str]) -> dict[str, str]:
+    async def pin(self, principal: Principal, inputs: Mapping[str, str]) -> dict[str, str]:
         """The same inputs with "latest" made a number.
 
         Raises:
-            InvalidArgument: a version that is not there, or that the caller may not read.
+            InvalidArgument: too many, or a version that is not there or that the caller may not read.
             Unavailable: storage cannot be asked.
         """
-        return {role: await self._pin(f"inputs.{role}", name) for role, name in inputs.items()}
+        if len(inputs) > MOST_INPUTS:
+            raise InvalidArgument.field("inputs", f"{len(inputs)} inputs", f"at most {MOST_INPUTS}")
+        return {role: await self._pin(principal, f"inputs.{role}", name) for role, name in inputs.items()}
 
-    async def _pin(self, field: str, name: str) -> str:
+    async def _pin(self, principal: Principal, field: str, name: str) -> str:
         names.version_of(names.DATASET_VERSION.parse(name, field), field)
         request = datasets_pb2.GetDatasetVersionRequest(name=name)
         try:
@@ -35,6 +41,12 @@ class Datasets:
         except grpc.aio.AioRpcError as error:
             refused = from_rpc_error(error)
             if isinstance(refused, NotFound):
-                raise InvalidArgument.field(field, name, "a dataset version that you can read") from None
+                raise _unknown(field, name) from None
             raise refused from None
+        if not may_see(principal, version.owner):
+            raise _unknown(field, name)
         return str(version.name)
+
+
+def _unknown(field: str, name: str) -> InvalidArgument:
+    return InvalidArgument.field(field, name, "a dataset version that you can read")

@@ -129,7 +129,7 @@ class Jobs:
             statement = statement.where(_condition(term))
         place = tuple_(column, jobs.c.id)
         if cursor is not None:
-            after = tuple_(*_cursor(cursor, token))
+            after = tuple_(*_cursor(cursor, token), types=(column.type, jobs.c.id.type))
             statement = statement.where(place < after if descending else place > after)
         ordered = (column.desc(), jobs.c.id.desc()) if descending else (column, jobs.c.id)
 

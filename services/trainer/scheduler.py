@@ -24,6 +24,7 @@ NORMAL_PRIORITY, HIGHEST_PRIORITY = 2, 3
 
 _QUEUED = jobs.c.state == State.QUEUED.value
 _PLACE = tuple_(jobs.c.queue_rank, jobs.c.id)
+_PLACE_TYPES = (jobs.c.queue_rank.type, jobs.c.id.type)
 
 
 def queue_rank(priority: int, ageing_seconds: float) -> Any:
@@ -58,7 +59,7 @@ async def queue_position(connection: AsyncConnection, job: Job) -> int:
     if job.state is not State.QUEUED:
         return -1
     before = select(func.count()).where(
-        _QUEUED, jobs.c.pool == job.pool, tuple_(job.queue_rank, job.id) > _PLACE
+        _QUEUED, jobs.c.pool == job.pool, tuple_(job.queue_rank, job.id, types=_PLACE_TYPES) > _PLACE
     )
     return int((await connection.execute(before)).scalar_one())
 

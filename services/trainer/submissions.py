@@ -133,7 +133,7 @@ class Submissions:
             "params": params,
             "params_digest": digest(params),
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
-            "inputs": await self._datasets.pin(submission.inputs),
+            "inputs": await self._datasets.pin(principal, submission.inputs),
             "pool": submission.pool or self._settings.default_pool,
             "priority": submission.priority or NORMAL_PRIORITY,
             "memory_hint_bytes": submission.memory_hint_bytes,

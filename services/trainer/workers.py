@@ -186,7 +186,10 @@ class Workers:
         if pool:
             statement = statement.where(workers.c.pool == pool)
         if after is not None:
-            statement = statement.where(tuple_(workers.c.pool, workers.c.id) > tuple_(*after))
+            statement = statement.where(
+                tuple_(workers.c.pool, workers.c.id)
+                > tuple_(*after, types=(workers.c.pool.type, workers.c.id.type))
+            )
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [_worker(row) for row in rows]
