@@ -66,7 +66,10 @@ class IncomingWeights:
 
 
 class DiskCache:
-    """The cache below one folder, kept under a number of bytes by dropping what was used longest ago."""
+    """The cache below a folder that is this process's alone, kept under a number of bytes.
+
+    What was used longest ago is dropped first.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._weights, self._versions = folder / "weights", folder / "versions"

@@ -98,8 +98,8 @@ class Loader:
             return Failure(str(error), None)
         retry_at = time.monotonic() + self._retry_seconds
         if isinstance(error, AppError):
-            _log.warning("model cannot be fetched", extra={"model": name, "reason": str(error)})
-            return Failure(f"storage: {error}", retry_at)
+            _log.warning("model cannot be loaded now", extra={"model": name, "reason": str(error)})
+            return Failure(error.message, retry_at)
         error_id = uuid.uuid4().hex
         _log.error("loading a model failed", exc_info=error, extra={"model": name, "error_id": error_id})
         return Failure(f"loading failed; error id {error_id}", retry_at)

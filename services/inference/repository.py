@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from guidehall.core import names
 from guidehall.core.access import may_see, require_visible
 from guidehall.core.auth import Principal
-from guidehall.core.errors import AppError, Unavailable
+from guidehall.core.errors import AppError, ResourceExhausted, Unavailable
 from guidehall.science.pipeline import InvalidModel
 from services.inference.cache import DiskCache
 from services.inference.execution import Engine, Served
@@ -251,6 +251,8 @@ class Repository:
         try:
             if entry.served is None:
                 await self._loader.load(entry)
+            if entry.held_back:
+                entry.unload()
             _MEMORY.set(self._memory_used())
             return entry.served
         finally:
@@ -264,26 +266,29 @@ class Repository:
 
         Raises:
             InvalidModel: they can never fit.
+            ResourceExhausted: pinned models take what they need.
         """
         budget = self._settings.memory_bytes
         if wanted > budget:
             raise InvalidModel(f"weights: {wanted} bytes; the server's memory budget is {budget}")
         excess = self._memory_used() + wanted - budget
-        for entry in sorted(
-            self._unpinned(), key=lambda entry: entry.served.last_used if entry.served else 0.0
-        ):
-            if excess <= 0 or entry.served is None:
+        for served, entry in self._least_used_first():
+            if excess <= 0:
                 return
-            excess -= entry.served.size_bytes
+            excess -= served.size_bytes
             entry.unload()
             _log.info("model is unloaded to make room", extra={"model": entry.published.name})
+        if excess > 0:
+            raise ResourceExhausted(f"weights: {wanted} bytes find no room beside pinned models")
 
-    def _unpinned(self) -> Iterable[Entry]:
-        kept = {
+    def _least_used_first(self) -> list[tuple[Served, Entry]]:
+        """Models in memory that may be unloaded."""
+        kept = [
             next((entry for entry in self._catalogue.versions(key) if entry.proved), None)
             for key in self._pins
-        }
-        return [entry for entry in self._catalogue if entry.served is not None and entry not in kept]
+        ]
+        found = [(e.served, e) for e in self._catalogue if e.served is not None and e not in kept]
+        return sorted(found, key=lambda pair: pair[0].last_used)
 
     async def _drop(self, entries: Iterable[Entry]) -> None:
         gone = list(entries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 import grpc
 from google.protobuf import json_format
@@ -25,6 +25,8 @@ class StorageSource:
     def __init__(self, channel: grpc.aio.Channel, settings: RepositorySettings) -> None:
         self._models = models_pb2_grpc.ModelsServiceStub(channel)
         self._settings = settings
+        # What the last list told: a manifest is converted once, not at every round.
+        self._known: dict[str, Published] = {}
 
     async def list(self, parent: str) -> list[Published]:
         """All versions below `parent`, a model or "projects/{project}/models/-", newest first.
@@ -33,6 +35,7 @@ class StorageSource:
             AppError: what storage answered; Unavailable when it does not.
         """
         found: list[Published] = []
+        known = self._known
         request = models_pb2.ListModelVersionsRequest(parent=parent, page_size=_PAGE_SIZE)
         while True:
             try:
@@ -41,8 +44,9 @@ class StorageSource:
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
-            found.extend(_published(version) for version in page.versions)
+            found.extend(await asyncio.to_thread(_published, page.versions, known))
             if not page.next_page_token:
+                self._known = {published.name: published for published in found}
                 return found
             request.page_token = page.next_page_token
 
@@ -66,14 +70,15 @@ class StorageSource:
                 raise failure from error
             # Whatever storage has against this service is nothing that its callers could put right.
             raise Unavailable("storage cannot be asked for models", reason="STORAGE_UNAVAILABLE") from error
-        return _published(answer)
+        (published,) = await asyncio.to_thread(_published, [answer], self._known)
+        return published
 
     async def download(self, published: Published) -> AsyncGenerator[bytes]:
         """The weights in pieces.
 
         Raises:
             InvalidModel: pieces with gaps, or another file than the one announced.
-            AppError: what storage answered; Unavailable when it does not, or stops sending.
+            Unavailable: storage does not send them, or stops sending.
         """
         call = self._models.DownloadModelVersion(models_pb2.DownloadModelVersionRequest(name=published.name))
         messages = aiter(call)
@@ -96,7 +101,7 @@ class StorageSource:
         except TimeoutError:
             raise Unavailable(f"storage stopped sending {published.name}") from None
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise Unavailable(f"storage does not send it: {from_rpc_error(error).message}") from error
         finally:
             call.cancel()
 
@@ -106,7 +111,21 @@ def _check_header(sha256: str, published: Published) -> None:
         raise InvalidModel(f"weights: storage sends {sha256}; announced was {published.weights_sha256}")
 
 
-def _published(version: models_pb2.ModelVersion) -> Published:
+def _published(
+    versions: Iterable[models_pb2.ModelVersion], known: Mapping[str, Published]
+) -> list[Published]:
+    """Reads what storage says; takes milliseconds for each version that is not `known` as it is."""
+    return [_same(version, known.get(version.name)) or _read(version) for version in versions]
+
+
+def _same(version: models_pb2.ModelVersion, known: Published | None) -> Published | None:
+    told = (version.manifest_sha256, version.weights.sha256, version.owner)
+    if known is not None and told == (known.manifest_sha256, known.weights_sha256, known.owner):
+        return known
+    return None
+
+
+def _read(version: models_pb2.ModelVersion) -> Published:
     ids = names.MODEL_VERSION.parse(version.name)
     return Published(
         key=ModelKey(ids["project"], ids["model"]),
