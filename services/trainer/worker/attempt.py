@@ -119,6 +119,8 @@ class Attempt:
         self._error_id = uuid.uuid4().hex[:16]
         self._last_sign = 0.0
         self._kill: Kill | None = None
+        # Whether the pipeline's own code runs.
+        self._began = False
 
     async def run(self) -> bool:
         """Runs to the report.
@@ -127,6 +129,7 @@ class Attempt:
             Whether there was one: an attempt whose lease is lost ends without.
         """
         child = await self._tools.children.take()
+        lost: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 helpers = [
@@ -137,15 +140,14 @@ class Attempt:
                 await self._report(verdict, outputs)
                 for helper in helpers:
                     helper.cancel()
-        except* LeaseLost as lost:
-            logger.warning("%s is lost: %s", self._job.job, lost.exceptions[0])
-            reported = False
-        else:
-            reported = True
+        except* LeaseLost as group_of_one:
+            lost = group_of_one.exceptions[0]
         finally:
             await child.close()
             self._log.close()
-        return reported
+        if lost is not None:
+            logger.warning("%s is lost: %s", self._job.job, lost)
+        return lost is None
 
     async def _verdict(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
         try:
@@ -267,6 +269,7 @@ class Attempt:
         self._last_sign = asyncio.get_running_loop().time()
         match message:
             case Started():
+                self._began = True
                 self._session.started()
             case Progressed():
                 self._session.stepped(message.step)
@@ -295,7 +298,8 @@ class Attempt:
 
     async def _end_if_disobeyed(self, child: ChildProcess) -> None:
         await self.wishes.until(lambda: self.wishes.cancelled)
-        await asyncio.sleep(self._settings.child.cancel_grace_seconds)
+        if self._began:
+            await asyncio.sleep(self._settings.child.cancel_grace_seconds)
         self._end(child, Kill.DISOBEYED_CANCEL)
 
     async def _end_if_leaving(self, child: ChildProcess) -> None:
@@ -323,6 +327,8 @@ class Attempt:
 
     def _log_failure(self, verdict: Finish | HandBack, end: End | Died, child: ChildProcess) -> None:
         if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.FAILED:
+            return
+        if verdict.reason is Reason.USER_ERROR:
             return
         details: dict[str, Any] = {"error_id": self._error_id}
         if isinstance(end, Broke):
