@@ -101,6 +101,7 @@ def lease(grant: Grant, settings: LeaseSettings) -> workers_pb2.Lease:
         timeout_seconds=job.timeout_seconds,
         desired_state=desired_state(job.desired),
         hang_seconds=settings.hang_seconds,
+        owner=job.owner,
     )
     if grant.checkpoint is not None:
         newest = grant.checkpoint

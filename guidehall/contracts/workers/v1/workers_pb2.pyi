@@ -377,6 +377,7 @@ class Lease(_message.Message):
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     DESIRED_STATE_FIELD_NUMBER: _builtins.int
     HANG_SECONDS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     lease_epoch: _builtins.int
     attempt: _builtins.int
@@ -391,6 +392,8 @@ class Lease(_message.Message):
     desired_state: _jobs_pb2.DesiredState.ValueType
     hang_seconds: _builtins.float
     """The step watchdog: no progress for this long counts as hung; 0 turns it off."""
+    owner: _builtins.str
+    """Subject of the job's owner; empty for a guest. Jobs of different owners never share a process."""
     @_builtins.property
     def params(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -417,10 +420,11 @@ class Lease(_message.Message):
         timeout_seconds: _builtins.int = ...,
         desired_state: _jobs_pb2.DesiredState.ValueType = ...,
         hang_seconds: _builtins.float = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "desired_state", b"desired_state", "hang_seconds", b"hang_seconds", "heartbeat_seconds", b"heartbeat_seconds", "inputs", b"inputs", "job", b"job", "job_token", b"job_token", "lease_epoch", b"lease_epoch", "lease_seconds", b"lease_seconds", "params", b"params", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "seed", b"seed", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "desired_state", b"desired_state", "hang_seconds", b"hang_seconds", "heartbeat_seconds", b"heartbeat_seconds", "inputs", b"inputs", "job", b"job", "job_token", b"job_token", "lease_epoch", b"lease_epoch", "lease_seconds", b"lease_seconds", "owner", b"owner", "params", b"params", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "seed", b"seed", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
