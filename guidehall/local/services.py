@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ WORKER_POOL = "cpu"
 _PORTS = {"gateway": 8000, "trainer": 7101, "storage": 7102, "inference": 7103}
 _OPS_PORTS = {"trainer": 7201, "storage": 7202, "inference": 7203, "gateway": 7204}
 _FIRST_WORKER_OPS_PORT = 7210
+# How long the workers' credential holds; a start after half of that renews it.
+_CREDENTIAL_DAYS = 365
+_DAY_SECONDS = 86_400.0
 # For a running job to reach its next checkpoint when the stack stops.
 _WORKER_DRAIN_SECONDS = 15.0
 # Variables of the person at the terminal that every service gets as they are.
@@ -154,11 +158,21 @@ def _trainer(site: Site) -> Program:
 
     def prepare(run: Run) -> None:
         run(_module("services.trainer", "migrate"), environment)
-        enrolled = site.credential_file.with_suffix(".enrolled")
-        if read_json(enrolled).get("generation") != site.generation():
-            arguments = ("enrol", "--pool", WORKER_POOL, "--out", str(site.credential_file))
-            run(_module("services.trainer", *arguments), environment)
-            write_json(enrolled, {"generation": site.generation()})
+        enrolment = site.credential_file.with_suffix(".json")
+        known = read_json(enrolment)
+        if known.get("generation") == site.generation() and known.get("renew_at", 0.0) > time.time():
+            return
+        arguments = (
+            "--pool",
+            WORKER_POOL,
+            "--days",
+            str(_CREDENTIAL_DAYS),
+            "--out",
+            str(site.credential_file),
+        )
+        run(_module("services.trainer", "enrol", *arguments), environment)
+        renew_at = time.time() + _CREDENTIAL_DAYS * _DAY_SECONDS / 2
+        write_json(enrolment, {"generation": site.generation(), "renew_at": renew_at})
 
     return Program(
         name="trainer",
