@@ -8,8 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+import grpc.aio
 
-from guidehall.core.auth import ON_BEHALF_OF, PLATFORM, Principal, TokenIssuer, current_principal, encode_delegation
+from guidehall.core.auth import (
+    ON_BEHALF_OF,
+    PLATFORM,
+    Principal,
+    TokenIssuer,
+    current_principal,
+    encode_delegation,
+)
 from guidehall.core.deadlines import time_remaining
 from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import ChannelSettings
@@ -20,25 +28,33 @@ from guidehall.core.tls import channel_credentials
 DEADLINE_MARGIN_SECONDS = 0.05
 TOKEN_TTL_SECONDS = 600.0
 
-# Retries are gRPC's own and only where nothing was done yet; throttled, so that an outage is not made worse.
-_SERVICE_CONFIG = json.dumps(
-    {"loadBalancingConfig": [{"round_robin": {}}], "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1}}
-)
-
 
 def open_channel(
-    settings: ChannelSettings, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    settings: ChannelSettings,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    idempotent: Sequence[str] = (),
 ) -> grpc.aio.Channel:
-    """A channel that re-resolves, balances, keeps itself alive, and takes messages up to an explicit size."""
+    """A channel that re-resolves, balances, keeps itself alive, and takes messages up to an explicit size.
+
+    Args:
+        settings: where to, and how.
+        interceptors: such as `credentials_interceptors`.
+        idempotent: what may be asked again when the server was away, as "package.Service" or
+            "package.Service/Method". Streams are repeated only until their first answer.
+
+    Raises:
+        SettingsError: the certificates cannot be read.
+    """
     target = settings.target if "://" in settings.target else f"dns:///{settings.target}"
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.max_receive_bytes),
         ("grpc.max_send_message_length", settings.max_send_bytes),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", round(settings.max_reconnect_backoff_seconds * 1000)),
+        ("grpc.service_config", _service_config(idempotent)),
         # A proxy in the environment is not meant for our own services.
         ("grpc.enable_http_proxy", 0),
     ]
@@ -48,10 +64,32 @@ def open_channel(
     return grpc.aio.insecure_channel(target, options=options, interceptors=list(interceptors))
 
 
+def _service_config(idempotent: Sequence[str]) -> str:
+    """Retries are gRPC's own, and throttled, so that an outage is not made worse."""
+    names = []
+    for name in idempotent:
+        service, _, method = name.partition("/")
+        names.append({"service": service, "method": method} if method else {"service": service})
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+            "methodConfig": [{"name": names, "retryPolicy": retry}] if names else [],
+        }
+    )
+
+
 class ServiceTokens:
     """A service's own token, made anew before it runs out."""
 
-    def __init__(self, issuer: TokenIssuer, audience: str = PLATFORM) -> None:
+    def __init__(self, issuer: TokenIssuer, audience: str | Sequence[str] = PLATFORM) -> None:
         self._issuer = issuer
         self._audience = audience
         self._token = ""
@@ -69,14 +107,15 @@ class ServiceTokens:
 def credentials_interceptors(
     token: Callable[[], str], *, delegate: bool = False
 ) -> list[grpc.aio.ClientInterceptor]:
-    """What every call to another service carries: who asks, for whom, its trace, and no more time than is left.
+    """What every call to another service carries: who asks, for whom, its trace, the time that is left.
 
     Args:
         token: gives the bearer token, such as a `ServiceTokens`.
         delegate: act for the caller of the request at hand where there is one.
     """
     attach = _Attach(token, delegate)
-    return [_UnaryUnary(attach), _UnaryStream(attach), _StreamUnary(attach), _StreamStream(attach)]
+    kinds: tuple[Any, ...] = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
+    return [kind(attach) for kind in kinds]
 
 
 class _Attach:
@@ -94,18 +133,31 @@ class _Attach:
             if principal is not None and principal.kind in ("user", "guest"):
                 headers[ON_BEHALF_OF] = encode_delegation(principal)
         metadata = grpc.aio.Metadata(*(details.metadata or ()), *headers.items())
-        remaining = time_remaining()
-        timeout = details.timeout
-        if remaining is not None:
-            remaining = max(0.001, remaining - DEADLINE_MARGIN_SECONDS)
-            timeout = remaining if timeout is None else min(timeout, remaining)
         return grpc.aio.ClientCallDetails(
             method=details.method,
-            timeout=timeout,
+            timeout=_timeout(details.timeout),
             metadata=metadata,
             credentials=details.credentials,
             wait_for_ready=details.wait_for_ready,
         )
+
+
+def _timeout(wanted: float | None) -> float | None:
+    """What a call may take: no more than is left of the request that it is made for."""
+    remaining = time_remaining()
+    if remaining is None:
+        return wanted
+    remaining -= DEADLINE_MARGIN_SECONDS
+    if remaining <= 0:
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            nothing,
+            nothing,
+            "no time is left to call another service",
+            None,
+        )
+    return remaining if wanted is None else min(wanted, remaining)
 
 
 def _caller() -> Principal | None:
@@ -115,7 +167,7 @@ def _caller() -> Principal | None:
         return None
 
 
-class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     def __init__(self, attach: _Attach) -> None:
         self._attach = attach
 
@@ -123,7 +175,7 @@ class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(self._attach(client_call_details), request)
 
 
-class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
     def __init__(self, attach: _Attach) -> None:
         self._attach = attach
 
@@ -131,17 +183,21 @@ class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(self._attach(client_call_details), request)
 
 
-class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
     def __init__(self, attach: _Attach) -> None:
         self._attach = attach
 
-    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
         return await continuation(self._attach(client_call_details), request_iterator)
 
 
-class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
+class _StreamStream(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
     def __init__(self, attach: _Attach) -> None:
         self._attach = attach
 
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
         return await continuation(self._attach(client_call_details), request_iterator)

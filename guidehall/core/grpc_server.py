@@ -1,47 +1,24 @@
-"""The gRPC server that every service starts: one way through trace, authentication, deadline, validation, metrics and
-errors for every call, health and reflection, and an end that lets running calls finish."""
+"""The gRPC server that every service starts: health, reflection, and an end that lets calls finish."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import errno
 import signal
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
+import grpc.aio
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
-from prometheus_client import Counter, Gauge, Histogram
 
-from guidehall.core.auth import Authenticator, Policy, set_principal
-from guidehall.core.deadlines import set_deadline
-from guidehall.core.errors import (
-    AppError,
-    Code,
-    DeadlineExceeded,
-    Internal,
-    PermissionDenied,
-    to_status,
-)
+from guidehall.core.auth import Authenticator, Policy
+from guidehall.core.rpc_chain import Chain, Limits
 from guidehall.core.settings import GrpcSettings
-from guidehall.core.telemetry import begin_request
 from guidehall.core.tls import server_credentials
-from guidehall.core.validation import validate
-
-logger = logging.getLogger(__name__)
-
-# What anybody may ask, without a credential.
-_OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
-
-_CALLS = Counter("guidehall_rpc", "Finished calls", ["method", "code"])
-_SECONDS = Histogram("guidehall_rpc_seconds", "How long calls took", ["method"])
-_RUNNING = Gauge("guidehall_rpc_running", "Calls being answered", ["method"])
 
 
 @dataclass(frozen=True)
@@ -60,8 +37,11 @@ class GrpcServer:
         settings: the listener; port 0 takes a free one.
         services: what it serves.
         authenticator: who calls.
-        policies: who may call what, by full method name or by "/package.Service/*". A method that neither names is
+        policies: who may call what, by full method name or by "/package.Service/*". What neither names is
             refused.
+
+    Raises:
+        ValueError: a policy names a method that is not served.
     """
 
     def __init__(
@@ -71,65 +51,65 @@ class GrpcServer:
         authenticator: Authenticator,
         policies: Mapping[str, Policy],
     ) -> None:
+        _check_methods(services, policies)
         self._settings = settings
-        keepalive_ms = round(settings.keepalive_seconds * 1000)
-        age_ms = round(settings.max_connection_age_seconds * 1000)
-        self._server = grpc.aio.server(
-            interceptors=[_Chain(authenticator, policies, settings.default_deadline_seconds)],
-            options=[
-                # Without this a second server binds the same port silently and they share the calls.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", settings.max_receive_bytes),
-                ("grpc.max_send_message_length", settings.max_send_bytes),
-                ("grpc.keepalive_time_ms", keepalive_ms),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Clients ping no more often than every 20 s (ChannelSettings); a server that forbids it hangs up.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.max_connection_age_ms", age_ms),
-                ("grpc.max_connection_age_grace_ms", 3_600_000),
-            ],
-        )
-        self._health = health.aio.HealthServicer()
+        # Set when the server is to end: a method that would go on for ever ends then.
+        self.draining = asyncio.Event()
+        limits = Limits(settings.default_deadline_seconds, settings.max_deadline_seconds)
+        self._chain = Chain(authenticator, policies, limits)
+        self._server = grpc.aio.server(interceptors=[self._chain], options=_options(settings))
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._names = [service.full_name for service in services]
+        self._serving = {"": True} | {service.full_name: True for service in services}
         for service in services:
             service.add_to_server(service.servicer, self._server)
         if settings.reflection:
-            names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            names = [
+                *(service.full_name for service in services),
+                health.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+            ]
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
-        """Binds and serves; every service starts as SERVING.
+        """Binds and serves; every service is SERVING unless `set_serving` said otherwise before.
 
         Returns:
             The port.
 
         Raises:
             OSError: the address is taken or not ours.
+            SettingsError: the certificates cannot be used.
         """
-        address = f"{self._settings.host}:{self._settings.port}"
+        settings = self._settings
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.port}"
         try:
-            if self._settings.tls.enabled:
-                port = self._server.add_secure_port(address, server_credentials(self._settings.tls))
+            if settings.tls.enabled:
+                port = self._server.add_secure_port(address, server_credentials(settings.tls))
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError:
             port = 0
         if port == 0:
-            raise OSError(f"cannot listen on {address}: the address is in use or not this machine's")
+            raise OSError(
+                errno.EADDRINUSE, f"cannot listen on {address}: in use, or no address of this machine"
+            )
+        for name, serving in self._serving.items():
+            await self._health.set(name, _status(serving))
         await self._server.start()
-        for name in ("", *self._names):
-            await self.set_serving(name, True)
         return port
 
     async def set_serving(self, name: str, serving: bool) -> None:
         """What health says of a service; "" is the process."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self._health.set(name, status)
+        self._serving[name] = serving
+        await self._health.set(name, _status(serving))
 
     async def stop(self) -> None:
-        """Says that it no longer serves, takes no new call, and lets running ones finish within the drain time."""
+        """Takes no new call, says so in its health, and lets running calls finish within the drain time."""
+        self.draining.set()
         await self._health.enter_graceful_shutdown()
+        self._chain.end_watchers()
         await self._server.stop(self._settings.drain_seconds)
 
 
@@ -142,119 +122,31 @@ async def until_signalled() -> None:
     await asked.wait()
 
 
-class _Chain(grpc.aio.ServerInterceptor):
-    """The one way every call takes. gRPC handles each call in a task of its own, so context set here ends with it."""
-
-    def __init__(
-        self, authenticator: Authenticator, policies: Mapping[str, Policy], default_deadline_seconds: float
-    ) -> None:
-        self._authenticator = authenticator
-        self._policies = policies
-        self._default_deadline_seconds = default_deadline_seconds
-
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_OPEN):
-            return handler
-        return self._wrap(handler, method)
-
-    def _wrap(self, handler: Any, method: str) -> Any:
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                with _Measured(method) as measured:
-                    try:
-                        self._begin(method, context, None)
-                        _validate(request)
-                        async for message in behaviour(request, context):
-                            yield message
-                    except Exception as error:
-                        await measured.fail(context, error)
-
-            wrap = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return wrap(stream, **codec)
-
-        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        default = None if handler.request_streaming else self._default_deadline_seconds
-
-        async def unary(request: Any, context: Any) -> Any:
-            with _Measured(method) as measured:
-                try:
-                    seconds = self._begin(method, context, default)
-                    _validate(request)
-                    async with asyncio.timeout(seconds):
-                        return await behaviour(request, context)
-                except TimeoutError:
-                    await measured.fail(context, DeadlineExceeded(f"{method} took longer than its deadline"))
-                except Exception as error:
-                    await measured.fail(context, error)
-
-        wrap = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        return wrap(unary, **codec)
-
-    def _begin(self, method: str, context: Any, default_deadline_seconds: float | None) -> float | None:
-        """Trace, authentication, authorisation, deadline.
-
-        Returns:
-            Seconds the call may take; None for no bound.
-        """
-        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        begin_request(metadata)
-        principal = self._authenticator.authenticate(metadata, context.peer())
-        self._policy(method).check(principal, method)
-        set_principal(principal)
-        remaining = context.time_remaining()
-        seconds = default_deadline_seconds if remaining is None else remaining
-        if seconds is not None and seconds <= 0:
-            raise DeadlineExceeded("the deadline had passed on arrival")
-        set_deadline(seconds)
-        return seconds
-
-    def _policy(self, method: str) -> Policy:
-        policy = self._policies.get(method) or self._policies.get(method.rsplit("/", 1)[0] + "/*")
-        if policy is None:
-            raise PermissionDenied(f"{method} is not open to anybody", metadata={"method": method})
-        return policy
+def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
+    return [
+        # Without this a second server binds the same port silently and they share the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_receive_bytes),
+        ("grpc.max_send_message_length", settings.max_send_bytes),
+        ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Clients ping no more often than every 20 s (ChannelSettings); a server that forbids it hangs up.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)),
+    ]
 
 
-def _validate(request: Any) -> None:
-    if isinstance(request, Message):
-        validate(request)
+def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    return health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class _Measured:
-    """Counts and times one call, and turns what goes wrong into its status."""
-
-    def __init__(self, method: str) -> None:
-        self._method = method
-        self._code = "OK"
-
-    def __enter__(self) -> _Measured:
-        self._start = time.perf_counter()
-        _RUNNING.labels(self._method).inc()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            self._code = Code.CANCELLED.name
-        _RUNNING.labels(self._method).dec()
-        _CALLS.labels(self._method, self._code).inc()
-        _SECONDS.labels(self._method).observe(time.perf_counter() - self._start)
-
-    async def fail(self, context: Any, error: Exception) -> None:
-        """Ends the call with the error's status; always raises."""
-        if isinstance(error, grpc.aio.AbortError):
-            self._code = "ABORTED_BY_HANDLER"
-            raise error
-        if not isinstance(error, AppError):
-            error_id = uuid.uuid4().hex
-            logger.error("%s failed (error %s)", self._method, error_id, exc_info=error)
-            error = Internal("internal error", metadata={"error_id": error_id})
-        self._code = error.code.name
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+def _check_methods(services: Sequence[Service], policies: Mapping[str, Policy]) -> None:
+    """A policy for a method that is not served is a slip that leaves another one closed."""
+    served = set()
+    for service in services:
+        descriptor = descriptor_pool.Default().FindServiceByName(service.full_name)
+        served |= {f"/{service.full_name}/{name}" for name in ("*", *descriptor.methods_by_name)}
+    unknown = sorted(set(policies) - served)
+    if unknown:
+        raise ValueError(f"policies for methods that are not served: {', '.join(unknown)}")

@@ -85,6 +85,8 @@ class ChannelSettings(_Group):
     max_receive_bytes: int = Field(64 << 20, ge=4096)
     max_send_bytes: int = Field(64 << 20, ge=4096)
     keepalive_seconds: float = Field(30.0, ge=20)
+    keepalive_timeout_seconds: float = Field(10.0, gt=0)
+    max_reconnect_backoff_seconds: float = Field(2.0, gt=0)
     tls: TlsSettings = TlsSettings()
 
 

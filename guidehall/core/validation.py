@@ -21,30 +21,41 @@ def validate(request: Message) -> None:
     """Checks a request's own fields.
 
     Raises:
-        InvalidArgument: a negative page size, a request id that is no UUID, a number that is not finite in a struct, or
-            a text that is too long.
+        InvalidArgument: a negative page size, a request id that is no UUID, a number in a struct that is not
+            finite, or a text that is too long.
     """
     for field, value in request.ListFields():
-        if field.is_repeated:
-            continue
         if field.type == FieldDescriptor.TYPE_STRING:
-            _check_text(field.name, value)
+            _check_texts(field, value)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            if isinstance(value, Struct):
+                _check_struct(field.name, value, 0)
         elif field.name == "page_size" and value < 0:
             raise InvalidArgument.field("page_size", value, "0 or more")
-        elif isinstance(value, Struct):
-            _check_struct(field.name, value, 0)
 
 
-def _check_text(name: str, text: str) -> None:
-    if len(text) > MAX_STRING_BYTES:
-        raise InvalidArgument.field(name, text, f"at most {MAX_STRING_BYTES} characters")
-    if name == "page_token" and len(text) > MAX_PAGE_TOKEN_CHARACTERS:
-        raise InvalidArgument.field(name, text, "a next_page_token of an earlier answer")
-    if name == "request_id":
+def _check_texts(field: FieldDescriptor, value: Any) -> None:
+    if field.is_repeated:
+        for index, text in enumerate(value):
+            _check_length(f"{field.name}[{index}]", text)
+        return
+    _check_length(field.name, value)
+    if field.name == "page_token" and len(value) > MAX_PAGE_TOKEN_CHARACTERS:
+        raise InvalidArgument.field(field.name, value, "a next_page_token of an earlier answer")
+    if field.name == "request_id":
         try:
-            uuid.UUID(text)
+            uuid.UUID(value)
         except ValueError:
-            raise InvalidArgument.field(name, text, "a UUID") from None
+            raise InvalidArgument.field(field.name, value, "a UUID") from None
+
+
+def _check_length(name: str, text: str) -> None:
+    # In UTF-8 a text has at least as many bytes as characters, and at most four times as many.
+    characters = len(text)
+    if characters > MAX_STRING_BYTES or (
+        4 * characters > MAX_STRING_BYTES and len(text.encode()) > MAX_STRING_BYTES
+    ):
+        raise InvalidArgument.field(name, text, f"at most {MAX_STRING_BYTES} bytes")
 
 
 def _check_struct(path: str, struct: Struct, depth: int) -> None:
