@@ -47,8 +47,10 @@ def parse(text: str, fields: Mapping[str, Sequence[str]]) -> list[Term]:
     Raises:
         InvalidArgument: not in this language, or a field or operator that is not offered.
     """
-    if len(text) > MAX_FILTER_CHARACTERS:
-        raise InvalidArgument.field("filter", text, f"at most {MAX_FILTER_CHARACTERS} characters")
+    if len(text) > MAX_FILTER_CHARACTERS or "\x00" in text:
+        raise InvalidArgument.field(
+            "filter", text, f"at most {MAX_FILTER_CHARACTERS} characters, none of them NUL"
+        )
     terms: list[Term] = []
     position = 0
     end = len(text.rstrip())

@@ -1,0 +1,1 @@
+"""The only owner of datasets, models, results, history, identities and the audit log."""

@@ -1,0 +1,200 @@
+"""`python -m services.storage migrate|serve|verify-audit|config`"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
+from guidehall.contracts.identity.v1 import audit_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.models.v1 import models_pb2_grpc
+from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
+from guidehall.core.auth import Authenticator
+from guidehall.core.bus import EventBus
+from guidehall.core.errors import AppError
+from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
+from guidehall.core.postgres import create_engine, wait_until_ready
+from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
+from services.storage.audit import log
+from services.storage.audit.use_cases import AuditLog
+from services.storage.database import Database
+from services.storage.datasets import Datasets
+from services.storage.downloads import Downloads
+from services.storage.garbage import Collector
+from services.storage.health import Health
+from services.storage.history import History
+from services.storage.identity.api_keys import ApiKeys
+from services.storage.identity.users import Users
+from services.storage.intake import Intake
+from services.storage.limits import Transfers
+from services.storage.migrate import NEWEST, downgrade, upgrade
+from services.storage.models import Models
+from services.storage.objects import ObjectStore
+from services.storage.outbox import Relay
+from services.storage.policy import POLICIES
+from services.storage.promotion import Promotion
+from services.storage.results import Results
+from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
+from services.storage.servicers.history import HISTORY, HistoryServicer
+from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
+from services.storage.servicers.models import MODELS, ModelsServicer
+from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
+from services.storage.settings import StorageSettings
+from services.storage.staging import Staging
+from services.storage.sweep import Sweeper
+from services.storage.upload_roles import UploadRolesUseCases
+
+NAME = "storage"
+USAGE = (
+    "usage: python -m services.storage serve | migrate [--down-to REVISION] | verify-audit | config [show]"
+)
+
+logger = logging.getLogger("services.storage")
+
+
+def _services(
+    settings: StorageSettings, database: Database, store: ObjectStore, collector: Collector
+) -> list[Service]:
+    limits = settings.limits
+    transfers = Transfers(limits)
+    downloads = Downloads(store, transfers, settings.transfer)
+    intake = Intake(database, store, collector, transfers, limits, settings.transfer)
+    staging = Staging(database, intake, collector, limits)
+    promotion = Promotion(database, collector)
+    most = limits.max_document_bytes
+    return [
+        Service(
+            DATASETS,
+            datasets_pb2_grpc.add_DatasetsServiceServicer_to_server,
+            DatasetsServicer(Datasets(database, intake), downloads),
+        ),
+        Service(
+            UPLOAD_ROLES,
+            datasets_pb2_grpc.add_UploadRolesServiceServicer_to_server,
+            UploadRolesServicer(UploadRolesUseCases(database), most),
+        ),
+        Service(
+            MODELS,
+            models_pb2_grpc.add_ModelsServiceServicer_to_server,
+            ModelsServicer(Models(database, intake), downloads),
+        ),
+        Service(
+            RESULTS,
+            results_pb2_grpc.add_ResultsServiceServicer_to_server,
+            ResultsServicer(Results(database), downloads),
+        ),
+        Service(
+            STAGING,
+            staging_pb2_grpc.add_StagingServiceServicer_to_server,
+            StagingServicer(staging, promotion, downloads, most),
+        ),
+        Service(
+            HISTORY,
+            history_pb2_grpc.add_HistoryServiceServicer_to_server,
+            HistoryServicer(History(database), most),
+        ),
+        Service(
+            IDENTITY,
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server,
+            IdentityServicer(Users(database), ApiKeys(database)),
+        ),
+        Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
+    ]
+
+
+async def serve(settings: StorageSettings) -> None:
+    """Serves until it is told to end; running calls get the drain time."""
+    engine = create_engine(settings.postgres)
+    store = ObjectStore(settings.s3, settings.transfer)
+    bus = await EventBus.connect(settings.nats, NAME) if settings.nats.url else None
+    try:
+        await wait_until_ready(engine, settings.start_seconds)
+        await _run(settings, engine, store, bus)
+    finally:
+        if bus is not None:
+            await bus.close()
+        await store.close()
+        await engine.dispose()
+
+
+async def _run(
+    settings: StorageSettings, engine: AsyncEngine, store: ObjectStore, bus: EventBus | None
+) -> None:
+    database = Database(engine)
+    collector = Collector(database, store, settings.upkeep)
+    services = _services(settings, database, store, collector)
+    server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, NAME), POLICIES)
+    with_objects = [DATASETS, MODELS, RESULTS, STAGING]
+    without_objects = [service.full_name for service in services if service.full_name not in with_objects]
+    health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
+    ops = OpsServer(settings.ops, lambda: health.ready)
+    port = await server.start()
+    ops.start()
+    logger.info("listening", extra={"port": port})
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            background: list[Coroutine[Any, Any, None]] = [
+                health.run(server),
+                collector.run(),
+                Sweeper(database, store, collector, settings.upkeep).run(),
+            ]
+            if bus is not None:
+                background.append(Relay(engine, bus, database.announced, settings.relay_seconds).run())
+            running = [tasks.create_task(task) for task in background]
+            await until_signalled()
+            logger.info("draining")
+            await server.stop()
+            for task in running:
+                task.cancel()
+    finally:
+        ops.stop()
+
+
+async def verify_audit(settings: StorageSettings) -> None:
+    """Checks the seals of the audit log."""
+    engine = create_engine(settings.postgres)
+    try:
+        await wait_until_ready(engine, settings.start_seconds)
+        async with Database(engine).transaction() as connection:
+            print(f"the audit log holds: {await log.verify(connection)} rows")
+    finally:
+        await engine.dispose()
+
+
+def main() -> None:
+    """Runs the command that the arguments name."""
+    command, *rest = sys.argv[1:] or ["serve"]
+    try:
+        match [command, *rest]:
+            case ["config", *arguments]:
+                config_command(StorageSettings, arguments)
+            case ["serve"]:
+                _start(serve)
+            case ["migrate"]:
+                _start(lambda settings: upgrade(settings, NEWEST))
+            case ["migrate", "--down-to", revision]:
+                _start(lambda settings: downgrade(settings, revision))
+            case ["verify-audit"]:
+                _start(verify_audit)
+            case _:
+                raise SystemExit(USAGE)
+    except (SettingsError, AppError, OSError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _start(command: Callable[[StorageSettings], Coroutine[Any, Any, None]]) -> None:
+    settings = StorageSettings.load()
+    configure_logging(settings.log, NAME)
+    configure_tracing(settings.telemetry, NAME)
+    uvloop.run(command(settings))
+
+
+if __name__ == "__main__":
+    main()

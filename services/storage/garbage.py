@@ -1,0 +1,89 @@
+"""Objects that nothing refers to any more: marked by the transaction that dropped them, deleted later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from prometheus_client import Counter
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core.errors import Unavailable
+from services.storage.database import Database
+from services.storage.objects import ObjectStore
+from services.storage.settings import UpkeepSettings
+from services.storage.tables import objects
+
+logger = logging.getLogger(__name__)
+
+_DELETED = Counter("guidehall_storage_deleted_objects", "Objects deleted from the object store")
+
+# What makes an object garbage.
+DROPPED = {"state": "garbage", "next_time": func.now()}
+
+
+async def drop(connection: AsyncConnection, keys: Sequence[str]) -> None:
+    """Gives objects up, if the transaction commits; whatever referred to them has to go in it too."""
+    if keys:
+        await connection.execute(update(objects).where(objects.c.key.in_(keys)).values(DROPPED))
+
+
+class Collector:
+    """Deletes garbage. Several may run: no two take the same row at one time."""
+
+    def __init__(self, database: Database, store: ObjectStore, upkeep: UpkeepSettings) -> None:
+        self._database = database
+        self._store = store
+        self._upkeep = upkeep
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something to delete."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Goes on until cancelled, whatever is away meanwhile."""
+        while True:
+            self._woken.clear()
+            try:
+                while await self._collect_batch() == self._upkeep.batch:
+                    pass
+            except Unavailable as error:
+                logger.debug("garbage waits: %s", error.message)
+            try:
+                async with asyncio.timeout(self._upkeep.sweep_seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _collect_batch(self) -> int:
+        async with self._database.transaction() as connection:
+            due = (
+                select(objects.c.key, objects.c.tries)
+                .where(objects.c.state == "garbage", objects.c.next_time <= func.now())
+                .order_by(objects.c.next_time)
+                .limit(self._upkeep.batch)
+                .with_for_update(skip_locked=True)
+            )
+            rows = (await connection.execute(due)).all()
+            deleted = []
+            for row in rows:
+                try:
+                    await self._store.remove(row.key)
+                except Unavailable:
+                    await self._postpone(connection, row.key, row.tries)
+                    break
+                deleted.append(row.key)
+            if deleted:
+                await connection.execute(delete(objects).where(objects.c.key.in_(deleted)))
+                _DELETED.inc(len(deleted))
+        return len(deleted)
+
+    async def _postpone(self, connection: AsyncConnection, key: str, tries: int) -> None:
+        upkeep = self._upkeep
+        seconds = min(upkeep.max_retry_seconds, upkeep.retry_seconds * 2 ** min(tries, 20))
+        postponed = {"tries": tries + 1, "next_time": func.now() + timedelta(seconds=seconds)}
+        await connection.execute(update(objects).where(objects.c.key == key).values(postponed))

@@ -1,0 +1,212 @@
+"""API keys: random secrets of which only the hash is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.access import require_visible
+from guidehall.core.auth import Principal, Role
+from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
+from services.storage.database import Caller, Database
+from services.storage.fields import text
+from services.storage.identity import users
+from services.storage.identity.tables import api_keys
+from services.storage.lists import Paging, page
+
+SECRET_PREFIX = "gh_"  # noqa: S105 (how keys begin)
+_SECRET_BYTES = 32
+_SHOWN_CHARACTERS = 10
+# A key in steady use is not written to at each of its uses.
+_LAST_USE_STEP = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One key, without its secret."""
+
+    id: str
+    user_id: str
+    display_name: str
+    roles: Sequence[str]
+    prefix: str
+    create_time: datetime
+    expire_time: datetime | None
+    revoke_time: datetime | None
+    last_use_time: datetime | None
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return names.API_KEY.format(user=self.user_id, key=self.id)
+
+
+@dataclass(frozen=True)
+class NewApiKey:
+    """What is wanted; without roles it gets those of its user."""
+
+    user: str
+    display_name: str
+    roles: Sequence[Role]
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Bearer:
+    """Whom a key that is good speaks for."""
+
+    key: ApiKey
+    roles: Sequence[Role]
+    groups: Sequence[str]
+
+
+class ApiKeys:
+    """The use cases."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, caller: Caller, new: NewApiKey) -> tuple[ApiKey, str]:
+        """Makes a key.
+
+        Returns:
+            The key, and its secret, which is nowhere else.
+
+        Raises:
+            NotFound: for another user, or one that does not exist.
+            PermissionDenied: with a role that the user or the caller does not have.
+            InvalidArgument: a field is not as it may be.
+        """
+        parent = names.USER.format(user=new.user)
+        require_visible(caller.principal, new.user, parent)
+        text("api_key.display_name", new.display_name, 200)
+        if new.expire_time is not None and new.expire_time <= datetime.now(UTC):
+            raise InvalidArgument.field("api_key.expire_time", new.expire_time.isoformat(), "a time to come")
+        secret = SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        async with self._database.mutation(caller) as mutation:
+            connection = mutation.connection
+            if caller.principal.subject == new.user:
+                await users.ensure(connection, caller.principal)
+            user = await users.find(connection, new.user, lock=True)
+            if user is None:
+                raise NotFound(f"{parent} does not exist", metadata={"resource": parent})
+            values = {
+                "id": str(uuid.uuid4()),
+                "user_id": new.user,
+                "display_name": new.display_name,
+                "roles": sorted(_granted(caller.principal, user, new.roles)),
+                "prefix": secret[:_SHOWN_CHARACTERS],
+                "secret_sha256": _hash(secret),
+                "expire_time": new.expire_time,
+            }
+            row = (await connection.execute(insert(api_keys).values(values).returning(api_keys))).one()
+            key = _key(row._mapping)
+            mutation.record(key.name)
+        return key, secret
+
+    async def page(self, principal: Principal, parent: str, paging: Paging) -> tuple[list[ApiKey], str]:
+        """One page of a user's keys, newest first, and the token of the next.
+
+        Raises:
+            NotFound: another user's.
+        """
+        user = names.USER.parse(parent, "parent")["user"]
+        require_visible(principal, user, parent)
+        query = select(api_keys).where(api_keys.c.user_id == user)
+        async with self._database.transaction() as connection:
+            rows, token = await page(connection, query, api_keys.c.seq, paging, "api_keys", parent)
+        return [_key(row._mapping) for row in rows], token
+
+    async def revoke(self, caller: Caller, name: str) -> ApiKey:
+        """Ends a key, for good; once more changes nothing.
+
+        Raises:
+            NotFound: there is none for the caller.
+        """
+        ids = names.API_KEY.parse(name)
+        require_visible(caller.principal, ids["user"], name)
+        async with self._database.mutation(caller) as mutation:
+            key = await _find(mutation.connection, ids["user"], ids["key"], name)
+            if key.revoke_time is None:
+                revoked = update(api_keys).where(api_keys.c.id == key.id).values(revoke_time=func.now())
+                row = (await mutation.connection.execute(revoked.returning(api_keys))).one()
+                key = _key(row._mapping)
+                mutation.record(name)
+        return key
+
+    async def introspect(self, secret: str) -> Bearer | None:
+        """Whom a key speaks for; None for one that is not good (any more)."""
+        if not secret.startswith(SECRET_PREFIX):
+            return None
+        async with self._database.transaction() as connection:
+            good = (
+                select(api_keys)
+                .where(
+                    api_keys.c.secret_sha256 == _hash(secret),
+                    api_keys.c.revoke_time.is_(None),
+                    or_(api_keys.c.expire_time.is_(None), api_keys.c.expire_time > func.now()),
+                )
+                .with_for_update()
+            )
+            row = (await connection.execute(good)).one_or_none()
+            if row is None:
+                return None
+            key = _key(row._mapping)
+            user = await users.find(connection, key.user_id)
+            if user is None or user.disabled:
+                return None
+            used = update(api_keys).where(
+                api_keys.c.id == key.id,
+                or_(
+                    api_keys.c.last_use_time.is_(None), api_keys.c.last_use_time < func.now() - _LAST_USE_STEP
+                ),
+            )
+            await connection.execute(used.values(last_use_time=func.now()))
+        roles = [Role[role] for role in key.roles if Role[role] <= user.highest_role]
+        return Bearer(key, roles, user.groups)
+
+
+def _granted(principal: Principal, user: users.User, wanted: Sequence[Role]) -> set[str]:
+    """The roles of a new key: none above its user's, nor above those of who makes it."""
+    highest = user.highest_role
+    if principal.kind == "user":
+        highest = min(highest, max(principal.roles, default=0))
+    too_high = [role.name for role in wanted if role > highest]
+    if too_high:
+        raise PermissionDenied(
+            f"api_key.roles: {', '.join(too_high)} is more than may be granted", reason="ROLE_TOO_HIGH"
+        )
+    if wanted:
+        return {role.name for role in wanted}
+    return {role for role in user.roles if Role[role] <= highest}
+
+
+async def _find(connection: AsyncConnection, user: str, id: str, name: str) -> ApiKey:
+    row = None
+    try:
+        key_id = str(uuid.UUID(id))
+    except ValueError:
+        key_id = ""
+    if key_id:
+        query = select(api_keys).where(api_keys.c.user_id == user, api_keys.c.id == key_id).with_for_update()
+        row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+    return _key(row._mapping)
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _key(row: Any) -> ApiKey:
+    return ApiKey(**{field.name: row[field.name] for field in fields(ApiKey)})

@@ -1,0 +1,57 @@
+"""The tables of the schema `identity`."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+
+from services.storage.columns import moment, schema, sequence
+
+metadata = schema("identity")
+
+users = Table(
+    "users",
+    metadata,
+    # The subject.
+    Column("id", Text, primary_key=True),
+    sequence(),
+    Column("display_name", Text, nullable=False),
+    Column("email", Text, nullable=False),
+    Column("roles", ARRAY(Text), nullable=False),
+    Column("groups", ARRAY(Text), nullable=False),
+    Column("disabled", Boolean, nullable=False, server_default="false"),
+    Column("revision", BigInteger, nullable=False, server_default="1"),
+    moment("create_time"),
+    moment("update_time"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", ForeignKey(users.c.id), nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("roles", ARRAY(Text), nullable=False),
+    # Its first characters, to recognise it by.
+    Column("prefix", Text, nullable=False),
+    # Of a secret with 256 random bits: no salt and no slow hash could add to that.
+    Column("secret_sha256", LargeBinary, nullable=False, unique=True),
+    moment("create_time"),
+    Column("expire_time", DateTime(timezone=True)),
+    Column("revoke_time", DateTime(timezone=True)),
+    Column("last_use_time", DateTime(timezone=True)),
+    CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
+)
+Index("api_keys_user_id_seq_idx", api_keys.c.user_id, api_keys.c.seq)

@@ -1,0 +1,176 @@
+"""Users: what the platform keeps about the people that others, or it itself, have logged in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.access import require_visible
+from guidehall.core.auth import Principal, Role
+from guidehall.core.errors import AlreadyExists, InvalidArgument, NotFound
+from services.storage.database import Caller, Database
+from services.storage.fields import text
+from services.storage.identity.tables import users
+from services.storage.lists import Paging, page
+from services.storage.series import require_etag
+
+MAX_GROUPS = 256
+
+
+@dataclass(frozen=True)
+class User:
+    """One user; the id is the subject."""
+
+    id: str
+    display_name: str
+    email: str
+    roles: Sequence[str]
+    groups: Sequence[str]
+    disabled: bool
+    revision: int
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def name(self) -> str:
+        """Its resource name."""
+        return names.USER.format(user=self.id)
+
+    @property
+    def etag(self) -> str:
+        """Changes whenever the user does."""
+        return str(self.revision)
+
+    @property
+    def highest_role(self) -> int:
+        """The role that includes the others; 0 without any."""
+        return max((Role[role] for role in self.roles), default=0)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What an administrator says about a user."""
+
+    display_name: str
+    email: str
+    roles: Sequence[Role]
+    groups: Sequence[str]
+    disabled: bool
+
+    def values(self) -> dict[str, Any]:
+        """As columns.
+
+        Raises:
+            InvalidArgument: a field is not as it may be.
+        """
+        if len(self.groups) > MAX_GROUPS:
+            raise InvalidArgument.field("user.groups", f"{len(self.groups)} groups", f"at most {MAX_GROUPS}")
+        return {
+            "display_name": text("user.display_name", self.display_name, 200),
+            "email": text("user.email", self.email, 320),
+            "roles": sorted({role.name for role in self.roles}),
+            "groups": sorted({text("user.groups", group, 200) for group in self.groups}),
+            "disabled": self.disabled,
+        }
+
+
+class Users:
+    """The use cases."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, caller: Caller, id: str, profile: Profile) -> User:
+        """Adds a user.
+
+        Raises:
+            AlreadyExists: the id is taken.
+            InvalidArgument: a field is not as it may be.
+        """
+        name = names.USER.format(user=id)
+        names.USER.parse(name, "user_id")
+        values = {"id": id, **profile.values()}
+        async with self._database.mutation(caller) as mutation:
+            statement = insert(users).values(values).on_conflict_do_nothing().returning(users)
+            row = (await mutation.connection.execute(statement)).one_or_none()
+            if row is None:
+                raise AlreadyExists(f"{name} exists", metadata={"resource": name})
+            user = _user(row._mapping)
+            mutation.record(name, etag_after=user.etag)
+        return user
+
+    async def get(self, principal: Principal, name: str) -> User:
+        """One user.
+
+        Raises:
+            NotFound: there is none for the caller.
+        """
+        id = names.USER.parse(name)["user"]
+        require_visible(principal, id, name)
+        async with self._database.transaction() as connection:
+            user = await find(connection, id)
+        if user is None:
+            raise _missing(name)
+        return user
+
+    async def page(self, paging: Paging) -> tuple[list[User], str]:
+        """One page, newest first, and the token of the next."""
+        async with self._database.transaction() as connection:
+            rows, token = await page(connection, select(users), users.c.seq, paging, "users")
+        return [_user(row._mapping) for row in rows], token
+
+    async def update(self, caller: Caller, name: str, profile: Profile, etag: str) -> User:
+        """Replaces what is kept about a user.
+
+        Raises:
+            NotFound: there is none.
+            Aborted: it has changed since.
+            InvalidArgument: a field is not as it may be.
+        """
+        id = names.USER.parse(name, "user.name")["user"]
+        values = profile.values()
+        async with self._database.mutation(caller) as mutation:
+            before = await find(mutation.connection, id, lock=True)
+            if before is None:
+                raise _missing(name)
+            require_etag(etag, before.etag)
+            changed = update(users).where(users.c.id == id).returning(users)
+            times = {"revision": users.c.revision + 1, "update_time": func.now()}
+            row = (await mutation.connection.execute(changed.values(**values, **times))).one()
+            user = _user(row._mapping)
+            mutation.record(name, before.etag, user.etag)
+        return user
+
+
+async def find(connection: AsyncConnection, id: str, lock: bool = False) -> User | None:
+    """A user by id."""
+    query = select(users).where(users.c.id == id)
+    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    return None if row is None else _user(row._mapping)
+
+
+async def ensure(connection: AsyncConnection, principal: Principal) -> None:
+    """Makes a user of somebody whom another authority has logged in, as it says."""
+    values = {
+        "id": principal.subject,
+        "display_name": "",
+        "email": "",
+        "roles": sorted(role.name for role in principal.roles),
+        "groups": sorted(principal.groups),
+    }
+    await connection.execute(insert(users).values(values).on_conflict_do_nothing())
+
+
+def _missing(name: str) -> NotFound:
+    return NotFound(f"{name} does not exist", metadata={"resource": name})
+
+
+def _user(row: Any) -> User:
+    return User(**{field.name: row[field.name] for field in fields(User)})

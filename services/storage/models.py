@@ -1,0 +1,295 @@
+"""Models: series of immutable versions, each a manifest and a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.access import owner_for, sees_everything
+from guidehall.core.auth import Principal
+from guidehall.core.errors import InvalidArgument, NotFound
+from guidehall.core.filters import Term
+from services.storage import fields, outbox
+from services.storage.database import Caller, Database, Mutation
+from services.storage.downloads import Content
+from services.storage.intake import Claim, End, Intake, Piece, Stored, keep
+from services.storage.lists import Field, LabelField, Paging, TextField, conditions, page
+from services.storage.manifests import Manifest
+from services.storage.requests import Request
+from services.storage.series import Series, SeriesTable, visible
+from services.storage.tables import model_versions, models, objects
+from services.storage.weights import WeightsInspector
+
+WEIGHTS_FILENAME = "model.safetensors"
+# What lists the versions of all models.
+ANY = "-"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """What was published."""
+
+    name: str
+    version: int
+    architecture: str
+    manifest: Mapping[str, Any]
+    manifest_sha256: str
+    content: Content
+    job: str
+    labels: Mapping[str, str]
+    owner: str
+    create_time: datetime
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a caller says about a version before it sends the weights."""
+
+    project: str
+    model: str
+    manifest: Manifest
+    labels: Mapping[str, str]
+    claim: Claim
+    request_id: str
+
+
+@dataclass(frozen=True)
+class _AnyVersionsArchitecture:
+    """Asks a series for the architecture of its versions."""
+
+    operators: tuple[str, ...] = ("=",)
+
+    def condition(self, term: Term) -> ColumnElement[bool]:
+        """Some version has it."""
+        versions = model_versions.c
+        return exists().where(
+            versions.project == models.c.project,
+            versions.model == models.c.id,
+            versions.architecture == term.value,
+        )
+
+
+_VERSION_FILTERS: dict[str, Field] = {
+    "architecture": TextField(model_versions.c.architecture),
+    "owner": TextField(models.c.owner),
+    "job": TextField(model_versions.c.job),
+    "labels.*": LabelField(model_versions.c.labels),
+}
+
+series_of_models = SeriesTable(models, names.MODEL, "model", {"architecture": _AnyVersionsArchitecture()})
+
+
+async def add_version(
+    mutation: Mutation,
+    series: Series,
+    manifest: Mapping[str, Any],
+    manifest_sha256: str,
+    object_key: str,
+    *,
+    job: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> str:
+    """Makes a kept object the next version of a locked series.
+
+    Returns:
+        The version's name.
+    """
+    version = await series_of_models.advance(mutation.connection, series)
+    row = {
+        "project": series.project,
+        "model": series.id,
+        "version": version,
+        "architecture": manifest["architecture"],
+        "manifest": manifest,
+        "manifest_sha256": manifest_sha256,
+        "object_key": object_key,
+        "job": job,
+        "labels": dict(labels or {}),
+    }
+    await mutation.connection.execute(insert(model_versions).values(row))
+    name = names.MODEL_VERSION.format(project=series.project, model=series.id, version=version)
+    mutation.announce(
+        outbox.MODEL_PUBLISHED,
+        model_version=name,
+        architecture=manifest["architecture"],
+        weights_sha256=manifest["weights_sha256"],
+    )
+    return name
+
+
+class Models:
+    """The use cases."""
+
+    def __init__(self, database: Database, intake: Intake) -> None:
+        self._database = database
+        self._intake = intake
+
+    async def get(self, principal: Principal, name: str) -> Series:
+        """One series, deleted or not.
+
+        Raises:
+            NotFound: there is none for the caller.
+        """
+        ids = names.MODEL.parse(name)
+        async with self._database.transaction() as connection:
+            return await series_of_models.find(connection, principal, ids["project"], ids["model"])
+
+    async def page(
+        self, principal: Principal, project: str, filter_text: str, show_deleted: bool, paging: Paging
+    ) -> tuple[list[Series], str]:
+        """One page, newest first, and the token of the next."""
+        async with self._database.transaction() as connection:
+            return await series_of_models.page(
+                connection, principal, project, filter_text, show_deleted, paging
+            )
+
+    async def set_deleted(self, caller: Caller, name: str, deleted: bool, etag: str = "") -> Series:
+        """Hides a model from lists and serving, or brings it back.
+
+        Raises:
+            NotFound: there is none for the caller.
+            Aborted: it has changed since.
+        """
+        ids = names.MODEL.parse(name)
+        async with self._database.mutation(caller) as mutation:
+            series, changed = await series_of_models.set_deleted(
+                mutation, ids["project"], ids["model"], deleted, etag
+            )
+            if changed:
+                subject = outbox.MODEL_DELETED if deleted else outbox.MODEL_UNDELETED
+                mutation.announce(subject, model=name, deleted=deleted)
+        return series
+
+    def check(self, publication: Publication) -> None:
+        """Refuses what can be refused before the weights come.
+
+        Raises:
+            InvalidArgument: a field is not as it may be.
+        """
+        fields.identifier("header.parent", publication.model)
+        fields.labels("header.labels", publication.labels)
+        require_digest(publication.manifest, publication.claim.sha256)
+        self._intake.check(publication.claim)
+
+    async def publish(
+        self, caller: Caller, publication: Publication, pieces: AsyncIterator[Piece | End]
+    ) -> ModelVersion:
+        """Adds a version outside a job, in a series that is made when it is not there. All of it, or nothing.
+
+        Raises:
+            InvalidArgument: a field or the weights are not as they may be or as was said.
+            AlreadyExists: the series is somebody else's.
+            FailedPrecondition: the series is deleted.
+        """
+        self.check(publication)
+        async with self._intake.receive(
+            publication.claim, pieces, WeightsInspector(), expects_end=False
+        ) as stored:
+            return await self._add(caller, publication, stored)
+
+    async def _add(self, caller: Caller, publication: Publication, stored: Stored) -> ModelVersion:
+        project, model = publication.project, publication.model
+        document = publication.manifest.document
+        content = (project, model, document.sha256, dict(publication.labels), stored.sha256)
+        request = Request(caller, publication.request_id, *content)
+        async with self._database.mutation(caller) as mutation:
+            connection = mutation.connection
+            if first := await request.first_made(connection):
+                return await self._read(connection, caller.principal, first)
+            owner = owner_for(caller.principal)
+            of_others = sees_everything(caller.principal)
+            series = await series_of_models.open(connection, project, model, owner, of_others=of_others)
+            await keep(connection, stored)
+            name = await add_version(
+                mutation, series, document.value, document.sha256, stored.key, labels=publication.labels
+            )
+            await request.made(connection, name)
+            mutation.record(name)
+            return await self._read(connection, caller.principal, name)
+
+    async def get_version(self, principal: Principal, name: str) -> ModelVersion:
+        """A version, or the newest by "…/versions/latest".
+
+        Raises:
+            NotFound: there is none for the caller, or the model is deleted.
+        """
+        async with self._database.transaction() as connection:
+            return await self._read(connection, principal, name)
+
+    async def page_of_versions(
+        self, principal: Principal, parent: str, filter_text: str, paging: Paging
+    ) -> tuple[list[ModelVersion], str]:
+        """One page of versions, newest first, and the token of the next; ".../models/-" means any model.
+
+        Raises:
+            NotFound: there is no such model for the caller.
+        """
+        ids = names.MODEL.parse(parent, "parent")
+        query = _versions().where(
+            model_versions.c.project == ids["project"],
+            models.c.delete_time.is_(None),
+            *visible(principal, models.c.owner),
+            *conditions(filter_text, _VERSION_FILTERS),
+        )
+        async with self._database.transaction() as connection:
+            if ids["model"] != ANY:
+                series = await series_of_models.find_living(
+                    connection, principal, ids["project"], ids["model"]
+                )
+                query = query.where(model_versions.c.model == series.id)
+            bound = ("versions", parent, filter_text, principal.subject)
+            rows, token = await page(connection, query, model_versions.c.seq, paging, *bound)
+        return [_version(row._mapping) for row in rows], token
+
+    async def _read(self, connection: AsyncConnection, principal: Principal, name: str) -> ModelVersion:
+        ids = names.MODEL_VERSION.parse(name)
+        number = names.version_of(ids)
+        series = await series_of_models.find_living(connection, principal, ids["project"], ids["model"])
+        query = _versions().where(
+            model_versions.c.project == series.project,
+            model_versions.c.model == series.id,
+            model_versions.c.version == (number or series.latest_version),
+        )
+        row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        return _version(row._mapping)
+
+
+def require_digest(manifest: Manifest, sha256: str | None) -> None:
+    """Raises InvalidArgument unless the manifest speaks of the weights that come with it."""
+    if manifest.weights_sha256 != sha256:
+        allowed = f"{sha256!r}, the digest of the weights that come with it"
+        raise InvalidArgument.field("manifest.weights_sha256", manifest.weights_sha256, allowed)
+
+
+def _versions() -> Select[Any]:
+    return (
+        select(model_versions, objects.c.size_bytes, objects.c.sha256, objects.c.media_type, models.c.owner)
+        .join(objects, objects.c.key == model_versions.c.object_key)
+        .join(models)
+    )
+
+
+def _version(row: Any) -> ModelVersion:
+    content = Content(
+        row["object_key"], row["size_bytes"], row["sha256"], row["media_type"], WEIGHTS_FILENAME
+    )
+    return ModelVersion(
+        name=names.MODEL_VERSION.format(project=row["project"], model=row["model"], version=row["version"]),
+        version=row["version"],
+        architecture=row["architecture"],
+        manifest=row["manifest"],
+        manifest_sha256=row["manifest_sha256"],
+        content=content,
+        job=row["job"],
+        labels=row["labels"],
+        owner=row["owner"],
+        create_time=row["create_time"],
+    )

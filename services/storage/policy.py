@@ -1,0 +1,84 @@
+"""Who may call what. Whose things they then see is decided where those are read."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from guidehall.core.auth import Kind, Policy, Role
+
+_PEOPLE_AND_SERVICES = frozenset({"user", "service"})
+
+_READ = Policy(_PEOPLE_AND_SERVICES, Role.VIEWER)
+_WRITE = Policy(_PEOPLE_AND_SERVICES, Role.SCIENTIST)
+# A job too, for what its token names.
+_READ_OR_JOB = Policy(_PEOPLE_AND_SERVICES | {"job"}, Role.VIEWER)
+_JOB = Policy(frozenset({"job"}))
+_TRAINER = Policy(frozenset({"service"}), services=frozenset({"trainer"}))
+_SERVICE = Policy(frozenset({"service"}))
+_OPERATOR = Policy(_PEOPLE_AND_SERVICES, Role.OPERATOR)
+_ADMIN = Policy(frozenset({"user"}), Role.ADMIN)
+
+_BY_SERVICE: dict[str, dict[str, Policy]] = {
+    "datasets.v1.DatasetsService": {
+        "CreateDataset": _WRITE,
+        "GetDataset": _READ,
+        "ListDatasets": _READ,
+        "DeleteDataset": _WRITE,
+        "UploadDatasetVersion": _WRITE,
+        "GetDatasetVersion": _READ_OR_JOB,
+        "ListDatasetVersions": _READ,
+        "DownloadDatasetVersion": _READ_OR_JOB,
+        "CreateDatasetVersionUrl": _READ,
+    },
+    "datasets.v1.UploadRolesService": {"GetUploadRoles": _READ, "UpdateUploadRoles": _WRITE},
+    "models.v1.ModelsService": {
+        "GetModel": _READ,
+        "ListModels": _READ,
+        "DeleteModel": _WRITE,
+        "UndeleteModel": _WRITE,
+        "GetModelVersion": _READ,
+        "ListModelVersions": _READ,
+        "PublishModelVersion": _WRITE,
+        "DownloadModelVersion": _READ,
+        "CreateModelVersionUrl": _READ,
+    },
+    "results.v1.ResultsService": {
+        "GetResult": _READ,
+        "ListResults": _READ,
+        "DownloadArtifact": _READ,
+        "CreateArtifactUrl": _READ,
+    },
+    "results.v1.StagingService": {
+        "StageObject": _JOB,
+        "StageResult": _JOB,
+        "ReadCheckpoint": _JOB,
+        "Promote": _TRAINER,
+        "Discard": _TRAINER,
+    },
+    "results.v1.HistoryService": {
+        "CreateHistoryEntry": _WRITE,
+        "GetHistoryEntry": _READ,
+        "ListHistoryEntries": _READ,
+        "UpdateHistoryEntry": _WRITE,
+        "DeleteHistoryEntry": _WRITE,
+    },
+    "identity.v1.IdentityService": {
+        "WhoAmI": Policy(frozenset(get_args(Kind))),
+        "CreateUser": _ADMIN,
+        "GetUser": _READ,
+        "ListUsers": _OPERATOR,
+        "UpdateUser": _ADMIN,
+        # For oneself; an operator sees, and so serves, others too.
+        "CreateApiKey": _WRITE,
+        "ListApiKeys": _READ,
+        "RevokeApiKey": _WRITE,
+        "IntrospectApiKey": _SERVICE,
+    },
+    "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},
+}
+
+POLICIES: dict[str, Policy] = {
+    f"/guidehall.{service}/{method}": policy
+    for service, methods in _BY_SERVICE.items()
+    for method, policy in methods.items()
+}

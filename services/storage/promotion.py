@@ -1,0 +1,180 @@
+"""The commit of a job's outputs: once, all of them, exactly those that the trainer committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from services.storage import documents, fields, garbage, staging
+from services.storage.database import Caller, Database, Mutation
+from services.storage.jobs import Job
+from services.storage.models import add_version, series_of_models
+from services.storage.series import Series
+from services.storage.tables import artifacts, objects, results, staged_objects, staged_results
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the trainer committed under one name."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What the trainer decided: this attempt won, with these outputs, for this owner."""
+
+    job: Job
+    epoch: int
+    owner: str
+    outputs: Mapping[str, Reference]
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """Names of what became visible."""
+
+    result: str
+    model_versions: Sequence[str]
+
+
+class Promotion:
+    """The use case."""
+
+    def __init__(self, database: Database, collector: garbage.Collector) -> None:
+        self._database = database
+        self._collector = collector
+
+    async def promote(self, caller: Caller, commit: Commit) -> Promoted:
+        """Makes the outputs visible; a repeat changes nothing and gives the same answer.
+
+        Raises:
+            FailedPrecondition: what is staged is not what was committed, or another attempt was promoted.
+        """
+        if staging.RESULT not in commit.outputs:
+            raise InvalidArgument.field("outputs", sorted(commit.outputs), f"must name {staging.RESULT!r}")
+        fields.text("owner", commit.owner, 256)
+        async with self._database.mutation(caller) as mutation:
+            await staging.lock(mutation.connection, commit.job)
+            done = await _promoted_before(mutation.connection, commit)
+            if done is not None:
+                return done
+            promoted = await self._promote(mutation, commit)
+            mutation.record(promoted.result)
+        self._collector.wake()
+        return promoted
+
+    async def _promote(self, mutation: Mutation, commit: Commit) -> Promoted:
+        connection = mutation.connection
+        document = await _staged_document(connection, commit)
+        outputs = await _staged_outputs(connection, commit)
+        # Taken out of staging first, so that what is left there can be dropped as a whole.
+        mine = and_(staging.of_job(staged_objects, commit.job), staged_objects.c.epoch == commit.epoch)
+        chosen = staged_objects.c.object_key.in_([row.object_key for row in outputs])
+        await connection.execute(delete(staged_objects).where(mine, chosen))
+        await staging.drop(connection, staging.of_job(staged_objects, commit.job))
+        await connection.execute(delete(staged_results).where(staging.of_job(staged_results, commit.job)))
+
+        # In one order everywhere: two jobs that publish the same models must not wait for each other.
+        trained = sorted((row for row in outputs if row.kind == "model"), key=lambda row: str(row.object_id))
+        versions = [await _publish(mutation, commit, row) for row in trained]
+        values = {
+            "project": commit.job.project,
+            "id": commit.job.id,
+            "lease_epoch": commit.epoch,
+            "pipeline": document.pipeline,
+            "document": document.document,
+            "document_sha256": document.sha256,
+            "model_versions": versions,
+            "owner": commit.owner,
+        }
+        await connection.execute(insert(results).values(values))
+        files = [
+            {
+                "project": commit.job.project,
+                "result": commit.job.id,
+                "id": row.object_id,
+                "object_key": row.object_key,
+            }
+            for row in outputs
+            if row.kind == "artifact"
+        ]
+        if files:
+            await connection.execute(insert(artifacts), files)
+        return Promoted(names.RESULT.format(project=commit.job.project, result=commit.job.id), versions)
+
+
+async def _promoted_before(connection: AsyncConnection, commit: Commit) -> Promoted | None:
+    job = commit.job
+    query = select(results.c.lease_epoch, results.c.model_versions)
+    row = (
+        await connection.execute(query.where(results.c.project == job.project, results.c.id == job.id))
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.lease_epoch != commit.epoch:
+        raise FailedPrecondition(
+            f"{job.name}: epoch {row.lease_epoch} was promoted, so epoch {commit.epoch} cannot be",
+            reason="PROMOTED_BEFORE",
+        )
+    return Promoted(names.RESULT.format(project=job.project, result=job.id), row.model_versions)
+
+
+async def _staged_document(connection: AsyncConnection, commit: Commit) -> Any:
+    condition = and_(staging.of_job(staged_results, commit.job), staged_results.c.epoch == commit.epoch)
+    row = (await connection.execute(select(staged_results).where(condition))).one_or_none()
+    _require_same(commit, staging.RESULT, row)
+    return row
+
+
+async def _staged_outputs(connection: AsyncConnection, commit: Commit) -> list[Any]:
+    """The staged objects that the trainer committed, each checked against its reference."""
+    query = select(staged_objects, objects.c.sha256, objects.c.size_bytes).join(objects)
+    rows = await connection.execute(
+        query.where(
+            staging.of_job(staged_objects, commit.job),
+            staged_objects.c.epoch == commit.epoch,
+            staged_objects.c.kind != "checkpoint",
+        )
+    )
+    staged = {row.object_id: row for row in rows}
+    chosen = [name for name in commit.outputs if name != staging.RESULT]
+    for name in chosen:
+        _require_same(commit, name, staged.get(name))
+    return [staged[name] for name in chosen]
+
+
+def _require_same(commit: Commit, name: str, row: Any) -> None:
+    committed = commit.outputs[name]
+    if row is None or Reference(row.sha256, row.size_bytes) != committed:
+        found = "nothing" if row is None else f"{row.size_bytes} bytes with SHA-256 {row.sha256}"
+        raise FailedPrecondition(
+            f"outputs[{name!r}]: {committed.size_bytes} bytes with SHA-256 {committed.sha256} were "
+            f"committed, but {found} is staged at epoch {commit.epoch}",
+            reason="OUTPUT_MISMATCH",
+            metadata={"output": name},
+        )
+
+
+async def _publish(mutation: Mutation, commit: Commit, row: Any) -> str:
+    """Makes a staged model the next version of the series that its id names."""
+    series = await _series(mutation.connection, commit, row.object_id)
+    digest = documents.digest(row.manifest)
+    return await add_version(mutation, series, row.manifest, digest, row.object_key, job=commit.job.name)
+
+
+async def _series(connection: AsyncConnection, commit: Commit, model: str) -> Series:
+    job = commit.job
+    try:
+        return await series_of_models.open(connection, job.project, model, commit.owner, of_others=False)
+    except (AlreadyExists, FailedPrecondition):
+        # Somebody else's name, or a deleted one. The job has succeeded and its model must go somewhere.
+        own = f"{model[:30]}-{job.id.replace('-', '')}"
+        return await series_of_models.open(connection, job.project, own, commit.owner, of_others=False)

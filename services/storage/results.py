@@ -1,0 +1,139 @@
+"""Results: what a job that succeeded left, one document and its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.access import may_see
+from guidehall.core.auth import Principal
+from guidehall.core.errors import NotFound
+from services.storage.database import Database
+from services.storage.downloads import Content
+from services.storage.lists import Field, Paging, TextField, conditions, page
+from services.storage.series import visible
+from services.storage.tables import artifacts, objects, results
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_FILTERS: dict[str, Field] = {"pipeline": TextField(results.c.pipeline), "owner": TextField(results.c.owner)}
+_WITHOUT_DOCUMENT = [column for column in results.c if column is not results.c.document]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file."""
+
+    name: str
+    content: Content
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result; `document` is None in lists."""
+
+    name: str
+    job: str
+    pipeline: str
+    document: Mapping[str, Any] | None
+    artifacts: Sequence[Artifact]
+    model_versions: Sequence[str]
+    owner: str
+    create_time: datetime
+
+
+class Results:
+    """The use cases."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, principal: Principal, name: str) -> Result:
+        """One result, document and all.
+
+        Raises:
+            NotFound: there is none for the caller.
+        """
+        ids = names.RESULT.parse(name)
+        async with self._database.transaction() as connection:
+            row = await _find(connection, principal, ids, name)
+            files = await _artifacts(connection, ids["project"], [row["id"]])
+        return _result(row, files.get(row["id"], []))
+
+    async def page(
+        self, principal: Principal, project: str, filter_text: str, paging: Paging
+    ) -> tuple[list[Result], str]:
+        """One page, newest first, without documents; and the token of the next."""
+        query = select(*_WITHOUT_DOCUMENT).where(
+            results.c.project == project,
+            *visible(principal, results.c.owner),
+            *conditions(filter_text, _FILTERS),
+        )
+        async with self._database.transaction() as connection:
+            bound = ("results", project, filter_text, principal.subject)
+            rows, token = await page(connection, query, results.c.seq, paging, *bound)
+            files = await _artifacts(connection, project, [row.id for row in rows])
+        return [_result(row._mapping, files.get(row.id, [])) for row in rows], token
+
+    async def artifact(self, principal: Principal, name: str) -> Content:
+        """One file of a result.
+
+        Raises:
+            NotFound: there is none for the caller.
+        """
+        ids = names.ARTIFACT.parse(name)
+        async with self._database.transaction() as connection:
+            row = await _find(connection, principal, ids, name)
+            files = await _artifacts(connection, ids["project"], [row["id"]])
+        for file in files.get(row["id"], []):
+            if file.name == name:
+                return file.content
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+
+
+async def _find(connection: AsyncConnection, principal: Principal, ids: Mapping[str, str], name: str) -> Any:
+    row = None
+    # The column takes nothing else, so nothing else is there.
+    if _UUID.fullmatch(ids["result"]):
+        query = select(results).where(results.c.project == ids["project"], results.c.id == ids["result"])
+        row = (await connection.execute(query)).one_or_none()
+    if row is None or not may_see(principal, row.owner):
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+    return row._mapping
+
+
+async def _artifacts(
+    connection: AsyncConnection, project: str, ids: Sequence[str]
+) -> dict[str, list[Artifact]]:
+    """The files of some results, by result id, in order of their names."""
+    query = (
+        select(artifacts, objects.c.size_bytes, objects.c.sha256, objects.c.media_type)
+        .join(objects)
+        .where(artifacts.c.project == project, artifacts.c.result.in_(ids))
+        .order_by(artifacts.c.id)
+    )
+    found: dict[str, list[Artifact]] = {}
+    for row in await connection.execute(query):
+        name = names.ARTIFACT.format(project=project, result=row.result, artifact=row.id)
+        content = Content(row.object_key, row.size_bytes, row.sha256, row.media_type, row.id)
+        found.setdefault(row.result, []).append(Artifact(name, content))
+    return found
+
+
+def _result(row: Any, files: Sequence[Artifact]) -> Result:
+    return Result(
+        name=names.RESULT.format(project=row["project"], result=row["id"]),
+        job=names.JOB.format(project=row["project"], job=row["id"]),
+        pipeline=row["pipeline"],
+        document=row.get("document"),
+        artifacts=files,
+        model_versions=row["model_versions"],
+        owner=row["owner"],
+        create_time=row["create_time"],
+    )

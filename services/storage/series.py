@@ -1,0 +1,228 @@
+"""Named series of immutable versions: what datasets and models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core.access import may_see, sees_everything
+from guidehall.core.auth import Principal
+from guidehall.core.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from guidehall.core.names import Pattern
+from services.storage.database import Mutation
+from services.storage.lists import Field, LabelField, Paging, SearchField, TextField, conditions, page
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series. `latest_version` is 0 while there is none."""
+
+    project: str
+    id: str
+    display_name: str
+    description: str
+    owner: str
+    labels: Mapping[str, str]
+    latest_version: int
+    revision: int
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
+
+    @property
+    def etag(self) -> str:
+        """Changes whenever the series does."""
+        return str(self.revision)
+
+
+class SeriesTable:
+    """The series of one kind.
+
+    Args:
+        table: where they are.
+        pattern: of their names.
+        part: the last part of the pattern, such as "dataset".
+        extra: further fields that a filter may ask for.
+    """
+
+    def __init__(self, table: Table, pattern: Pattern, part: str, extra: Mapping[str, Field]) -> None:
+        self._table = table
+        self._pattern = pattern
+        self._part = part
+        columns = table.c
+        self._filters: dict[str, Field] = {
+            "owner": TextField(columns.owner),
+            "display_name": SearchField(columns.display_name),
+            "labels.*": LabelField(columns.labels),
+            **extra,
+        }
+
+    def name(self, series: Series) -> str:
+        """Its resource name."""
+        return self._pattern.format(**{"project": series.project, self._part: series.id})
+
+    async def find(
+        self, connection: AsyncConnection, principal: Principal, project: str, id: str, *, lock: bool = False
+    ) -> Series:
+        """A series that the caller may see, deleted or not.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's.
+        """
+        series = await self._read(connection, project, id, lock)
+        if series is None or not may_see(principal, series.owner):
+            name = self._pattern.format(**{"project": project, self._part: id})
+            raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        return series
+
+    async def find_living(
+        self, connection: AsyncConnection, principal: Principal, project: str, id: str
+    ) -> Series:
+        """A series that the caller may see and that is not deleted.
+
+        Raises:
+            NotFound: there is none, it is deleted, or it is somebody else's.
+        """
+        series = await self.find(connection, principal, project, id)
+        if series.delete_time is not None:
+            name = self.name(series)
+            raise NotFound(f"{name} was deleted", reason="DELETED", metadata={"resource": name})
+        return series
+
+    async def page(
+        self,
+        connection: AsyncConnection,
+        principal: Principal,
+        project: str,
+        filter_text: str,
+        show_deleted: bool,
+        paging: Paging,
+    ) -> tuple[list[Series], str]:
+        """One page of what the caller may see, newest first, and the token of the next."""
+        columns = self._table.c
+        query = select(self._table).where(columns.project == project, *conditions(filter_text, self._filters))
+        query = query.where(*visible(principal, columns.owner))
+        if not show_deleted:
+            query = query.where(columns.delete_time.is_(None))
+        bound = (self._table.name, project, filter_text, show_deleted, principal.subject)
+        rows, token = await page(connection, query, columns.seq, paging, *bound)
+        return [_series(row._mapping) for row in rows], token
+
+    async def create(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Series:
+        """Adds a series.
+
+        Args:
+            connection: of the transaction.
+            values: project, id, display_name, description, owner and labels.
+
+        Raises:
+            AlreadyExists: the name is taken, perhaps by somebody else.
+        """
+        statement = insert(self._table).values(**values).on_conflict_do_nothing().returning(self._table)
+        row = (await connection.execute(statement)).one_or_none()
+        if row is None:
+            raise self._taken(values["project"], values["id"])
+        return _series(row._mapping)
+
+    async def open(
+        self, connection: AsyncConnection, project: str, id: str, owner: str, *, of_others: bool
+    ) -> Series:
+        """The series to add a version to, created for `owner` when it is not there; locked.
+
+        Args:
+            connection: of the transaction.
+            project: its project.
+            id: the last part of its name.
+            owner: for whom the version is.
+            of_others: whether somebody else's series will do too.
+
+        Raises:
+            AlreadyExists: the name is somebody else's.
+            FailedPrecondition: it is deleted.
+        """
+        values = {
+            "project": project,
+            "id": id,
+            "display_name": "",
+            "description": "",
+            "owner": owner,
+            "labels": {},
+        }
+        await connection.execute(insert(self._table).values(**values).on_conflict_do_nothing())
+        query = select(self._table).filter_by(project=project, id=id).with_for_update()
+        series = _series((await connection.execute(query)).one()._mapping)
+        if series.owner != owner and not of_others:
+            raise self._taken(project, id)
+        if series.delete_time is not None:
+            raise FailedPrecondition(f"{self.name(series)} was deleted", reason="DELETED")
+        return series
+
+    async def advance(self, connection: AsyncConnection, series: Series) -> int:
+        """The number of the next version of a series that is locked; a rollback leaves no gap."""
+        version = series.latest_version + 1
+        await self._change(connection, series, latest_version=version)
+        return version
+
+    async def set_deleted(
+        self, mutation: Mutation, project: str, id: str, deleted: bool, etag: str = ""
+    ) -> tuple[Series, bool]:
+        """Hides a series or brings it back.
+
+        Returns:
+            The series, and whether that changed anything.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's.
+            Aborted: it is not the one that the caller has seen.
+        """
+        series = await self.find(mutation.connection, mutation.caller.principal, project, id, lock=True)
+        require_etag(etag, series.etag)
+        if (series.delete_time is not None) == deleted:
+            return series, False
+        changed = await self._change(mutation.connection, series, delete_time=func.now() if deleted else None)
+        mutation.record(self.name(series), series.etag, changed.etag)
+        return changed, True
+
+    async def _read(self, connection: AsyncConnection, project: str, id: str, lock: bool) -> Series | None:
+        query = select(self._table).filter_by(project=project, id=id)
+        row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+        return None if row is None else _series(row._mapping)
+
+    async def _change(self, connection: AsyncConnection, series: Series, **values: Any) -> Series:
+        columns = self._table.c
+        statement = (
+            update(self._table)
+            .filter_by(project=series.project, id=series.id)
+            .values(revision=columns.revision + 1, update_time=func.now(), **values)
+            .returning(self._table)
+        )
+        return _series((await connection.execute(statement)).one()._mapping)
+
+    def _taken(self, project: str, id: str) -> AlreadyExists:
+        name = self._pattern.format(**{"project": project, self._part: id})
+        return AlreadyExists(f"the name {name} is taken", metadata={"resource": name})
+
+
+def visible(principal: Principal, owner: ColumnElement[str]) -> list[ColumnElement[bool]]:
+    """`access.may_see` as SQL conditions."""
+    return [] if sees_everything(principal) else [owner == principal.subject, owner != ""]
+
+
+def require_etag(given: str, current: str) -> None:
+    """Raises Aborted when the caller says what it has seen and that is no longer so."""
+    if given and given != current:
+        raise Aborted(
+            f"etag: got {given[:80]!r}, but it has changed since; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": current},
+        )
+
+
+def _series(row: Any) -> Series:
+    return Series(**{field.name: row[field.name] for field in fields(Series)})

@@ -1,0 +1,1 @@
+"""What gRPC calls: decode, call the use case, encode."""

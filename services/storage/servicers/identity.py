@@ -1,0 +1,214 @@
+"""IdentityService and AuditService."""
+
+# ruff: noqa: N802, ARG002 (gRPC names the methods and gives each the same arguments)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2, identity_pb2_grpc
+from guidehall.core import names
+from guidehall.core.auth import Kind, Role, current_principal
+from guidehall.core.errors import InvalidArgument
+from services.storage.audit.log import Entry, Recorded
+from services.storage.audit.use_cases import AuditLog
+from services.storage.identity.api_keys import ApiKey, ApiKeys, NewApiKey
+from services.storage.identity.users import Profile, User, Users
+from services.storage.servicers import common
+
+IDENTITY = "guidehall.identity.v1.IdentityService"
+AUDIT = "guidehall.identity.v1.AuditService"
+
+_KINDS: dict[Kind, identity_pb2.PrincipalKind.ValueType] = {
+    "user": identity_pb2.PRINCIPAL_KIND_USER,
+    "guest": identity_pb2.PRINCIPAL_KIND_GUEST,
+    "service": identity_pb2.PRINCIPAL_KIND_SERVICE,
+    "worker": identity_pb2.PRINCIPAL_KIND_WORKER,
+    "job": identity_pb2.PRINCIPAL_KIND_JOB,
+}
+_KIND_NAMES: dict[int, str] = {number: name for name, number in _KINDS.items()}
+
+
+class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
+    """Decode, call, encode."""
+
+    def __init__(self, users: Users, api_keys: ApiKeys) -> None:
+        self._users = users
+        self._api_keys = api_keys
+
+    async def WhoAmI(self, request: identity_pb2.WhoAmIRequest, context: Any) -> identity_pb2.Principal:
+        principal = current_principal()
+        return identity_pb2.Principal(
+            subject=principal.subject,
+            kind=_KINDS[principal.kind],
+            roles=_encode_roles(principal.roles),
+            groups=sorted(principal.groups),
+            default_project=names.PROJECT.format(project=principal.project or names.DEFAULT_PROJECT),
+            actor=principal.actor or "",
+        )
+
+    async def CreateUser(self, request: identity_pb2.CreateUserRequest, context: Any) -> identity_pb2.User:
+        caller = common.caller(IDENTITY, "CreateUser")
+        return _user(await self._users.create(caller, request.user_id, _profile(request.user)))
+
+    async def GetUser(self, request: identity_pb2.GetUserRequest, context: Any) -> identity_pb2.User:
+        return _user(await self._users.get(current_principal(), request.name))
+
+    async def ListUsers(
+        self, request: identity_pb2.ListUsersRequest, context: Any
+    ) -> identity_pb2.ListUsersResponse:
+        found, token = await self._users.page(common.paging(request))
+        return identity_pb2.ListUsersResponse(users=map(_user, found), next_page_token=token)
+
+    async def UpdateUser(self, request: identity_pb2.UpdateUserRequest, context: Any) -> identity_pb2.User:
+        given = request.user
+        caller = common.caller(IDENTITY, "UpdateUser")
+        return _user(await self._users.update(caller, given.name, _profile(given), given.etag))
+
+    async def CreateApiKey(
+        self, request: identity_pb2.CreateApiKeyRequest, context: Any
+    ) -> identity_pb2.CreateApiKeyResponse:
+        given = request.api_key
+        new = NewApiKey(
+            user=common.user_of(request.parent),
+            display_name=given.display_name,
+            roles=_roles("api_key.roles", given.roles),
+            expire_time=common.moment(given.expire_time) if given.HasField("expire_time") else None,
+        )
+        key, secret = await self._api_keys.create(common.caller(IDENTITY, "CreateApiKey"), new)
+        return identity_pb2.CreateApiKeyResponse(api_key=_api_key(key), secret=secret)
+
+    async def ListApiKeys(
+        self, request: identity_pb2.ListApiKeysRequest, context: Any
+    ) -> identity_pb2.ListApiKeysResponse:
+        found, token = await self._api_keys.page(current_principal(), request.parent, common.paging(request))
+        return identity_pb2.ListApiKeysResponse(api_keys=map(_api_key, found), next_page_token=token)
+
+    async def RevokeApiKey(
+        self, request: identity_pb2.RevokeApiKeyRequest, context: Any
+    ) -> identity_pb2.ApiKey:
+        return _api_key(await self._api_keys.revoke(common.caller(IDENTITY, "RevokeApiKey"), request.name))
+
+    async def IntrospectApiKey(
+        self, request: identity_pb2.IntrospectApiKeyRequest, context: Any
+    ) -> identity_pb2.IntrospectApiKeyResponse:
+        bearer = await self._api_keys.introspect(request.secret)
+        if bearer is None:
+            return identity_pb2.IntrospectApiKeyResponse(active=False)
+        principal = identity_pb2.Principal(
+            subject=bearer.key.user_id,
+            kind=identity_pb2.PRINCIPAL_KIND_USER,
+            roles=_encode_roles(bearer.roles),
+            groups=bearer.groups,
+            default_project=names.PROJECT.format(project=names.DEFAULT_PROJECT),
+        )
+        return identity_pb2.IntrospectApiKeyResponse(
+            active=True,
+            principal=principal,
+            api_key=bearer.key.name,
+            expire_time=common.timestamp(bearer.key.expire_time),
+        )
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Decode, call, encode."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+
+    async def AppendAuditEvents(
+        self, request: audit_pb2.AppendAuditEventsRequest, context: Any
+    ) -> audit_pb2.AppendAuditEventsResponse:
+        entries = [_entry(f"events[{index}]", event) for index, event in enumerate(request.events)]
+        last = await self._audit.append(current_principal(), entries)
+        return audit_pb2.AppendAuditEventsResponse(last_sequence=last)
+
+    async def ListAuditEvents(
+        self, request: audit_pb2.ListAuditEventsRequest, context: Any
+    ) -> audit_pb2.ListAuditEventsResponse:
+        found, token = await self._audit.page(request.filter, common.paging(request))
+        return audit_pb2.ListAuditEventsResponse(events=map(_event, found), next_page_token=token)
+
+
+def _roles(field: str, numbers: Iterable[int]) -> list[Role]:
+    try:
+        return [Role(number) for number in numbers]
+    except ValueError:
+        raise InvalidArgument.field(field, list(numbers), ", ".join(role.name for role in Role)) from None
+
+
+def _encode_roles(roles: Iterable[Role]) -> Sequence[identity_pb2.Role.ValueType]:
+    return [identity_pb2.Role.Value(f"ROLE_{role.name}") for role in sorted(roles)]
+
+
+def _profile(message: identity_pb2.User) -> Profile:
+    roles = _roles("user.roles", message.roles)
+    return Profile(message.display_name, message.email, roles, list(message.groups), message.disabled)
+
+
+def _user(user: User) -> identity_pb2.User:
+    return identity_pb2.User(
+        name=user.name,
+        display_name=user.display_name,
+        email=user.email,
+        roles=_encode_roles(Role[role] for role in user.roles),
+        groups=user.groups,
+        disabled=user.disabled,
+        create_time=common.timestamp(user.create_time),
+        update_time=common.timestamp(user.update_time),
+        etag=user.etag,
+    )
+
+
+def _api_key(key: ApiKey) -> identity_pb2.ApiKey:
+    return identity_pb2.ApiKey(
+        name=key.name,
+        display_name=key.display_name,
+        roles=_encode_roles(Role[role] for role in key.roles),
+        prefix=key.prefix,
+        create_time=common.timestamp(key.create_time),
+        expire_time=common.timestamp(key.expire_time),
+        revoke_time=common.timestamp(key.revoke_time),
+        last_use_time=common.timestamp(key.last_use_time),
+    )
+
+
+def _entry(field: str, event: audit_pb2.AuditEvent) -> Entry:
+    if event.kind not in _KIND_NAMES:
+        raise InvalidArgument.field(f"{field}.kind", event.kind, ", ".join(_KIND_NAMES.values()))
+    return Entry(
+        event_id=common.identifier(f"{field}.event_id", event.event_id),
+        time=common.moment(event.time),
+        service=event.service,
+        subject=event.subject,
+        kind=_KIND_NAMES[event.kind],
+        actor=event.actor,
+        method=event.method,
+        resource=event.resource,
+        outcome=event.outcome,
+        etag_before=event.etag_before,
+        etag_after=event.etag_after,
+        trace_id=event.trace_id,
+        count=event.count,
+    )
+
+
+def _event(recorded: Recorded) -> audit_pb2.AuditEvent:
+    entry = recorded.entry
+    return audit_pb2.AuditEvent(
+        event_id=entry.event_id,
+        time=common.timestamp(entry.time),
+        service=entry.service,
+        subject=entry.subject,
+        kind=identity_pb2.PrincipalKind.Value(f"PRINCIPAL_KIND_{entry.kind.upper()}"),
+        actor=entry.actor,
+        method=entry.method,
+        resource=entry.resource,
+        outcome=entry.outcome,
+        etag_before=entry.etag_before,
+        etag_after=entry.etag_after,
+        trace_id=entry.trace_id,
+        count=entry.count,
+        sequence=recorded.sequence,
+    )

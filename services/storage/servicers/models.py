@@ -1,0 +1,129 @@
+"""ModelsService."""
+
+# ruff: noqa: N802, ARG002 (gRPC names the methods and gives each the same arguments)
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
+from guidehall.core import names
+from guidehall.core.auth import current_principal
+from services.storage import manifests
+from services.storage.downloads import Downloads
+from services.storage.manifests import TensorSpec
+from services.storage.models import Models, ModelVersion, Publication
+from services.storage.series import Series
+from services.storage.servicers import common
+
+MODELS = "guidehall.models.v1.ModelsService"
+WEIGHTS_MEDIA_TYPE = "application/octet-stream"
+
+
+class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
+    """Decode, call, encode."""
+
+    def __init__(self, models: Models, downloads: Downloads) -> None:
+        self._models = models
+        self._downloads = downloads
+
+    async def GetModel(self, request: models_pb2.GetModelRequest, context: Any) -> models_pb2.Model:
+        return _model(await self._models.get(current_principal(), request.name))
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: Any
+    ) -> models_pb2.ListModelsResponse:
+        found, token = await self._models.page(
+            current_principal(),
+            names.project_of(request.parent),
+            request.filter,
+            request.show_deleted,
+            common.paging(request),
+        )
+        return models_pb2.ListModelsResponse(models=map(_model, found), next_page_token=token)
+
+    async def DeleteModel(self, request: models_pb2.DeleteModelRequest, context: Any) -> models_pb2.Model:
+        caller = common.caller(MODELS, "DeleteModel")
+        return _model(await self._models.set_deleted(caller, request.name, True, request.etag))
+
+    async def UndeleteModel(self, request: models_pb2.UndeleteModelRequest, context: Any) -> models_pb2.Model:
+        caller = common.caller(MODELS, "UndeleteModel")
+        return _model(await self._models.set_deleted(caller, request.name, False))
+
+    async def GetModelVersion(
+        self, request: models_pb2.GetModelVersionRequest, context: Any
+    ) -> models_pb2.ModelVersion:
+        return _version(await self._models.get_version(current_principal(), request.name))
+
+    async def ListModelVersions(
+        self, request: models_pb2.ListModelVersionsRequest, context: Any
+    ) -> models_pb2.ListModelVersionsResponse:
+        found, token = await self._models.page_of_versions(
+            current_principal(), request.parent, request.filter, common.paging(request)
+        )
+        return models_pb2.ListModelVersionsResponse(versions=map(_version, found), next_page_token=token)
+
+    async def PublishModelVersion(
+        self, request_iterator: AsyncIterator[models_pb2.PublishModelVersionRequest], context: Any
+    ) -> models_pb2.ModelVersion:
+        header = await common.first_message(request_iterator)
+        ids = names.MODEL.parse(header.parent, "header.parent")
+        publication = Publication(
+            ids["project"],
+            ids["model"],
+            manifests.read("manifest", common.plain("manifest", header.manifest)),
+            dict(header.labels),
+            common.claim("header", WEIGHTS_MEDIA_TYPE, header.size_bytes, header.sha256, required=True),
+            header.request_id and common.identifier("header.request_id", header.request_id),
+        )
+        caller = common.caller(MODELS, "PublishModelVersion")
+        return _version(await self._models.publish(caller, publication, common.pieces(request_iterator)))
+
+    async def DownloadModelVersion(
+        self, request: models_pb2.DownloadModelVersionRequest, context: Any
+    ) -> AsyncIterator[models_pb2.DownloadModelVersionResponse]:
+        version = await self._models.get_version(current_principal(), request.name)
+        answer = models_pb2.DownloadModelVersionResponse
+        async for message in common.send(self._downloads, version.content, request.offset_bytes, answer):
+            yield message
+
+    async def CreateModelVersionUrl(
+        self, request: models_pb2.CreateModelVersionUrlRequest, context: Any
+    ) -> common_pb2.PresignedUrl:
+        version = await self._models.get_version(current_principal(), request.name)
+        return common.url(self._downloads, version.content, request.expires_in_seconds)
+
+
+def _model(series: Series) -> models_pb2.Model:
+    name = names.MODEL.format(project=series.project, model=series.id)
+    return models_pb2.Model(**common.series_fields(series, name))
+
+
+def _version(version: ModelVersion) -> models_pb2.ModelVersion:
+    return models_pb2.ModelVersion(
+        name=version.name,
+        version=version.version,
+        architecture=version.architecture,
+        manifest=common.struct(version.manifest),
+        manifest_sha256=version.manifest_sha256,
+        weights=common.object_ref(version.content),
+        inputs=map(_tensor, manifests.tensors(version.manifest, "inputs")),
+        outputs=map(_tensor, manifests.tensors(version.manifest, "outputs")),
+        metrics=manifests.metrics(version.manifest),
+        job=version.job,
+        owner=version.owner,
+        labels=dict(version.labels),
+        create_time=common.timestamp(version.create_time),
+    )
+
+
+def _tensor(spec: TensorSpec) -> common_pb2.TensorSpec:
+    return common_pb2.TensorSpec(
+        name=spec.name,
+        datatype=spec.datatype,
+        shape=spec.shape,
+        unit=spec.unit,
+        description=spec.description,
+    )

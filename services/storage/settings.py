@@ -1,0 +1,118 @@
+"""What storage can be told from outside, by variables that start with GUIDEHALL_STORAGE__."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import SettingsConfigDict
+
+from guidehall.core.settings import (
+    AuthSettings,
+    GrpcSettings,
+    LogSettings,
+    NatsSettings,
+    OpsSettings,
+    PostgresSettings,
+    S3Settings,
+    ServiceSettings,
+    TelemetrySettings,
+)
+
+_MIB = 1 << 20
+_DAY = 86_400.0
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ListenSettings(GrpcSettings):
+    """The gRPC listener."""
+
+    port: int = Field(7102, ge=0, le=65535)
+
+
+class MetricsSettings(OpsSettings):
+    """The port for operators."""
+
+    port: int = Field(7202, ge=0, le=65535)
+
+
+class LimitSettings(_Group):
+    """How large things may be, and how many."""
+
+    max_object_bytes: int = Field(2_000_000_000, ge=1, description="of one uploaded or staged file")
+    max_document_bytes: int = Field(4 * _MIB, ge=1024, description="of one JSON document, as canonical text")
+    max_staged_objects: int = Field(1000, ge=1, description="of one attempt of a job")
+    max_transfers: int = Field(64, ge=1, description="uploads and downloads under way at one time")
+    retry_after_seconds: float = Field(1.0, gt=0, description="what a refused transfer is told to wait")
+
+
+class TransferSettings(_Group):
+    """How bytes move between callers and the object store."""
+
+    # S3 takes no part below 5 MiB but the last.
+    part_bytes: int = Field(8 * _MIB, ge=5 * _MIB, le=64 * _MIB, description="held in memory for each upload")
+    block_bytes: int = Field(4 * _MIB, ge=64 << 10, description="held in memory for each download")
+    chunk_bytes: int = Field(_MIB, ge=1024, le=4 * _MIB, description="of one message of a download")
+    threads: int = Field(16, ge=1, description="calls to the object store at one time")
+    connect_seconds: float = Field(2.0, gt=0)
+    read_seconds: float = Field(10.0, gt=0, description="without a byte from the object store")
+    call_seconds: float = Field(60.0, gt=0, description="one call to the object store")
+    idle_seconds: float = Field(60.0, gt=0, description="without a message from the sender of an upload")
+    upload_seconds: float = Field(3600.0, gt=0, description="a whole upload")
+    max_url_seconds: int = Field(86_400, ge=1, le=604_800, description="how long a presigned URL may live")
+
+
+class UpkeepSettings(_Group):
+    """How often things are put in order, and when something counts as left over."""
+
+    sweep_seconds: float = Field(30.0, gt=0)
+    retry_seconds: float = Field(
+        5.0, gt=0, description="before the deletion of an object is tried again, doubled each time"
+    )
+    max_retry_seconds: float = Field(600.0, gt=0)
+    batch: int = Field(100, ge=1)
+    # Above the longest upload: nobody writes to an object that is older and still not kept.
+    writing_max_age_seconds: float = Field(2 * 3600.0, gt=0)
+    # A job that has staged nothing for so long was forgotten. Long, for a paused one keeps its checkpoint.
+    staging_max_age_seconds: float = Field(30 * _DAY, gt=0)
+    request_max_age_seconds: float = Field(
+        7 * _DAY, gt=0, description="how long a repeated request id is recognised"
+    )
+    announcement_max_age_seconds: float = Field(7 * _DAY, gt=0)
+    reconcile_seconds: float = Field(
+        6 * 3600.0, gt=0, description="how often the bucket is compared with the tables"
+    )
+    stray_max_age_seconds: float = Field(
+        _DAY, gt=0, description="an object older than this that no table knows is deleted"
+    )
+    # A bucket with more of them is more likely somebody else's, or the database a wrong one.
+    max_strays: int = Field(1000, ge=0)
+
+
+class StorageSettings(ServiceSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix="GUIDEHALL_STORAGE__")
+
+    postgres: PostgresSettings
+    s3: S3Settings
+    nats: NatsSettings = NatsSettings()
+    grpc: ListenSettings = ListenSettings()
+    ops: MetricsSettings = MetricsSettings()
+    auth: AuthSettings = AuthSettings()
+    log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    limits: LimitSettings = LimitSettings()
+    transfer: TransferSettings = TransferSettings()
+    upkeep: UpkeepSettings = UpkeepSettings()
+    start_seconds: float = Field(
+        30.0, gt=0, description="how long the database may take to answer at the start"
+    )
+    migrate_seconds: float = Field(600.0, gt=0, description="how long a statement of a migration may take")
+    probe_seconds: float = Field(
+        5.0, gt=0, description="how often database and object store are asked for health"
+    )
+    relay_seconds: float = Field(
+        2.0, gt=0, description="how often announcements are looked for without being told"
+    )
