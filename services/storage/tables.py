@@ -146,7 +146,7 @@ staged_objects = Table(
     Column("object_id", Text, primary_key=True),
     Column("object_key", ForeignKey(objects.c.key), nullable=False, unique=True),
     # Of a model.
-    Column("manifest", JSONB),
+    Column("manifest", JSONB(none_as_null=True)),
     moment("create_time"),
     CheckConstraint("kind IN ('artifact', 'model', 'checkpoint')", name="kind"),
     CheckConstraint("(kind = 'model') = (manifest IS NOT NULL)", name="manifest"),
