@@ -133,5 +133,5 @@ def size(count: int) -> str:
 
 
 def short(name: str) -> str:
-    """The first eight signs of the id in a job's name: enough to name it by."""
-    return name.rpartition("/")[2][:8]
+    """The first eight signs of the id in a name: enough to know a job or a worker by."""
+    return clean(name.rpartition("/")[2][:8])

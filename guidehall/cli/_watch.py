@@ -138,7 +138,7 @@ def _change(change: StateChange) -> str:
     if change.state.final and change.end_reason not in ("", "COMPLETED"):
         words.append(f"({change.end_reason.lower().replace('_', ' ')})")
     if change.worker:
-        words.append(f"on {clean(change.worker)}")
+        words.append(f"on worker {short(change.worker)}")
     if change.error is not None:
         words.append(f"- {clean(change.error.message)}")
         words += [f"[{clean(item.field)}: {clean(item.description)}]" for item in change.error.violations]

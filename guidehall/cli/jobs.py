@@ -88,7 +88,7 @@ def _show_job(job: Job) -> None:
             "log": job.last_log_line,
             "pool": job.pool,
             "priority": job.priority.lower(),
-            "worker": job.worker,
+            "worker": short(job.worker),
             "owner": job.owner,
             "seed": job.seed,
             "attempts": f"{job.attempt_count} of {job.max_attempts}",

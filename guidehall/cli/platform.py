@@ -45,7 +45,7 @@ def workers(pool: str, as_json: bool) -> None:
         return
     rows = [
         (
-            worker.id[:8],
+            short(worker.name),
             worker.pool.rpartition("/")[2],
             worker.hostname,
             worker.state.lower(),

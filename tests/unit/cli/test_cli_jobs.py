@@ -32,7 +32,13 @@ def finished(peer: Peer) -> Peer:
     peer.job.last_seq = 5
     train = jobs_pb2.Progress(phase="train", step=2, total=5, metrics={"train_loss": 0.012345678})
     peer.events = [
-        _event(1, state_change=jobs_pb2.StateChange(state=jobs_pb2.JOB_STATE_RUNNING, worker="w1")),
+        _event(
+            1,
+            state_change=jobs_pb2.StateChange(
+                state=jobs_pb2.JOB_STATE_RUNNING,
+                worker="pools/cpu/workers/1d2e3f4a-0000-4000-8000-000000000000",
+            ),
+        ),
         _event(2, progress=train),
         _event(3, log_line=jobs_pb2.LogLine(line="\x1b[31mhello")),
         _event(4, state_change=jobs_pb2.StateChange(state=jobs_pb2.JOB_STATE_SUCCEEDED)),
@@ -60,7 +66,7 @@ def test_watch_prints_lines_where_there_is_no_terminal(
     assert run(["watch", "0a1b2c3d"]) == 0
 
     assert [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()] == [
-        "running on w1",
+        "running on worker 1d2e3f4a",
         "train 2/5 train_loss=0.0123457",
         "| \ufffd[31mhello",
         "succeeded",
@@ -269,5 +275,5 @@ def test_watch_on_a_terminal_is_a_live_bar(finished: Peer) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert watch.returncode == 0
     assert re.search(r"train +[\u2501\u2578\u257a ]+ +2/5 .*train_loss=0\.0123457", text)
-    assert "running on w1" in text
+    assert "running on worker 1d2e3f4a" in text
     assert "\ufffd[31mhello" in text
