@@ -48,7 +48,7 @@ class BackingServers:
         durable: bool = False,
         report: Report = silent,
     ) -> None:
-        ports = Ports(folder / "ports.json", usual_ports)
+        ports = self._ports = Ports(folder / "ports.json", usual_ports)
         secrets = Secrets(folder / "secrets")
         policy = RestartPolicy(longest_seconds=1.0)
         self._supervisor = Supervisor(folder / "logs", policy, report)
@@ -66,11 +66,16 @@ class BackingServers:
         Raises:
             StackError: one of them does not start; nothing is left running.
         """
-        self._supervisor.start([self.postgres.program(), self.nats.program(), self.s3.program()])
+        try:
+            self._supervisor.start([self.postgres.program(), self.nats.program(), self.s3.program()])
+        except BaseException:
+            self._ports.close()
+            raise
 
     def stop(self) -> None:
         """Stops all three."""
         self._supervisor.stop()
+        self._ports.close()
 
     def __enter__(self) -> BackingServers:
         self.start()

@@ -98,6 +98,7 @@ class Stack:
         self._log: RotatingLog | None = None
         self._lock: FolderLock | None = None
         self._recorder: record.Recorder | None = None
+        self._ports: Ports | None = None
 
     def start(self) -> None:
         """Starts everything and returns when it is ready.
@@ -155,7 +156,7 @@ class Stack:
         secrets = Secrets(self._data / "secrets")
         identity = Identity(self._data / "identity")
         identity.ensure()
-        ports = Ports(self._data / "ports.json")
+        ports = self._ports = Ports(self._data / "ports.json")
         backing = _backing(self._data, ports, secrets, self.options.environment, self._report)
         site = services.Site(
             data=self._data,
@@ -181,6 +182,9 @@ class Stack:
     def _end(self, stage: str, error: str = "") -> None:
         (self._data / ENDPOINTS).unlink(missing_ok=True)
         self._record(stage, error)
+        if self._ports is not None:
+            self._ports.close()
+            self._ports = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -26,7 +26,7 @@ _QUICK = RestartPolicy(first_seconds=0.01, longest_seconds=0.02, healthy_seconds
 @pytest.fixture
 def server(tmp_path: Path) -> Program:
     """A real HTTP server as a program; its folder is empty."""
-    port = Ports(None, usual=False).choose("server", 8000)
+    port = _any_port()
     return Program(
         name="server",
         argv=(
@@ -50,9 +50,14 @@ def _script(server: Program, name: str, code: str) -> Program:
     return replace(_elsewhere(server), name=name, argv=(sys.executable, "-I", "-S", "-c", code))
 
 
+def _any_port() -> int:
+    with Ports(None, usual=False) as ports:
+        return ports.choose("server", 8000)
+
+
 def _elsewhere(server: Program) -> Program:
     """The same server on another port."""
-    port = str(Ports(None, usual=False).choose("elsewhere", 8001))
+    port = str(_any_port())
     used = server.argv[4]
     argv = tuple(port if argument == used else argument for argument in server.argv)
     return replace(server, argv=argv, probe=server.probe.replace(used, port))

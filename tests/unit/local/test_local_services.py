@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,21 @@ from guidehall.local.ports import Ports
 _PASSWORD = "hunter2-hunter2"
 
 
-def _site(folder: Path, inherited: dict[str, str] | None = None, workers: int = 2) -> services.Site:
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[Ports]:
+    with Ports(tmp_path / "ports.json", usual=False) as chosen:
+        yield chosen
+
+
+def _site(
+    folder: Path, ports: Ports, inherited: dict[str, str] | None = None, workers: int = 2
+) -> services.Site:
     secrets = Secrets(folder / "secrets")
     postgres = ExternalPostgres(f"postgresql://me:{_PASSWORD}@db.example", secrets)
     return services.Site(
         data=folder,
         root=folder,
-        ports=Ports(folder / "ports.json", usual=False),
+        ports=ports,
         identity=Identity(folder / "identity"),
         postgres=postgres.access,
         nats=ExternalNats(f"nats://me:{_PASSWORD}@nats.example", secrets).access,
@@ -35,8 +44,8 @@ def _site(folder: Path, inherited: dict[str, str] | None = None, workers: int = 
     )
 
 
-def test_no_secret_is_in_an_environment_or_a_command_line(tmp_path: Path) -> None:
-    site = _site(tmp_path)
+def test_no_secret_is_in_an_environment_or_a_command_line(tmp_path: Path, ports: Ports) -> None:
+    site = _site(tmp_path, ports)
 
     programs = services.programs(site)
 
@@ -47,7 +56,7 @@ def test_no_secret_is_in_an_environment_or_a_command_line(tmp_path: Path) -> Non
         assert not [secret for secret in secrets if secret in visible]
 
 
-def test_a_service_gets_its_own_overrides_and_nobody_elses_settings(tmp_path: Path) -> None:
+def test_a_service_gets_its_own_overrides_and_nobody_elses_settings(tmp_path: Path, ports: Ports) -> None:
     inherited = {
         "PATH": "/somewhere",
         "GUIDEHALL_POSTGRES_URL": f"postgresql://me:{_PASSWORD}@db.example",
@@ -57,7 +66,7 @@ def test_a_service_gets_its_own_overrides_and_nobody_elses_settings(tmp_path: Pa
         "GUIDEHALL_TOKEN": "x",
     }
 
-    programs = {program.name: program for program in services.programs(_site(tmp_path, inherited))}
+    programs = {program.name: program for program in services.programs(_site(tmp_path, ports, inherited))}
 
     trainer = programs["trainer"].environment
     assert trainer["GUIDEHALL_TRAINER__LEASE_SECONDS"] == "5"
@@ -68,18 +77,18 @@ def test_a_service_gets_its_own_overrides_and_nobody_elses_settings(tmp_path: Pa
     assert programs["gateway"].environment["GUIDEHALL_GATEWAY__HTTP__PORT"] == "8123"
 
 
-def test_programs_are_listed_after_those_they_need(tmp_path: Path) -> None:
+def test_programs_are_listed_after_those_they_need(tmp_path: Path, ports: Ports) -> None:
     started = {"postgres", "nats", "s3"}
 
-    for program in services.programs(_site(tmp_path)):
+    for program in services.programs(_site(tmp_path, ports)):
         assert set(program.after) <= started, program.name
         started.add(program.name)
 
     assert {"worker-1", "worker-2", "gateway"} <= started
 
 
-def test_workers_share_the_cores(tmp_path: Path) -> None:
-    programs = services.programs(_site(tmp_path, workers=2 * (os.cpu_count() or 1)))
+def test_workers_share_the_cores(tmp_path: Path, ports: Ports) -> None:
+    programs = services.programs(_site(tmp_path, ports, workers=2 * (os.cpu_count() or 1)))
 
     assert {p.environment["OMP_NUM_THREADS"] for p in programs if p.name.startswith("worker-")} == {"1"}
     assert (
@@ -94,8 +103,8 @@ def test_workers_share_the_cores(tmp_path: Path) -> None:
     )
 
 
-def test_endpoints_are_those_that_the_services_are_told(tmp_path: Path) -> None:
-    site = _site(tmp_path)
+def test_endpoints_are_those_that_the_services_are_told(tmp_path: Path, ports: Ports) -> None:
+    site = _site(tmp_path, ports)
     programs = {program.name: program for program in services.programs(site)}
 
     endpoints = services.endpoints(site)
