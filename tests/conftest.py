@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+# They import each other, and one that came before its turn could not be rewritten any more.
+pytest.register_assert_rewrite("tests.fixtures")
+
 _FIXTURES = Path(__file__).parent / "fixtures"
 
 pytest_plugins = [
