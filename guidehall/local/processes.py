@@ -52,7 +52,8 @@ class Program:
         argv: absolute path of the program and its arguments; never secrets, which other accounts could read.
         environment: the whole environment of the program.
         probe: URL that tells when it is ready (see `probes`).
-        after: names of programs that must be ready before this one starts.
+        after: names of programs that must be ready before this one starts; they stop after it.
+        uses: names of further programs that stop after it, though it may start before them.
         prepare: called before the first start, with a way to run other programs.
         provision: run when it is ready, before those that come after it start.
         stop_signal: asks it to stop; also what it gets when the supervisor dies.
@@ -67,6 +68,7 @@ class Program:
     probe: str
     environment: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     prepare: Callable[[Run], None] | None = None
     provision: Callable[[], None] | None = None
     stop_signal: Signals = Signals.SIGTERM
@@ -75,6 +77,10 @@ class Program:
     account: Account | None = None
     # Not the current folder: an account that we change to may not be allowed in there.
     folder: Path = Path("/")
+
+    def relies_on(self, name: str) -> bool:
+        """Whether this program must stop before the one of that name."""
+        return name in self.after or name in self.uses
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def _trainer(site: Site) -> Program:
         folder=site.root,
         probe=f"grpc://{_target(site, 'trainer')}",
         after=("postgres", "nats"),
+        uses=("storage",),
         prepare=prepare,
     )
 
@@ -199,6 +200,8 @@ def _inference(site: Site) -> Program:
             {
                 "STORAGE__TARGET": _target(site, "storage"),
                 "CACHE_DIR": str(site.data / "inference" / "cache"),
+                # It may be up before storage is.
+                "REPOSITORY__RETRY_SECONDS": "1",
             },
             threads=_threads(2),
         ),
@@ -206,7 +209,8 @@ def _inference(site: Site) -> Program:
         # Its own name rather than "": once it knows its models, and not as soon as it listens.
         probe=f"grpc://{_target(site, 'inference')}/inference.GRPCInferenceService",
         start_seconds=120.0,
-        after=("nats", "storage"),
+        # Importing torch takes longest: it looks for storage when it is done.
+        uses=("storage", "nats"),
     )
 
 
@@ -232,7 +236,8 @@ def _worker(site: Site, name: str) -> Program:
         ),
         folder=site.root,
         probe=f"http://{LOOPBACK}:{site.ops_port(name)}/health",
-        after=("trainer", "storage"),
+        after=("trainer",),
+        uses=("storage", "nats"),
         stop_seconds=_WORKER_DRAIN_SECONDS + 5.0,
     )
 
@@ -256,7 +261,7 @@ def _gateway(site: Site) -> Program:
         ),
         folder=site.root,
         probe=f"http://{LOOPBACK}:{site.ops_port('gateway')}/health",
-        after=("trainer", "storage", "inference"),
+        uses=("trainer", "storage", "inference"),
     )
 
 

@@ -103,7 +103,9 @@ class Supervisor:
         if processes:
             with ThreadPoolExecutor(len(processes), "stop") as pool:
                 for name in reversed(processes):
-                    needed_by = [stops[other] for other in stops if name in processes[other].program.after]
+                    needed_by = [
+                        stop for other, stop in stops.items() if processes[other].program.relies_on(name)
+                    ]
                     stops[name] = pool.submit(self._stop_one, processes[name], needed_by)
         for log in self._logs.values():
             log.close()

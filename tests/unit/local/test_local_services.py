@@ -82,6 +82,8 @@ def test_programs_are_listed_after_those_they_need(tmp_path: Path, ports: Ports)
 
     for program in services.programs(_site(tmp_path, ports)):
         assert set(program.after) <= started, program.name
+        # The reverse order of stopping rests on this too.
+        assert set(program.uses) <= started, program.name
         started.add(program.name)
 
     assert {"worker-1", "worker-2", "gateway"} <= started
