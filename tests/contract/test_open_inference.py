@@ -23,13 +23,14 @@ from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.fixtures.inference import InferenceProcess, line_model, publish, reflectometry_model
+from tests.fixtures.storage import StorageSite
 
 
 @pytest.fixture(scope="module")
-def models(storage, inference: InferenceProcess) -> None:
+def models(storage: StorageSite, inference: InferenceProcess) -> None:
     """`contract-line` and `contract-film` are there and ready."""
-    publish(storage.target, "contract-line", line_model(slope=2.0, intercept=1.0))
-    publish(storage.target, "contract-film", reflectometry_model())
+    publish(storage, "contract-line", line_model(slope=2.0, intercept=1.0))
+    publish(storage, "contract-film", reflectometry_model())
 
 
 @pytest.fixture
@@ -251,9 +252,9 @@ def test_what_is_not_offered_says_so(stub: pb_grpc.GRPCInferenceServiceStub) -> 
 
 
 def test_an_unloaded_model_takes_no_work_until_it_is_loaded(
-    storage, inference: InferenceProcess, client: triton.InferenceServerClient
+    storage: StorageSite, inference: InferenceProcess, client: triton.InferenceServerClient
 ) -> None:
-    publish(storage.target, "contract-unload", line_model(slope=1.0))
+    publish(storage, "contract-unload", line_model(slope=1.0))
     x = x_tensor(np.ones((1, 1), np.float32))
     client.infer("contract-unload", [x])
     client.unload_model("contract-unload")

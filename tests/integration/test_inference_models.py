@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,45 @@ import numpy as np
 import pytest
 
 from guidehall.contracts.common.v1 import common_pb2
-from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
+from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
-from guidehall.core.auth import KeyPair, Role, TokenIssuer, TrustStore
-from guidehall.core.errors import AppError, InvalidArgument, NotFound, Unavailable, from_rpc_error
+from guidehall.core.auth import Role
+from guidehall.core.errors import (
+    AppError,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from tests.fixtures.inference import (
+    OWNER,
     READY,
     InferenceProcess,
     StartInference,
+    as_user,
     line_model,
+    models_stub,
     publish,
 )
+from tests.fixtures.storage import StorageSite
 
+Metadata = Sequence[tuple[str, str]]
 MODEL = "projects/default/models/{}"
 
 
 def predict(
-    server: InferenceProcess, model: str, rows: int = 1, *, token: str | None = None, seconds: float = 10
+    server: InferenceProcess, model: str, rows: int = 1, *, metadata: Metadata = ()
 ) -> tuple[list[float], int]:
     """The model's answers at x = 1, and the version that gave them."""
     x = np.ones((rows, 1), np.float32)
     tensor = common_pb2.Tensor(datatype="FP32", shape=x.shape, content=x.tobytes())
     name = model if "/" in model else MODEL.format(model)
     request = prediction_pb2.PredictRequest(model=name, inputs={"x": tensor})
-    metadata = [("authorization", f"Bearer {token}")] if token else None
     with grpc.insecure_channel(server.target) as channel:
         try:
             answer = prediction_pb2_grpc.PredictionServiceStub(channel).Predict(
-                request, timeout=seconds, metadata=metadata
+                request, timeout=10, metadata=metadata
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
@@ -58,19 +68,23 @@ def eventually(condition: Any, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_a_version_answers_by_name_by_number_and_as_the_latest(storage, inference: InferenceProcess) -> None:
-    publish(storage.target, "numbers", line_model(slope=1))
+def test_a_version_answers_by_name_by_number_and_as_the_latest(
+    storage: StorageSite, inference: InferenceProcess
+) -> None:
+    publish(storage, "numbers", line_model(slope=1))
     assert predict(inference, "numbers", rows=3) == ([1, 1, 1], 1)
-    publish(storage.target, "numbers", line_model(slope=2))
+    publish(storage, "numbers", line_model(slope=2))
     assert predict(inference, MODEL.format("numbers") + "/versions/2") == ([2], 2)
     assert predict(inference, MODEL.format("numbers") + "/versions/1") == ([1], 1)
     assert predict(inference, MODEL.format("numbers") + "/versions/latest") == ([2], 2)
 
 
-def test_a_new_version_takes_over_without_being_asked_for(storage, inference: InferenceProcess) -> None:
-    publish(storage.target, "takeover", line_model(slope=1))
+def test_a_new_version_takes_over_without_being_asked_for(
+    storage: StorageSite, inference: InferenceProcess
+) -> None:
+    publish(storage, "takeover", line_model(slope=1))
     assert predict(inference, "takeover") == ([1], 1)
-    publish(storage.target, "takeover", line_model(slope=2))
+    publish(storage, "takeover", line_model(slope=2))
     eventually(lambda: predict(inference, "takeover") == ([2], 2))
 
 
@@ -90,13 +104,13 @@ WRONG_EXAMPLE = {
     ],
 )
 def test_a_bad_newer_version_says_why_and_leaves_the_older_one_alone(
-    storage, inference: InferenceProcess, changes: dict[str, Any], reason: str
+    storage: StorageSite, inference: InferenceProcess, changes: dict[str, Any], reason: str
 ) -> None:
     name = f"bad-{next(iter(changes)).replace('_', '-')}"
     good = line_model(slope=1)
-    publish(storage.target, name, good)
+    publish(storage, name, good)
     assert predict(inference, name) == ([1], 1)
-    publish(storage.target, name, good.changed(**changes))
+    publish(storage, name, good.changed(**changes))
     with pytest.raises(Unavailable, match=reason) as caught:
         predict(inference, MODEL.format(name) + "/versions/2")
     assert caught.value.reason == "MODEL_NOT_READY"
@@ -105,14 +119,14 @@ def test_a_bad_newer_version_says_why_and_leaves_the_older_one_alone(
     assert predict(inference, name) == ([1], 1)
 
 
-def test_a_deleted_model_is_gone_and_comes_back(storage, inference: InferenceProcess) -> None:
-    publish(storage.target, "mortal", line_model(slope=1))
+def test_a_deleted_model_is_gone_and_comes_back(storage: StorageSite, inference: InferenceProcess) -> None:
+    publish(storage, "mortal", line_model(slope=1))
     assert predict(inference, "mortal") == ([1], 1)
-    with grpc.insecure_channel(storage.target) as channel:
-        models = models_pb2_grpc.ModelsServiceStub(channel)
-        models.DeleteModel(models_pb2.DeleteModelRequest(name=MODEL.format("mortal")), timeout=10)
+    owner, name = as_user(storage, OWNER), MODEL.format("mortal")
+    with models_stub(storage) as models:
+        models.DeleteModel(models_pb2.DeleteModelRequest(name=name), timeout=10, metadata=owner)
         eventually(lambda: refused(inference, "mortal") is NotFound)
-        models.UndeleteModel(models_pb2.UndeleteModelRequest(name=MODEL.format("mortal")), timeout=10)
+        models.UndeleteModel(models_pb2.UndeleteModelRequest(name=name), timeout=10, metadata=owner)
     eventually(lambda: refused(inference, "mortal") is None)
 
 
@@ -124,11 +138,13 @@ def refused(server: InferenceProcess, model: str) -> type[AppError] | None:
     return None
 
 
-def test_the_least_recently_used_model_makes_room(storage, start_inference: StartInference) -> None:
+def test_the_least_recently_used_model_makes_room(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
     size = 400_000
     for slope in (1, 2, 3):
-        publish(storage.target, f"large-{slope}", line_model(slope, padding_bytes=size))
-    publish(storage.target, "giant", line_model(4, padding_bytes=4 * size))
+        publish(storage, f"large-{slope}", line_model(slope, padding_bytes=size))
+    publish(storage, "giant", line_model(4, padding_bytes=4 * size))
     server = start_inference(REPOSITORY__MEMORY_BYTES=int(2.5 * size), REPOSITORY__PINS='["large-1"]')
     for slope in (1, 2, 3, 2, 1):
         assert predict(server, f"large-{slope}")[0] == [slope]
@@ -141,9 +157,9 @@ def test_the_least_recently_used_model_makes_room(storage, start_inference: Star
 
 
 def test_weights_damaged_on_disk_are_fetched_again(
-    storage, start_inference: StartInference, tmp_path: Path
+    storage: StorageSite, start_inference: StartInference, tmp_path: Path
 ) -> None:
-    publish(storage.target, "fragile", line_model(slope=1))
+    publish(storage, "fragile", line_model(slope=1))
     server = start_inference()
     assert predict(server, "fragile") == ([1], 1)
     server.stop()
@@ -153,8 +169,10 @@ def test_weights_damaged_on_disk_are_fetched_again(
     assert predict(server, "fragile") == ([1], 1)
 
 
-def test_a_restart_without_storage_serves_what_is_on_disk(storage, start_inference: StartInference) -> None:
-    publish(storage.target, "survivor", line_model(slope=7))
+def test_a_restart_without_storage_serves_what_is_on_disk(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    publish(storage, "survivor", line_model(slope=7))
     server = start_inference()
     assert predict(server, "survivor") == ([7], 1)
     server.stop()
@@ -170,8 +188,8 @@ def test_a_server_that_knows_nothing_is_up_but_not_ready(start_inference: StartI
     assert not server.serving(READY)
 
 
-def test_inputs_are_checked_by_name(storage, inference: InferenceProcess) -> None:
-    publish(storage.target, "strict", line_model(slope=1))
+def test_inputs_are_checked_by_name(storage: StorageSite, inference: InferenceProcess) -> None:
+    publish(storage, "strict", line_model(slope=1))
     with grpc.insecure_channel(inference.target) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         tensor = common_pb2.Tensor(datatype="FP32", shape=[2, 1], content=bytes(7))
@@ -186,38 +204,34 @@ def test_inputs_are_checked_by_name(storage, inference: InferenceProcess) -> Non
     assert named.value.violations[0].field == "model"
 
 
-def test_one_request_may_hold_only_so_many_rows(storage, start_inference: StartInference) -> None:
-    publish(storage.target, "rows", line_model(slope=1))
+def test_one_request_may_hold_only_so_many_rows(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    publish(storage, "rows", line_model(slope=1))
     server = start_inference(EXECUTION__MAX_BATCH_ROWS=10)
     assert predict(server, "rows", rows=10)[0] == [1] * 10
     with pytest.raises(InvalidArgument, match="at most 10"):
         predict(server, "rows", rows=11)
 
 
-@contextmanager
-def trusting(folder: Path) -> Iterator[tuple[Path, TokenIssuer]]:
-    """A trust file, and the issuer of user tokens that it trusts."""
-    key = KeyPair.generate()
-    path = folder / "trust.json"
-    path.write_text(json.dumps(TrustStore.entry(key, "storage", ["user"])))
-    yield path, TokenIssuer("storage", key)
-
-
 def test_a_model_is_there_for_its_owner_and_operators_only(
-    storage, start_inference: StartInference, tmp_path: Path
+    storage: StorageSite, inference: InferenceProcess
 ) -> None:
-    owner = publish(storage.target, "private", line_model(slope=1)).owner
-    with trusting(tmp_path) as (trust_file, issuer):
-        server = start_inference(AUTH__MODE="token", AUTH__TRUST_FILE=trust_file)
-
-        def token(subject: str, role: Role) -> str:
-            return issuer.mint(subject, "user", ttl_seconds=60, roles=[role])
-
-        assert predict(server, "private", token=token(owner, Role.SCIENTIST)) == ([1], 1)
-        assert predict(server, "private", token=token("olga", Role.OPERATOR)) == ([1], 1)
-        with pytest.raises(NotFound) as hidden:
-            predict(server, "private", token=token("mallory", Role.SCIENTIST))
-        with pytest.raises(NotFound) as missing:
-            predict(server, "nothing", token=token("mallory", Role.SCIENTIST))
+    publish(storage, "private", line_model(slope=1))
+    mallory = as_user(storage, "mallory")
+    assert predict(inference, "private", metadata=as_user(storage, OWNER)) == ([1], 1)
+    assert predict(inference, "private", metadata=as_user(storage, "olga", Role.OPERATOR)) == ([1], 1)
+    with pytest.raises(NotFound) as hidden:
+        predict(inference, "private", metadata=mallory)
+    with pytest.raises(NotFound) as missing:
+        predict(inference, "nothing", metadata=mallory)
     assert hidden.value.message.replace("private", "nothing") == missing.value.message
-    assert refused(server, "private").__name__ == "Unauthenticated"
+
+
+def test_with_tokens_required_nobody_gets_in_without_one(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    publish(storage, "guarded", line_model(slope=1))
+    server = start_inference(AUTH__MODE="token")
+    assert refused(server, "guarded") is Unauthenticated
+    assert predict(server, "guarded", metadata=as_user(storage, OWNER)) == ([1], 1)

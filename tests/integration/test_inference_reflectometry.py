@@ -30,6 +30,7 @@ from tests.fixtures.inference import (
     publish,
     reflectometry_model,
 )
+from tests.fixtures.storage import StorageSite
 
 Stub = reflectometry_pb2_grpc.ReflectometryServiceStub
 NETWORK, REFINED = reflectometry_pb2.ANALYSIS_STAGE_NETWORK, reflectometry_pb2.ANALYSIS_STAGE_REFINED
@@ -44,9 +45,9 @@ FILM = {
 
 
 @pytest.fixture(scope="module")
-def film_model(storage) -> str:
+def film_model(storage: StorageSite) -> str:
     """A model for one film on silicon in air."""
-    return publish(storage.target, "film-in-air", reflectometry_model()).name
+    return publish(storage, "film-in-air", reflectometry_model()).name
 
 
 @pytest.fixture
@@ -162,8 +163,8 @@ def test_a_wrong_curve_is_named(stub: Stub, film_model: str, changes: dict[str, 
     assert caught.value.violations[0].field == field
 
 
-def test_a_model_of_another_science_cannot_read_curves(storage, stub: Stub) -> None:
-    name = publish(storage.target, "no-curves", line_model(slope=1)).name
+def test_a_model_of_another_science_cannot_read_curves(storage: StorageSite, stub: Stub) -> None:
+    name = publish(storage, "no-curves", line_model(slope=1)).name
     with pytest.raises(FailedPrecondition, match=r"toy\.line/1"):
         analyse(stub, measured(stub), model=name)
 
