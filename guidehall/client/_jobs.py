@@ -63,7 +63,7 @@ def submit(
         display_name=name,
         seed=seed,
         inputs={role: _names.dataset_version(config, text) for role, text in (inputs or {}).items()},
-        pool=pool,
+        pool=pool.removeprefix("pools/"),
         priority=jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{priority}"),
         labels=dict(labels or {}),
         timeout_seconds=timeout_seconds,

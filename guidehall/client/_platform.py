@@ -20,7 +20,8 @@ def pools(config: Config) -> Operation[list[types.Pool]]:
 
 def workers(config: Config, pool: str) -> Operation[list[types.Worker]]:
     """The workers of one pool, or of all."""
-    request = workers_pb2.ListWorkersRequest(pool=pool)
+    # By its id on the wire; people may also give the name that `pools` answers with.
+    request = workers_pb2.ListWorkersRequest(pool=pool.removeprefix("pools/"))
     return collect(_lists.items(config, _WORKERS, request, "workers", _decode.worker))
 
 
