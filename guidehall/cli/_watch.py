@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +16,8 @@ from guidehall.cli._output import clean, console, emit_line, number, short
 
 if TYPE_CHECKING:
     from guidehall.client import Client, JobEvent, Progress, StateChange
+
+_PROGRESS_LINE_SECONDS = 2.0
 
 
 class _View(Protocol):
@@ -58,7 +61,18 @@ class _JsonLines:
 
 
 class _Lines:
+    """One line an event, but not each step of the work: a log file is read by people too."""
+
+    def __init__(self) -> None:
+        self._next_progress = 0.0
+
     def show(self, event: JobEvent) -> None:
+        from guidehall.client import Progress
+
+        if isinstance(event.payload, Progress):
+            if time.monotonic() < self._next_progress:
+                return
+            self._next_progress = time.monotonic() + _PROGRESS_LINE_SECONDS
         text = describe(event)
         if text:
             click.echo(f"{clock(event.time)} {text}")
