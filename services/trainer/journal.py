@@ -187,7 +187,7 @@ class Journal:
                 )
                 await _forget_checkpoints(unit, job)
             case Discard():
-                unit.send("discard", job.id, {"job": job.name, "keep_epoch": 0, "keep_ordinal": 0})
+                discard(unit, job)
                 await _forget_checkpoints(unit, job)
             case AppendEvent() | PushDesired():
                 # Appending wakes the sessions and the watchers of the job.
@@ -233,6 +233,11 @@ def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
     unit.send("doorbell", pool, {}, delay_seconds)
     if not delay_seconds:
         unit.wake(pool_topic(pool))
+
+
+def discard(unit: Unit, job: Job, keep_epoch: int = 0, keep_ordinal: int = 0) -> None:
+    """Has storage drop what a job staged: all of it, or what is older than the checkpoint to keep."""
+    unit.send("discard", job.id, {"job": job.name, "keep_epoch": keep_epoch, "keep_ordinal": keep_ordinal})
 
 
 async def _forget_checkpoints(unit: Unit, job: Job) -> None:

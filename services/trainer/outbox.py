@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 _TOLD = Counter("guidehall_outbox_told", "Messages told to others", ["kind"])
 _FAILED = Counter("guidehall_outbox_failed", "Attempts to tell that failed", ["kind"])
-# Tries whose failure is worth a line in the log.
-_LOUD_TRIES = frozenset({1, 10, 100, 1000, 10_000})
 
 _CLAIM = text(
     """
@@ -65,6 +63,8 @@ class Relay:
         self._database = database
         self._tellers = tellers
         self._settings = settings
+        # Kinds that failed last, so that an outage is logged once.
+        self._failing: set[str] = set()
 
     async def run(self) -> None:
         """Tells until the process is about to end, and what is being told then to its end."""
@@ -136,7 +136,11 @@ class Relay:
     async def _done(self, group: Sequence[Message]) -> None:
         async with self._database.unit() as unit:
             await unit.connection.execute(delete(outbox).where(outbox.c.id.in_([item.id for item in group])))
-        _TOLD.labels(group[0].kind).inc(len(group))
+        kind = group[0].kind
+        _TOLD.labels(kind).inc(len(group))
+        if kind in self._failing:
+            self._failing.remove(kind)
+            logger.info("messages of kind %s are told again", kind)
 
     async def _again(self, group: Sequence[Message], problem: str) -> None:
         settings = self._settings
@@ -146,8 +150,8 @@ class Relay:
         later = {"next_time": func.now() + seconds(pause), "last_error": problem}
         async with self._database.unit() as unit:
             await unit.connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(later))
-        _FAILED.labels(group[0].kind).inc(len(group))
-        logger.log(
-            logging.WARNING if tries in _LOUD_TRIES else logging.DEBUG,
-            "%s not told, try %d: %s", group[0].kind, tries, problem,
-        )  # fmt: skip
+        kind = group[0].kind
+        _FAILED.labels(kind).inc(len(group))
+        if kind not in self._failing:
+            self._failing.add(kind)
+            logger.warning("messages of kind %s cannot be told: %s", kind, problem)

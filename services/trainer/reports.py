@@ -13,7 +13,7 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
-from services.trainer.journal import Cause, Journal, append
+from services.trainer.journal import Cause, Journal, append, discard
 from services.trainer.leases import find_own, hold, newest_checkpoint, require_holder
 from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
 from services.trainer.records import Checkpoint, Job, Note, ObjectRef
@@ -87,6 +87,8 @@ class Reports:
                 allowed = f"more than {newest.ordinal}, the newest of this attempt"
                 raise InvalidArgument.field("checkpoint.ordinal", checkpoint.ordinal, allowed)
             await _replace_checkpoints(unit, job, checkpoint)
+            if newest is not None:
+                discard(unit, job, checkpoint.epoch, checkpoint.ordinal)
             kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
             await unit.connection.execute(update(attempts).where(_attempt(job, epoch)).values(kept))
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
