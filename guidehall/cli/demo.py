@@ -48,6 +48,7 @@ def demo(data: Path, plot: Path) -> int:
     with Stack(Options(data=data), report=click.echo), Client(data.resolve() / ENDPOINTS) as client:
         _step("A film on silicon under heavy water: synthetic curves, and a network that learns to read them")
         prior = film_params()
+        _end_earlier_runs(client)
         job = client.submit(PIPELINE, prior, name="demonstration", seed=SEED)
         click.echo(f"job {short(job.name)}: {PIPELINE}, seed {SEED}")
         if follow(client, job.name, 0, as_json=False) is not ExitCode.DONE:
@@ -61,6 +62,13 @@ def demo(data: Path, plot: Path) -> int:
     _draw(curve, refined, plot)
     _next_steps(data, plot, time.monotonic() - started)
     return ExitCode.DONE if refined.mean_abs_log10_error <= WORST_MEAN_LOG10 else ExitCode.FAILED
+
+
+def _end_earlier_runs(client: Client) -> None:
+    """A run that was interrupted left a job that would now be trained first."""
+    for job in client.jobs(limit=20):
+        if not job.state.final:
+            client.cancel(job.name)
 
 
 def _step(text: str) -> None:
