@@ -75,9 +75,15 @@ class ExternalPostgres:
         Raises:
             StackError: the server cannot be reached, or refuses.
         """
-        passfile = self._secrets.keep("pgpass-external", f"*:*:*:{self._url.user}:{self._url.password}\n")
-        sql = "".join(create_database_sql(name, self._secrets.text(f"postgres-{name}")) for name in names)
-        run_psql(find_postgres(), self._url.host, self._url.port, self._url.user, passfile, sql)
+        self.run_sql(
+            "".join(create_database_sql(name, self._secrets.text(f"postgres-{name}")) for name in names)
+        )
+
+    def run_sql(self, sql: str) -> str:
+        """Runs a psql script as the user in the URL and returns what it prints."""
+        url = self._url
+        passfile = self._secrets.keep("pgpass-external", f"*:*:*:{url.user}:{url.password}\n")
+        return run_psql(find_postgres(), url.host, url.port, url.user, passfile, sql)
 
     def generation(self) -> str:
         """Text that tells one server from another."""

@@ -22,7 +22,7 @@ from guidehall.local.probes import is_ready
 State = Literal["waiting", "starting", "ready", "restarting", "stopped"]
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
-_PROBE_SECONDS = 0.03
+_PROBE_SECONDS = 0.05
 _SLOW_PROBE_SECONDS = 0.5
 _PROBE_SLOWLY_AFTER_SECONDS = 15.0
 

@@ -16,6 +16,7 @@ from guidehall.local.files import read_json, write_json
 from guidehall.local.identity import Identity
 from guidehall.local.ports import LOOPBACK, Ports
 from guidehall.local.processes import Program, Run
+from guidehall.local.schema import SchemaRecord, version_sql
 
 DATABASES = {"storage": "guidehall_storage", "trainer": "guidehall_trainer"}
 WORKER_POOL = "cpu"
@@ -42,6 +43,7 @@ class Site:
         postgres: how to reach a database, by name.
         nats: how a service reaches NATS, by the service's name.
         s3: how to reach the bucket.
+        run_sql: runs a psql script as an administrator of PostgreSQL.
         generation: text that changes when the databases begin anew, valid once PostgreSQL is ready.
         workers: how many training workers run.
         auth_mode: "single", "proxy" or "token".
@@ -55,6 +57,7 @@ class Site:
     postgres: Callable[[str], PostgresAccess]
     nats: Callable[[str], NatsAccess]
     s3: S3Access
+    run_sql: Callable[[str], str]
     generation: Callable[[], str]
     workers: int
     auth_mode: str
@@ -140,7 +143,7 @@ def _storage(site: Site) -> Program:
         folder=site.root,
         probe=f"grpc://{_target(site, 'storage')}",
         after=("postgres", "nats", "s3"),
-        prepare=lambda run: run(_module("services.storage", "migrate"), environment),
+        prepare=lambda run: _migrate(site, "storage", run, environment),
     )
 
 
@@ -157,7 +160,7 @@ def _trainer(site: Site) -> Program:
     )
 
     def prepare(run: Run) -> None:
-        run(_module("services.trainer", "migrate"), environment)
+        _migrate(site, "trainer", run, environment)
         enrolment = site.credential_file.with_suffix(".json")
         known = read_json(enrolment)
         if known.get("generation") == site.generation() and known.get("renew_at", 0.0) > time.time():
@@ -184,6 +187,17 @@ def _trainer(site: Site) -> Program:
         uses=("storage",),
         prepare=prepare,
     )
+
+
+def _migrate(site: Site, service: str, run: Run, environment: Mapping[str, str]) -> None:
+    """Brings the schema of a service up to date, unless it is known to be."""
+    record = SchemaRecord(
+        site.data / f"schema-{service}.json", site.root / "services" / service / "migrations"
+    )
+    ask = version_sql(DATABASES[service])
+    if not record.holds(site.run_sql(ask)):
+        run(_module(f"services.{service}", "migrate"), environment)
+        record.keep(site.run_sql(ask))
 
 
 def _inference(site: Site) -> Program:

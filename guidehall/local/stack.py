@@ -79,6 +79,7 @@ class _Backing:
     postgres: Callable[[str], PostgresAccess]
     nats: Callable[[str], NatsAccess]
     s3: S3Access
+    run_sql: Callable[[str], str]
     generation: Callable[[], str]
 
 
@@ -166,6 +167,7 @@ class Stack:
             postgres=backing.postgres,
             nats=backing.nats,
             s3=backing.s3,
+            run_sql=backing.run_sql,
             generation=backing.generation,
             workers=self.options.workers,
             auth_mode=self.options.auth_mode,
@@ -274,4 +276,6 @@ def _backing(
     else:
         s3 = S3Server(folder, ports.choose("s3", S3_PORT), secrets)
         programs.append(s3.program())
-    return _Backing(tuple(programs), postgres.access, nats.access, s3.access(), postgres.generation)
+    return _Backing(
+        tuple(programs), postgres.access, nats.access, s3.access(), postgres.run_sql, postgres.generation
+    )

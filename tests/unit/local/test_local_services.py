@@ -37,6 +37,7 @@ def _site(
         postgres=postgres.access,
         nats=ExternalNats(f"nats://me:{_PASSWORD}@nats.example", secrets).access,
         s3=ExternalS3(f"https://me:{_PASSWORD}@s3.example/bucket", secrets).access(),
+        run_sql=postgres.run_sql,
         generation=postgres.generation,
         workers=workers,
         auth_mode="single",
