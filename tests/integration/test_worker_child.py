@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,12 @@ async def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         workspace.close()
 
 
-def start(pipeline: str, **more: Any) -> Start:
+def start(child: ChildProcess, pipeline: str, **more: Any) -> Start:
+    folder = child.folder.with_name(f"job-{uuid.uuid4().hex}")
+    folder.mkdir(mode=0o700)
     fields: dict[str, Any] = {
         "job": "projects/default/jobs/7",
+        "folder": str(folder),
         "pipeline": pipeline,
         "params": {},
         "seed": 5,
@@ -72,7 +76,8 @@ def start(pipeline: str, **more: Any) -> Start:
 class Told:
     """What a child said."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.messages: list[FromChild] = []
         self.lines: list[str] = []
         self.status: int | None = None
@@ -85,18 +90,21 @@ class Told:
         return [message for message in self.messages if isinstance(message, kind)]
 
 
-async def run(child: ChildProcess, what: Start, told: Told | None = None) -> Told:
-    told = told or Told()
+async def run(child: ChildProcess, what: Start) -> Told:
+    told = Told(Path(what.folder))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await child.begin(what, told.lines.append)
-        async for message in child.messages():
+        while (message := await child.receive()) is not None:
             told.messages.append(message)
+            if isinstance(message, End):
+                await child.rest()
+                return told
         told.status = await child.exited()
     return told
 
 
 async def test_a_run_is_told_from_start_to_result(child: ChildProcess) -> None:
-    told = await run(child, start("toy.line", params={"steps": 25, "model_name": "my-line"}))
+    told = await run(child, start(child, "toy.line", params={"steps": 25, "model_name": "my-line"}))
     assert isinstance(told.messages[0], Started)
     assert told.of(Progressed)[-1].step == 25
     assert [message.step for message in told.of(CheckpointSaved)] == [10, 20]
@@ -105,25 +113,24 @@ async def test_a_run_is_told_from_start_to_result(child: ChildProcess) -> None:
     assert model.name == "my-line"
     assert model.manifest["provenance"]["job"] == "projects/default/jobs/7"
     assert model.manifest["provenance"]["seed"] == 5
-    assert (child.folder / model.file.name).stat().st_size == model.file.size_bytes
+    assert (told.folder / model.file.name).stat().st_size == model.file.size_bytes
     (artifact,) = told.of(ArtifactWritten)
     assert (artifact.name, artifact.media_type) == ("points.npy", "application/x-npy")
     assert isinstance(told.end, Succeeded)
     assert told.end.document["steps"] == 25
-    assert told.status == 0
 
 
 async def test_a_second_attempt_goes_on_from_the_checkpoint_to_the_same_numbers(
     child: ChildProcess, tmp_path: Path
 ) -> None:
     params = {"steps": 25, "checkpoint_every": 20}
-    first = await run(child, start("toy.line", params=params))
+    first = await run(child, start(child, "toy.line", params=params))
     (saved,) = first.of(CheckpointSaved)
     assert isinstance(first.end, Succeeded)
     workspace = Workspace(tmp_path)
     second = ChildProcess.spawn(workspace, ChildOptions())
-    state = str(child.folder / saved.file.name)
-    resumed = await run(second, start("toy.line", params=params, checkpoint_file=state))
+    state = str(first.folder / saved.file.name)
+    resumed = await run(second, start(second, "toy.line", params=params, checkpoint_file=state))
     assert "goes on at step 20" in [message.line for message in resumed.of(Logged)]
     assert isinstance(resumed.end, Succeeded)
     assert resumed.end.document == first.end.document
@@ -133,56 +140,51 @@ async def test_a_second_attempt_goes_on_from_the_checkpoint_to_the_same_numbers(
 
 async def test_progress_at_every_step_is_coalesced(child: ChildProcess) -> None:
     params = {"steps": 5000, "checkpoint_every": 5000}
-    told = await run(child, start("toy.line", params=params, progress_seconds=0.5))
+    told = await run(child, start(child, "toy.line", params=params, progress_seconds=0.5))
     steps = [message.step for message in told.of(Progressed)]
     assert steps[-1] == 5000
     assert len(steps) < 50
 
 
-@pytest.mark.parametrize(
-    ("wanted", "because", "status"), [(Desired.CANCEL, "cancelled", 0), (Desired.PAUSE, "paused", 0)]
-)
+@pytest.mark.parametrize(("wanted", "because"), [(Desired.CANCEL, "cancelled"), (Desired.PAUSE, "paused")])
 async def test_what_is_wanted_reaches_a_running_step(
-    child: ChildProcess, wanted: Desired, because: str, status: int
+    child: ChildProcess, wanted: Desired, because: str
 ) -> None:
     params = {"steps": 100_000, "step_seconds": 0.001}
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await child.begin(start("toy.line", params=params), [].append)
-        last = None
-        async for message in child.messages():
-            last = message
+        await child.begin(start(child, "toy.line", params=params), [].append)
+        while not isinstance(message := await child.receive(), End):
             if isinstance(message, Progressed):
                 await child.want(wanted)
-        assert last == Left(because=because)  # type: ignore[arg-type]
-        assert await child.exited() == status
+        assert message == Left(because=because)  # type: ignore[arg-type]
 
 
 async def test_stop_ends_early_with_a_result(child: ChildProcess) -> None:
     params = {"steps": 100_000, "step_seconds": 0.001}
-    told = await run(child, start("toy.line", params=params, desired=Desired.STOP))
+    told = await run(child, start(child, "toy.line", params=params, desired=Desired.STOP))
     assert isinstance(told.end, Succeeded)
     assert told.end.document["steps"] == 0
 
 
 async def test_wrong_parameters_are_refused_with_their_path(child: ChildProcess) -> None:
-    told = await run(child, start("toy.line", params={"steps": -1}))
+    told = await run(child, start(child, "toy.line", params={"steps": -1}))
     assert isinstance(told.end, Refused)
     assert told.end.field == "steps"
 
 
 async def test_a_user_error_names_field_value_and_what_is_allowed(child: ChildProcess) -> None:
-    told = await run(child, start("odd.refuse", params={"amount": 3}))
+    told = await run(child, start(child, "odd.refuse", params={"amount": 3}))
     assert told.end == Refused(field="amount", description="got 3; must be something else")
 
 
 async def test_a_missing_dataset_is_the_users_error(child: ChildProcess) -> None:
-    told = await run(child, start("toy.line", params={"from_dataset": True}))
+    told = await run(child, start(child, "toy.line", params={"from_dataset": True}))
     assert isinstance(told.end, Refused)
     assert told.end.field == "inputs.points"
 
 
 async def test_another_exception_keeps_its_traceback_out_of_the_log(child: ChildProcess) -> None:
-    told = await run(child, start("odd.break_down"))
+    told = await run(child, start(child, "odd.break_down"))
     assert isinstance(told.end, Broke)
     assert "RuntimeError: a secret inside" in told.end.traceback
     assert told.lines == []
@@ -190,14 +192,14 @@ async def test_another_exception_keeps_its_traceback_out_of_the_log(child: Child
 
 
 async def test_a_crash_ends_the_messages_and_leaves_its_status(child: ChildProcess) -> None:
-    told = await run(child, start("odd.exit_at_once", params={"amount": 7}))
+    told = await run(child, start(child, "odd.exit_at_once", params={"amount": 7}))
     assert told.end is None
     assert told.status == 7
     assert isinstance(told.messages[-1], Started | Progressed)
 
 
 async def test_everything_printed_is_captured(child: ChildProcess) -> None:
-    told = await run(child, start("odd.print_much", params={"amount": 2000}))
+    told = await run(child, start(child, "odd.print_much", params={"amount": 2000}))
     assert isinstance(told.end, Succeeded)
     # The program and the logging write unbuffered, so their place among the rest may differ.
     assert {"from print", "100 %", "ångström σ", "from logging", "from a program", "no line end"} <= set(
@@ -208,14 +210,14 @@ async def test_everything_printed_is_captured(child: ChildProcess) -> None:
 
 
 async def test_a_child_holds_no_secret_and_no_connection(child: ChildProcess) -> None:
-    told = await run(child, start("odd.show_environment"))
+    told = await run(child, start(child, "odd.show_environment"))
     assert isinstance(told.end, Succeeded)
     seen: Any = told.end.document["told"]
     assert "k4b7" not in str(seen["environment"])
     assert [name for name in seen["environment"] if name.startswith("GUIDEHALL_")] == [
         "GUIDEHALL_SCIENCE_MODULES"
     ]
-    assert seen["folder"] == str(child.folder)
+    assert seen["folder"] == str(told.folder)
     assert seen["temporary"].startswith(str(child.folder))
     assert seen["folder_mode"] == 0o700
     sockets = [target for target in seen["descriptors"] if target.startswith("socket:")]
@@ -226,20 +228,20 @@ async def test_a_child_holds_no_secret_and_no_connection(child: ChildProcess) ->
 
 async def test_too_little_memory_is_told_as_such(child: ChildProcess) -> None:
     told = await run(
-        child, start("odd.use_memory", params={"amount": 8 << 30}, limits=Limits(memory_bytes=1 << 30))
+        child, start(child, "odd.use_memory", params={"amount": 8 << 30}, limits=Limits(memory_bytes=1 << 30))
     )
     assert isinstance(told.end, OutOfMemory)
 
 
 async def test_the_processor_limit_ends_a_child_by_its_own_signal(child: ChildProcess) -> None:
-    told = await run(child, start("odd.use_processor", limits=Limits(cpu_seconds=2)))
+    told = await run(child, start(child, "odd.use_processor", limits=Limits(cpu_seconds=1)))
     assert told.end is None
     assert told.status == -signal.SIGXCPU
 
 
 async def test_an_output_beyond_the_limit_is_refused(child: ChildProcess) -> None:
     told = await run(
-        child, start("odd.fill_a_file", params={"amount": 2 << 20}, limits=Limits(file_bytes=1 << 20))
+        child, start(child, "odd.fill_a_file", params={"amount": 2 << 20}, limits=Limits(file_bytes=1 << 20))
     )
     assert told.end == Refused(
         field="artifacts.large.bin", description="got 2097152 bytes; at most 1048576 bytes are allowed"
@@ -247,25 +249,25 @@ async def test_an_output_beyond_the_limit_is_refused(child: ChildProcess) -> Non
 
 
 async def test_a_result_beyond_the_limit_is_refused(child: ChildProcess) -> None:
-    told = await run(child, start("odd.return_too_much", params={"amount": 20 << 20}))
+    told = await run(child, start(child, "odd.return_too_much", params={"amount": 20 << 20}))
     assert isinstance(told.end, Refused)
     assert told.end.field == "result"
 
 
 async def test_a_fatal_signal_leaves_a_report_for_the_log_alone(child: ChildProcess) -> None:
-    told = Told()
-    await child.begin(start("odd.sleep_on"), told.lines.append)
-    async for message in child.messages():
-        if isinstance(message, Logged):
-            os.kill(child.pid, signal.SIGSEGV)
+    lines: list[str] = []
+    await child.begin(start(child, "odd.sleep_on"), lines.append)
+    while not isinstance(await child.receive(), Logged):
+        pass
+    os.kill(child.pid, signal.SIGSEGV)
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert await child.exited() == -signal.SIGSEGV
     assert "sleep_on" in child.crash_report()
-    assert told.lines == []
+    assert lines == []
 
 
 async def test_killing_a_child_ends_what_it_started(child: ChildProcess) -> None:
-    await child.begin(start("odd.spawn_and_sleep"), [].append)
+    await child.begin(start(child, "odd.spawn_and_sleep"), [].append)
     async with asyncio.timeout(PATIENCE_SECONDS):
         program = await started_program(child)
         child.kill()
@@ -274,7 +276,7 @@ async def test_killing_a_child_ends_what_it_started(child: ChildProcess) -> None
 
 
 async def test_what_a_dead_child_started_ends_too(child: ChildProcess) -> None:
-    await child.begin(start("odd.spawn_and_sleep"), [].append)
+    await child.begin(start(child, "odd.spawn_and_sleep"), [].append)
     async with asyncio.timeout(PATIENCE_SECONDS):
         program = await started_program(child)
         os.kill(child.pid, signal.SIGKILL)
@@ -285,8 +287,56 @@ async def test_a_spare_child_ends_when_it_is_not_needed(child: ChildProcess) -> 
     assert child.alive
 
 
+async def test_a_second_job_in_the_same_process_finds_nothing_of_the_first(child: ChildProcess) -> None:
+    first = await run(child, start(child, "odd.litter"))
+    second = await run(child, start(child, "odd.litter"))
+    assert isinstance(first.end, Succeeded)
+    assert isinstance(second.end, Succeeded)
+    assert first.end.fit_for_another
+    assert second.end.document["told"]["process"] == first.end.document["told"]["process"]
+    assert second.end.document["told"]["found"] == []
+    assert first.lines == second.lines == ["without an end"]
+
+
+async def test_two_jobs_in_one_process_give_the_numbers_of_two_processes(child: ChildProcess) -> None:
+    params = {"steps": 12}
+    await run(child, start(child, "toy.line", params=params, seed=6))
+    again = await run(child, start(child, "toy.line", params=params))
+    assert isinstance(again.end, Succeeded)
+    assert again.end.document["slope"] == pytest.approx(2.0, abs=0.2)
+    alone = await run_alone(child, "toy.line", params)
+    assert alone.end == again.end
+
+
+async def run_alone(other: ChildProcess, pipeline: str, params: dict[str, Any]) -> Told:
+    workspace = Workspace(other.folder.parent.parent)
+    child = ChildProcess.spawn(workspace, ChildOptions())
+    try:
+        return await run(child, start(child, pipeline, params=params))
+    finally:
+        await child.close()
+        workspace.close()
+
+
+async def test_the_processor_limit_is_of_one_job(child: ChildProcess) -> None:
+    for _ in range(3):
+        told = await run(
+            child, start(child, "odd.burn", params={"amount": 500}, limits=Limits(cpu_seconds=1))
+        )
+        assert isinstance(told.end, Succeeded)
+
+
+@pytest.mark.parametrize("pipeline", ["odd.leave_a_program", "odd.leave_a_thread"])
+async def test_a_process_that_is_not_alone_any_more_takes_no_other_job(
+    child: ChildProcess, pipeline: str
+) -> None:
+    told = await run(child, start(child, pipeline))
+    assert isinstance(told.end, Succeeded)
+    assert not told.end.fit_for_another
+
+
 async def started_program(child: ChildProcess) -> int:
-    async for message in child.messages():
+    while (message := await child.receive()) is not None:
         if isinstance(message, Logged) and message.line.startswith("program "):
             return int(message.line.removeprefix("program "))
     raise AssertionError("it started none")
@@ -318,7 +368,7 @@ from services.trainer.worker.workspace import Workspace
 async def main():
     child = ChildProcess.spawn(Workspace(Path(sys.argv[1])), ChildOptions())
     await child.begin(Start.model_validate_json(sys.argv[2]), [].append)
-    async for message in child.messages():
+    while (message := await child.receive()) is not None:
         if isinstance(message, Logged):
             print(child.pid, message.line.removeprefix("program "), flush=True)
 
@@ -327,7 +377,17 @@ asyncio.run(main())
 
 
 async def test_child_and_grandchild_die_with_their_worker(tmp_path: Path) -> None:
-    what = start("odd.spawn_and_sleep").model_dump_json()
+    what = Start(
+        job="projects/default/jobs/7",
+        folder=str(tmp_path),
+        pipeline="odd.spawn_and_sleep",
+        params={},
+        seed=5,
+        device="cpu",
+        dataset_versions={},
+        dataset_files={},
+        progress_seconds=0.1,
+    ).model_dump_json()
     environment = os.environ | {"GUIDEHALL_SCIENCE_MODULES": MODULES, "PYTHONPATH": str(Path.cwd())}
     worker = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WORKER, str(tmp_path), what, env=environment, stdout=subprocess.PIPE

@@ -8,9 +8,13 @@ from tests.odd_science.params import OddParams, OddResult
 
 WAYS = (
     "break_down",
+    "burn",
     "exit_at_once",
     "fill_a_file",
+    "leave_a_program",
+    "leave_a_thread",
     "leave_unasked",
+    "litter",
     "print_much",
     "refuse",
     "return_too_much",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def break_down(params: OddParams, context: Context) -> OddResult:
     raise RuntimeError("a secret inside")
 
 
+def burn(params: OddParams, context: Context) -> OddResult:
+    """Uses so many milliseconds of the processor."""
+    until = time.process_time() + params.amount / 1000
+    while time.process_time() < until:
+        pass
+    return OddResult()
+
+
 def exit_at_once(params: OddParams, context: Context) -> OddResult:
     context.progress(1, 2)
     os._exit(params.amount)
@@ -25,6 +34,27 @@ def exit_at_once(params: OddParams, context: Context) -> OddResult:
 def fill_a_file(params: OddParams, context: Context) -> OddResult:
     context.artifact("large.bin", bytes(params.amount), "application/octet-stream")
     return OddResult()
+
+
+def leave_a_program(params: OddParams, context: Context) -> OddResult:
+    program = subprocess.Popen(["/bin/sleep", "3600"])
+    return OddResult(told={"program": program.pid})
+
+
+def leave_a_thread(params: OddParams, context: Context) -> OddResult:
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    return OddResult()
+
+
+def litter(params: OddParams, context: Context) -> OddResult:
+    """Tells what it finds and leaves something everywhere."""
+    places = [Path.cwd(), Path.home(), Path(tempfile.gettempdir())]
+    found = sorted(str(path) for place in places for path in place.iterdir() if path.name != "crash")
+    for place in places:
+        (place / "litter").write_text("litter")
+        (place / "heap").mkdir(exist_ok=True)
+    print("without an end", end="")
+    return OddResult(told={"found": found, "process": os.getpid()})
 
 
 def leave_unasked(params: OddParams, context: Context) -> OddResult:

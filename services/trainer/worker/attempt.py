@@ -17,7 +17,7 @@ from guidehall.science import registry
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
 from services.trainer.worker.child_process import ChildProcess
-from services.trainer.worker.children import Children
+from services.trainer.worker.children import Children, Kin
 from services.trainer.worker.events import EventBuffer
 from services.trainer.worker.frames import FrameError
 from services.trainer.worker.job_log import NAME as LOG_NAME
@@ -119,6 +119,10 @@ class Attempt:
         self._error_id = uuid.uuid4().hex[:16]
         self._last_sign = 0.0
         self._kill: Kill | None = None
+        # The working directory of the pipeline, and where it leaves files.
+        self._run_folder = folder / "run"
+        self._run_folder.mkdir(mode=0o700)
+        self._child_is_fit = False
         # Whether the pipeline's own code runs.
         self._began = False
 
@@ -128,7 +132,8 @@ class Attempt:
         Returns:
             Whether there was one: an attempt whose lease is lost ends without.
         """
-        child = await self._tools.children.take()
+        children, kin = self._tools.children, Kin.of(self._job)
+        child = await children.take(kin)
         lost: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -143,7 +148,10 @@ class Attempt:
         except* LeaseLost as group_of_one:
             lost = group_of_one.exceptions[0]
         finally:
-            await child.close()
+            if self._child_is_fit:
+                await children.give_back(child, kin)
+            else:
+                await child.close()
             self._log.close()
         if lost is not None:
             logger.warning("%s is lost: %s", self._job.job, lost)
@@ -186,6 +194,7 @@ class Attempt:
             files[role] = str(path)
         return Start(
             job=self._job.job,
+            folder=str(self._run_folder),
             pipeline=self._job.pipeline,
             params=self._job.params,
             seed=self._job.seed,
@@ -251,18 +260,19 @@ class Attempt:
         """Listens to the child until its end."""
         out_of_memory_before = oom_kills()
         try:
-            async for message in child.messages():
+            while (message := await child.receive()) is not None:
                 if isinstance(message, End):
-                    await child.reap()
+                    self._child_is_fit = isinstance(message, Succeeded) and message.fit_for_another
+                    await (child.rest() if self._child_is_fit else child.reap())
                     return message
-                self._take(message, child)
+                self._take(message)
         except FrameError as error:
             await child.reap()
             return Broke(traceback=f"the child's message cannot be read: {error}")
         status = await child.exited()
         return Died(status, out_of_memory=oom_kills() > out_of_memory_before)
 
-    def _take(self, message: FromChild, child: ChildProcess) -> None:
+    def _take(self, message: FromChild) -> None:
         if isinstance(message, Logged):
             self._on_line(message.line)
             return
@@ -276,10 +286,10 @@ class Attempt:
                 self._events.add_progress(message)
                 self._session.notify()
             case CheckpointSaved():
-                file = child.folder / message.file.name
+                file = self._run_folder / message.file.name
                 self._checkpoints.put(SavedState(message.step, file, described(message.file, MEDIA_TYPE)))
             case ArtifactWritten() | ModelWritten():
-                self._outputs.add(message.name, output_file(child.folder, message))
+                self._outputs.add(message.name, output_file(self._run_folder, message))
 
     def _on_line(self, line: str) -> None:
         self._log.write(line)
@@ -323,6 +333,7 @@ class Attempt:
     def _end(self, child: ChildProcess, why: Kill) -> None:
         if self._kill is None:
             self._kill = why
+        self._child_is_fit = False
         child.kill()
 
     def _log_failure(self, verdict: Finish | HandBack, end: End | Died, child: ChildProcess) -> None:

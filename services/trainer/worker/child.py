@@ -1,4 +1,4 @@
-"""Runs one pipeline, in a process that holds no credential and dies with its worker.
+"""Runs pipelines, one at a time, in a process that holds no credential and dies with its worker.
 
 Started by `child_process.py` as `python -m services.trainer.worker.child FD PARENT MODULE...`: the descriptor
 of the link, the worker's process id, and modules to import while it waits for work.
@@ -18,11 +18,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Waits for a job, runs it, ends."""
+    """Waits for a job and runs it, again and again, until the worker ends the process."""
     connection = socket.socket(fileno=int(arguments[0]))
     _die_with(int(arguments[1]))
     _guard(connection)
-    _run(connection, arguments[2:])
+    _serve(connection, arguments[2:])
 
 
 def _die_with(worker: int) -> None:
@@ -55,7 +55,7 @@ def _guard(connection: socket.socket) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _run(connection: socket.socket, modules: list[str]) -> None:
+def _serve(connection: socket.socket, modules: list[str]) -> None:
     # Imported only now so that the guard stays small.
     import contextlib
     import faulthandler
@@ -67,25 +67,20 @@ def _run(connection: socket.socket, modules: list[str]) -> None:
     from services.trainer.worker.child_link import Link
     from services.trainer.worker.child_run import CRASH_FILE, run
 
-    folder = Path.cwd()
-    with (folder / CRASH_FILE).open("w") as crash:
+    with Path(CRASH_FILE).open("w") as crash:
         # Not to stderr, which the job's owner reads.
         faulthandler.enable(crash)
         sys.excepthook = lambda *error: traceback.print_exception(*error, file=crash)
+        link = Link(connection)
         registry.pipelines()
         for module in modules:
             # One that is not installed is missed by the pipelines that need it, not by all.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(module)
-        link = Link(connection)
-        start = link.wait_for_start()
-        if start is None:
-            return
-        end = run(start, link, folder)
-        _flush_output()
-        link.send(end)
-    # Threads and exit handlers of a library must not keep the worker waiting.
-    os._exit(0)
+        while True:
+            end = run(link.next_start(), link)
+            _flush_output()
+            link.send(end)
 
 
 def _flush_output() -> None:

@@ -40,7 +40,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Files:
-    """Numbered files in the child's folder, each written once and then left to the worker."""
+    """Numbered files in the job's folder, each written once and then left to the worker."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
@@ -90,7 +90,7 @@ class _Checkpoint:
 class ChildContext:
     """The context of one run in a child process."""
 
-    def __init__(self, start: Start, link: Link, folder: Path) -> None:
+    def __init__(self, start: Start, link: Link) -> None:
         self.device = start.device
         self.seed = start.seed
         self.provenance = Provenance(
@@ -101,7 +101,7 @@ class ChildContext:
         )
         self.checkpoint: Checkpoint = _Checkpoint(self, start.checkpoint_file)
         self._link = link
-        self._files = Files(folder, start.limits.file_bytes)
+        self._files = Files(Path(start.folder), start.limits.file_bytes)
         self._datasets = start.dataset_files
         self._names: dict[str, str] = {}
         self._step = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import threading
@@ -10,13 +11,14 @@ import time
 
 from guidehall.science.pipeline import Desired
 from services.trainer.worker import frames
-from services.trainer.worker.messages import DesiredChanged, FromChild, Progressed, Start, dump, to_child
+from services.trainer.worker.messages import FromChild, Progressed, Start, dump, to_child
 
 
 class Link:
     """Safe to use from any thread of the pipeline.
 
     Progress is coalesced: the newest of each `progress_seconds` is sent, so reporting every step is cheap.
+    When the worker hangs up, the process and all it started end at once.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -24,22 +26,17 @@ class Link:
         self._sending = threading.Lock()
         self._pending: Progressed | None = None
         self._reported = threading.Event()
+        self._progress_seconds = 0.0
+        self._starts: queue.SimpleQueue[Start] = queue.SimpleQueue()
         # Read without a lock: assigning a reference is atomic.
         self.desired = Desired.RUN
-
-    def wait_for_start(self) -> Start | None:
-        """The job to run; None when the worker went away or needs this child no more."""
-        payload = frames.receive(self._connection)
-        if payload is None:
-            return None
-        start = to_child(payload)
-        if not isinstance(start, Start):
-            raise frames.FrameError("the first message must be start")
-        self.desired = start.desired
         # They end with the process.
         threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._report, args=(start.progress_seconds,), daemon=True).start()
-        return start
+        threading.Thread(target=self._report, daemon=True).start()
+
+    def next_start(self) -> Start:
+        """Waits for a job to run."""
+        return self._starts.get()
 
     def send(self, message: FromChild) -> None:
         """Sends `message` after any progress that still waits."""
@@ -60,20 +57,22 @@ class Link:
         if waiting is not None:
             self._connection.sendall(frames.encode(dump(waiting)))
 
-    def _report(self, seconds: float) -> None:
+    def _report(self) -> None:
         while True:
             self._reported.wait()
             self._reported.clear()
             with self._sending:
                 self._send_waiting()
-            time.sleep(seconds)
+            time.sleep(self._progress_seconds)
 
     def _listen(self) -> None:
         try:
             while (payload := frames.receive(self._connection)) is not None:
                 message = to_child(payload)
-                if isinstance(message, DesiredChanged):
-                    self.desired = message.desired
+                self.desired = message.desired
+                if isinstance(message, Start):
+                    self._progress_seconds = message.progress_seconds
+                    self._starts.put(message)
         finally:
             # Nobody is there to take the work: end, with everything that the pipeline started.
             os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Starts, talks to and ends a child process: the place where a pipeline runs.
+"""Starts, talks to and ends a child process: the place where pipelines run.
 
 The child gets an environment made from a list of names, a private folder, and one socket. It leads a process
 group of its own, so that ending it ends what it started.
@@ -7,13 +7,15 @@ group of its own, so that ending it ends what it started.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import site
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+import termios
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def environment(
 
 
 class ChildProcess:
-    """One child, from before its job is known to its end."""
+    """One child, from before its first job is known to its end."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], folder: Path, link: socket.socket, output: int, reap: float
@@ -88,6 +90,9 @@ class ChildProcess:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._lines: LinesProtocol | None = None
+        self._splitter = LineSplitter(_ignore)
+        # How many were handed to it.
+        self.jobs = 0
 
     @classmethod
     def spawn(cls, workspace: Workspace, options: ChildOptions) -> ChildProcess:
@@ -137,27 +142,39 @@ class ChildProcess:
         return self._process.poll() is None
 
     async def begin(self, start: Start, on_line: Callable[[str], None]) -> None:
-        """Hands it its job; `on_line` gets each line that it prints."""
-        # Frames wait in the socket, not in memory.
+        """Hands it a job; `on_line` gets each line that it prints."""
+        self.jobs += 1
+        self._splitter.on_line = on_line
+        if self._lines is None:
+            await self._connect()
+        await self._send(start)
+
+    async def _connect(self) -> None:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=self._link, limit=1 << 20)
         loop = asyncio.get_running_loop()
         pipe = os.fdopen(self._output, "rb", buffering=0)
-        _, self._lines = await loop.connect_read_pipe(lambda: LinesProtocol(LineSplitter(on_line)), pipe)
-        await self._send(start)
+        _, self._lines = await loop.connect_read_pipe(lambda: LinesProtocol(self._splitter), pipe)
 
     async def want(self, desired: Desired) -> None:
         """Tells it what its owner wants now."""
         await self._send(DesiredChanged(desired=desired))
 
-    async def messages(self) -> AsyncIterator[FromChild]:
-        """What it says, until it ends.
+    async def receive(self) -> FromChild | None:
+        """What it says next; None when it has ended.
 
         Raises:
             FrameError: it said something that makes no sense.
         """
         assert self._reader is not None, "begin first"  # noqa: S101
-        while (payload := await frames.read(self._reader)) is not None:
-            yield from_child(payload)
+        payload = await frames.read(self._reader)
+        return None if payload is None else from_child(payload)
+
+    async def rest(self) -> None:
+        """After a job, makes it ready for another: takes its last words and clears its private folder."""
+        while _unread_bytes(self._output):  # noqa: ASYNC110 (the event loop reads them)
+            await asyncio.sleep(0)
+        self._splitter.close()
+        await asyncio.to_thread(_clear, self.folder)
 
     def kill(self) -> None:
         """Ends it and everything it started, at once."""
@@ -217,3 +234,21 @@ class ChildProcess:
             await self._writer.drain()
         except ConnectionError:
             return  # it is dead; reading will tell
+
+
+def _unread_bytes(descriptor: int) -> int:
+    answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a job left in the private folder of its process."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
+        elif path.name != CRASH_FILE:
+            path.unlink(missing_ok=True)
+
+
+def _ignore(line: str) -> None:
+    """Nobody listens to a child without a job."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import sys
+import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 from guidehall.science import registry
 from guidehall.science.pipeline import JobCancelled, JobPaused, UserError
@@ -33,15 +37,18 @@ from services.trainer.worker.messages import (
 CRASH_FILE = "crash"
 
 
-def run(start: Start, link: Link, folder: Path) -> End:
+def run(start: Start, link: Link) -> End:
     """Runs the pipeline to its end, whatever it is."""
+    before = _company()
     try:
+        os.chdir(start.folder)
         _limit(start.limits)
         pipeline = registry.pipeline(start.pipeline)
-        context = ChildContext(start, link, folder)
+        context = ChildContext(start, link)
         link.send(Started())
         result = pipeline.run(start.params, context)
-        return _succeeded(result.model_dump_json())
+        document = _document(result.model_dump_json())
+        return Succeeded(document=document, fit_for_another=before is not None and _company() == before)
     except JobCancelled:
         return Left(because="cancelled")
     except JobPaused:
@@ -60,12 +67,22 @@ def run(start: Start, link: Link, folder: Path) -> End:
         return Broke(traceback=readable(report, MAX_TRACEBACK_CHARACTERS))
 
 
-def _succeeded(document: str) -> End:
+def _document(document: str) -> dict[str, Any]:
     # Escapes and the envelope need room too.
     if len(document) > MAX_FRAME_BYTES // 4:
         allowed = f"a result document has at most {MAX_FRAME_BYTES // 4} characters"
         raise UserError("result", f"{len(document)} characters", allowed)
-    return Succeeded(document=json.loads(document))
+    parsed: dict[str, Any] = json.loads(document)
+    return parsed
+
+
+def _company() -> tuple[int, frozenset[str]] | None:
+    """How many threads of Python there are, and which processes; None where that cannot be told."""
+    try:
+        tasks = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+    except OSError:
+        return None
+    return (threading.active_count(), frozenset().union(*tasks)) if tasks else None
 
 
 def _is_device_memory(error: BaseException) -> bool:
@@ -77,9 +94,15 @@ def _limit(limits: Limits) -> None:
     # Data, not address space: CUDA and torch reserve far more addresses than they use.
     for kind, value in (
         (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_CPU, limits.cpu_seconds and limits.cpu_seconds + _cpu_seconds_used()),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
     ):
         if value:
-            # The hard limit lies above: reaching the soft one tells, by SIGXCPU, which limit it was.
-            resource.setrlimit(kind, (value, value + 1))
+            # The hard limit stays: another job may come, and reaching the soft one tells which limit it was.
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _cpu_seconds_used() -> int:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return math.ceil(used.ru_utime + used.ru_stime)

@@ -1,43 +1,96 @@
-"""The supply of child processes: a fresh one for every job, and one kept ready while the worker waits."""
+"""The supply of child processes: one kept ready for any job, one kept from the last job for its like."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import dataclass
 
 from services.trainer.worker.child_process import ChildOptions, ChildProcess
+from services.trainer.worker.lease import LeasedJob
 from services.trainer.worker.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 
-class Children:
-    """Starts children. A job never meets the process of another job."""
+@dataclass(frozen=True)
+class Kin:
+    """Jobs that may run in one process, one after another: one pipeline's, one owner's."""
 
-    def __init__(self, workspace: Workspace, options: ChildOptions, keep_spare: bool) -> None:
+    owner: str
+    pipeline: str
+    version: str
+
+    @classmethod
+    def of(cls, job: LeasedJob) -> Kin | None:
+        """Whose like a job is; None for a guest's, who may be anybody."""
+        return cls(job.owner, job.pipeline, job.pipeline_version) if job.owner else None
+
+
+@dataclass(frozen=True)
+class SupplyOptions:
+    """How many children wait, and how long."""
+
+    keep_spare: bool
+    # Jobs of one kind that a process may run; 1 gives every job a process of its own.
+    jobs_per_child: int
+    # A used child that no job came for is ended after this.
+    rest_seconds: float
+
+
+class Children:
+    """Starts children and keeps some between jobs."""
+
+    def __init__(self, workspace: Workspace, options: ChildOptions, supply: SupplyOptions) -> None:
         self._workspace = workspace
         self._options = options
-        self._keep_spare = keep_spare
+        self._supply = supply
         self._spare: ChildProcess | None = None
+        self._used: tuple[Kin, ChildProcess] | None = None
+        self._used_until = 0.0
 
     async def prepare(self) -> None:
-        """Makes the next `take` quick."""
-        if not self._keep_spare:
+        """Makes the next `take` quick, and ends what has waited for long. To be called now and then."""
+        if self._used is not None and asyncio.get_running_loop().time() > self._used_until:
+            await self._drop_used()
+        if not self._supply.keep_spare:
             return
         if self._spare is not None and not self._spare.alive:
             logger.warning("the spare child died")
-            await self.close()
+            await self._drop_spare()
         if self._spare is None:
             self._spare = ChildProcess.spawn(self._workspace, self._options)
 
-    async def take(self) -> ChildProcess:
-        """A child for one job; the caller closes it."""
+    async def take(self, kin: Kin | None) -> ChildProcess:
+        """A child for one job; the caller gives it back or closes it."""
+        if self._used is not None and self._used[0] == kin and self._used[1].alive:
+            child, self._used = self._used[1], None
+            return child
         if self._spare is not None and not self._spare.alive:
-            await self.close()
+            await self._drop_spare()
         spare, self._spare = self._spare, None
         return spare or ChildProcess.spawn(self._workspace, self._options)
 
+    async def give_back(self, child: ChildProcess, kin: Kin | None) -> None:
+        """Takes a child that is fit for another job, and keeps it if there may be one."""
+        if kin is None or child.jobs >= self._supply.jobs_per_child:
+            await child.close()
+            return
+        await self._drop_used()
+        self._used = (kin, child)
+        self._used_until = asyncio.get_running_loop().time() + self._supply.rest_seconds
+
     async def close(self) -> None:
-        """Ends the spare."""
+        """Ends all that wait."""
+        await self._drop_spare()
+        await self._drop_used()
+
+    async def _drop_spare(self) -> None:
         spare, self._spare = self._spare, None
         if spare is not None:
             await spare.close()
+
+    async def _drop_used(self) -> None:
+        used, self._used = self._used, None
+        if used is not None:
+            await used[1].close()

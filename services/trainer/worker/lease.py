@@ -50,6 +50,8 @@ class LeasedJob:
     timeout_seconds: float
     hang_seconds: float
     desired: Desired
+    # Empty for a guest.
+    owner: str
 
 
 def desired_of(state: jobs_pb2.DesiredState.ValueType) -> Desired:
@@ -81,4 +83,5 @@ def leased_job(lease: workers_pb2.Lease) -> LeasedJob:
         timeout_seconds=float(lease.timeout_seconds),
         hang_seconds=lease.hang_seconds,
         desired=desired_of(lease.desired_state),
+        owner=lease.owner,
     )

@@ -21,7 +21,7 @@ from guidehall.science.registry import RegistryError
 from services.trainer.worker.agent import Agent
 from services.trainer.worker.attempt import Tools
 from services.trainer.worker.child_process import ChildOptions
-from services.trainer.worker.children import Children
+from services.trainer.worker.children import Children, SupplyOptions
 from services.trainer.worker.doorbell import Doorbell
 from services.trainer.worker.machine import find_machine
 from services.trainer.worker.settings import WorkerSettings
@@ -78,7 +78,7 @@ async def _serve(settings: WorkerSettings) -> None:
             device=machine.device,
             trainer=TrainerClient(trainer, settings.credential_file, settings.calls.timeout_seconds),
             storage_channel=storage,
-            children=Children(workspace, _child_options(settings), settings.child.spare),
+            children=Children(workspace, _child_options(settings), _supply(settings)),
         )
         agent = Agent(tools, machine, Doorbell(bus, settings.pool), workspace)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +90,10 @@ async def _serve(settings: WorkerSettings) -> None:
 def _child_options(settings: WorkerSettings) -> ChildOptions:
     child = settings.child
     return ChildOptions(child.preload, child.pass_environment, child.threads, child.reap_seconds)
+
+
+def _supply(settings: WorkerSettings) -> SupplyOptions:
+    return SupplyOptions(settings.child.spare, settings.child.jobs, settings.child.rest_seconds)
 
 
 def _alive(loop: asyncio.AbstractEventLoop) -> Callable[[], bool]:

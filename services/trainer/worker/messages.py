@@ -30,10 +30,12 @@ class Limits(_Message):
 
 
 class Start(_Message):
-    """Run this. Sent once, always first."""
+    """Run this. Sent first, and again only to a child that said it is fit for another job."""
 
     kind: Literal["start"] = "start"
     job: str
+    # Private to the job: its working directory, where its outputs go.
+    folder: str
     pipeline: str
     params: dict[str, JsonValue]
     seed: int
@@ -56,7 +58,7 @@ class DesiredChanged(_Message):
 
 
 class FileRef(_Message):
-    """A file in the child's folder that the child does not touch again."""
+    """A file in the job's folder that the child does not touch again."""
 
     name: str = Field(pattern=r"^[a-z]+-[0-9]+$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -117,6 +119,8 @@ class Succeeded(_Message):
 
     kind: Literal["succeeded"] = "succeeded"
     document: dict[str, JsonValue]
+    # Whether the process can run another job: the pipeline left no thread and no process behind.
+    fit_for_another: bool = False
 
 
 class Left(_Message):

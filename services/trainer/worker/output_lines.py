@@ -15,7 +15,7 @@ class LineSplitter:
     """Splits bytes into lines. Of what a progress bar redraws by carriage returns only the last is kept."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
-        self._on_line = on_line
+        self.on_line = on_line
         self._pending = b""
 
     def feed(self, data: bytes) -> None:
@@ -34,7 +34,7 @@ class LineSplitter:
 
     def _emit(self, line: bytes) -> None:
         shown = line.rstrip(b"\r").rpartition(b"\r")[2]
-        self._on_line(readable(shown.decode(errors="replace"), MAX_LINE_CHARACTERS))
+        self.on_line(readable(shown.decode(errors="replace"), MAX_LINE_CHARACTERS))
 
 
 class LinesProtocol(asyncio.Protocol):

@@ -26,8 +26,12 @@ class ChildSettings(BaseModel):
     spare: bool = Field(True, description="keep one ready while idle, so that a job starts at once")
     preload: tuple[str, ...] = Field(("torch",), description="modules that it imports while it waits")
     pass_environment: tuple[str, ...] = Field((), description="further variables that it may see")
+    jobs: int = Field(
+        100, ge=1, description="one process runs so many jobs of one owner and pipeline, while all goes well"
+    )
+    rest_seconds: float = Field(60.0, gt=0, description="how long such a process waits for its next job")
     memory_bytes: int = Field(0, ge=0, description="most data memory of one process; 0: no limit")
-    cpu_seconds: int = Field(0, ge=0, description="most processor time of one process; 0: no limit")
+    cpu_seconds: int = Field(0, ge=0, description="most processor time of one job; 0: no limit")
     threads: int = Field(0, ge=0, le=1024, description="threads of numerical libraries; 0: their choice")
     cancel_grace_seconds: float = Field(10.0, gt=0, description="from a cancel to the kill")
     reap_seconds: float = Field(5.0, gt=0, description="for the end of a killed process")
