@@ -140,7 +140,8 @@ def up_detached(options: Options, report: Report = print) -> None:
     if (running := lock.holder(data)) is not None:
         raise AlreadyRunning(f"the stack in {data} is already running as process {running}")
     path = data / "logs" / f"{SUPERVISOR_LOG}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     arguments = ["--data", str(data), "--workers", str(options.workers), "--auth-mode", options.auth_mode]
     with path.open("ab") as log:
         supervisor = subprocess.Popen(
@@ -158,10 +159,16 @@ def up_detached(options: Options, report: Report = print) -> None:
         starting = known.supervisor != supervisor.pid or known.stage == "starting"
         return starting and supervisor.poll() is None
 
-    for text in follow(path, still_starting):
-        report(text.rstrip("\n"))
+    try:
+        for text in follow(path, still_starting):
+            report(text.rstrip("\n"))
+    except BaseException:  # Ctrl-C before it is ready means the start, not just the waiting
+        supervisor.terminate()
+        supervisor.wait()
+        raise
     known = record.read(data)
     if supervisor.poll() is not None or known.stage != "ready":
+        supervisor.wait()
         raise StackError(known.error or f"the supervisor ended at once; see {path}")
     # It is meant to live on: not an abandoned child.
     supervisor.returncode = 0

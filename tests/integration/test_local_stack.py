@@ -116,6 +116,7 @@ def test_no_service_sees_a_secret_in_its_environment_or_on_its_command_line(runn
         assert not [name for name, secret in secrets.items() if secret in visible]
 
 
+@pytest.mark.slow
 def test_down_leaves_nothing_and_the_next_start_keeps_the_ports(running: Path) -> None:
     before = status(running)
     pids = [service.pid for service in before.services if service.pid is not None]
@@ -131,6 +132,7 @@ def test_down_leaves_nothing_and_the_next_start_keeps_the_ports(running: Path) -
     assert status(running).endpoints == before.endpoints
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_supervisor_and_the_next_start_succeeds(running: Path) -> None:
     supervisor = lock.holder(running)
     assert supervisor is not None
@@ -145,6 +147,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_succeeds(runnin
     assert status(running).healthy
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_everything_in_reverse(folder: Path) -> None:
     down(folder)
     command = [sys.executable, "-m", "guidehall.local", "--data", str(folder), "--workers", "1"]
@@ -163,6 +166,7 @@ def test_ctrl_c_stops_everything_in_reverse(folder: Path) -> None:
     assert order.index("worker-1") < order.index("storage") < order.index("s3")
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_starting_leaves_nothing(folder: Path) -> None:
     down(folder)
     command = [sys.executable, "-m", "guidehall.local", "--data", str(folder), "--workers", "1"]
@@ -176,6 +180,7 @@ def test_an_interrupt_while_starting_leaves_nothing(folder: Path) -> None:
     assert lock.holder(folder) is None
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_start_is_told_with_its_log(folder: Path) -> None:
     down(folder)
     options = _options(folder)
