@@ -1,0 +1,113 @@
+"""The schema: up, down and up again, by several at a time, and the same as the code believes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from guidehall.core.errors import Unavailable
+from guidehall.core.postgres import create_engine, transaction
+from guidehall.core.settings import PostgresSettings
+from guidehall.local.backing import BackingServers
+from services.trainer.migrate import migrate
+from services.trainer.tables import metadata
+
+_WAIT_SECONDS = 30
+_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'trainer' ORDER BY 1"
+
+
+@pytest.fixture
+def settings(backing: BackingServers) -> PostgresSettings:
+    return PostgresSettings(**asdict(backing.create_database(f"schema_{uuid.uuid4().hex[:12]}")))
+
+
+@pytest.fixture
+async def engine(settings: PostgresSettings) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(settings)
+    yield engine
+    await engine.dispose()
+
+
+async def tables(engine: AsyncEngine) -> list[str]:
+    async with transaction(engine) as connection:
+        return list((await connection.execute(text(_TABLES))).scalars())
+
+
+async def test_up_down_and_up_again(settings: PostgresSettings, engine: AsyncEngine) -> None:
+    await migrate(settings, _WAIT_SECONDS)
+    made = await tables(engine)
+    assert set(made) == {table.name for table in metadata.tables.values()} | {"alembic_version"}
+    await migrate(settings, _WAIT_SECONDS)
+    await migrate(settings, _WAIT_SECONDS, "base")
+    assert await tables(engine) == ["alembic_version"]
+    await migrate(settings, _WAIT_SECONDS)
+    assert await tables(engine) == made
+
+
+async def test_several_may_migrate_at_a_time(settings: PostgresSettings, engine: AsyncEngine) -> None:
+    await asyncio.gather(*(migrate(settings, _WAIT_SECONDS) for _ in range(4)))
+    assert "jobs" in await tables(engine)
+
+
+async def test_the_steps_make_what_the_code_believes(settings: PostgresSettings, engine: AsyncEngine) -> None:
+    await migrate(settings, _WAIT_SECONDS)
+
+    def compare(connection: Connection) -> list[object]:
+        options = {
+            "compare_type": True,
+            "include_schemas": True,
+            "include_name": lambda name, kind, _: kind != "schema" or name == "trainer",
+            "version_table_schema": "trainer",
+        }
+        return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+
+    async with transaction(engine) as connection:
+        assert await connection.run_sync(compare) == []
+
+
+async def test_a_database_that_does_not_answer_is_given_up_on(settings: PostgresSettings) -> None:
+    with pytest.raises(Unavailable):
+        await migrate(settings.model_copy(update={"port": 1}), 0.2)
+
+
+_MANY = """
+INSERT INTO trainer.jobs (
+    id, project, owner, display_name, labels, pipeline, pipeline_version, params, params_digest, seed, inputs,
+    pool, priority, memory_hint_bytes, max_attempts, timeout_seconds, state, desired, end_reason,
+    lease_epoch, attempt_count, queue_rank, create_time, update_time)
+SELECT gen_random_uuid(), 'p', 'owner' || n % 50, '', '{}', 'toy.line', '1', '{}', '', 1, '{}',
+    'cpu', 2, 0, 3, 60, CASE WHEN n % 10 = 0 THEN 'QUEUED' ELSE 'FAILED' END, 'RUN',
+    CASE WHEN n % 10 = 0 THEN NULL ELSE 'USER_ERROR' END,
+    0, 0, now() - n * interval '1 s', now() - n * interval '1 s', now() - n * interval '1 s'
+FROM generate_series(1, 5000) AS n
+"""
+_AFTER = "(create_time, id) < (now(), gen_random_uuid()) ORDER BY create_time DESC, id DESC LIMIT 50"
+_QUERIES = {
+    "jobs_project_create_time_idx": f"project = 'p' AND {_AFTER}",
+    "jobs_owner_create_time_idx": f"project = 'p' AND owner = 'owner7' AND {_AFTER}",
+    "jobs_project_update_time_idx": "project = 'p' ORDER BY update_time, id LIMIT 50",
+    "jobs_queue_idx": "state = 'QUEUED' AND pool = 'cpu' AND (not_before IS NULL OR not_before <= now())"
+    " ORDER BY queue_rank, id LIMIT 1 FOR UPDATE SKIP LOCKED",
+}
+
+
+async def test_lists_and_the_queue_are_read_in_the_order_of_an_index(
+    settings: PostgresSettings, engine: AsyncEngine
+) -> None:
+    await migrate(settings, _WAIT_SECONDS)
+    async with transaction(engine) as connection:
+        await connection.execute(text(_MANY))
+        await connection.execute(text("ANALYZE trainer.jobs"))
+        for index, query in _QUERIES.items():
+            explain = text(f"EXPLAIN SELECT * FROM trainer.jobs WHERE {query}")  # noqa: S608
+            plan = "\n".join((await connection.execute(explain)).scalars())
+            assert index in plan, plan
+            assert "Sort" not in plan, plan
