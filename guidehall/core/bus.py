@@ -1,14 +1,14 @@
-"""The event bus: NATS JetStream. It wakes and announces; the truth is in Postgres, so losing it loses nothing."""
+"""The event bus: NATS JetStream. It wakes and announces; Postgres has the truth: nothing is lost with it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -19,26 +19,27 @@ from nats.js.errors import NotFoundError
 from guidehall.core.errors import Unavailable
 from guidehall.core.settings import NatsSettings
 from guidehall.core.telemetry import inject
+from guidehall.core.tls import client_context
 
 logger = logging.getLogger(__name__)
 
 JOBS = "JOBS"
 EVENTS = "EVENTS"
-_FETCH_SECONDS = 30.0
-_RETRY_SECONDS = 1.0
 
 
-def streams(max_bytes: int) -> list[StreamConfig]:
+def streams(max_bytes: int, replicas: int) -> list[StreamConfig]:
     """What the platform keeps on the broker, bounded."""
     return [
-        # A doorbell is gone once heard; an unheard one is worth nothing after a while, for the sweeper rings again.
+        # A doorbell is gone once heard; unheard it is worth little after a while: the sweeper rings again.
         StreamConfig(
             name=JOBS, subjects=["jobs.>"], retention=RetentionPolicy.WORK_QUEUE, storage=StorageType.FILE,
             max_age=3600, max_bytes=max_bytes // 8, max_msgs_per_subject=1000, discard=DiscardPolicy.OLD,
+            num_replicas=replicas,
         ),
         StreamConfig(
             name=EVENTS, subjects=["events.>", "model.>", "dataset.>"], retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE, max_age=7 * 86400, max_bytes=max_bytes, discard=DiscardPolicy.OLD,
+            num_replicas=replicas,
         ),
     ]  # fmt: skip
 
@@ -79,45 +80,71 @@ class EventBus:
         self._owns_streams = owns_streams
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
+        self._up = asyncio.Event()
+        self._fetches: set[asyncio.Timeout] = set()
+        self._last_error = ""
 
     @classmethod
     async def connect(cls, settings: NatsSettings, name: str, owns_streams: bool = False) -> EventBus:
-        """Opens the bus. When the broker is away it goes on trying in the background."""
+        """Opens the bus. When the broker is away it goes on trying in the background.
+
+        Raises:
+            SettingsError: the certificates cannot be used.
+        """
         bus = cls(settings, name, owns_streams)
-        bus._connecting = asyncio.create_task(bus._connect(), name="bus-connect")
-        await asyncio.wait([bus._connecting], timeout=settings.connect_seconds)
+        if settings.url is not None:
+            bus._connecting = asyncio.create_task(bus._connect(settings.url), name="bus-connect")
+            await asyncio.wait([bus._connecting], timeout=settings.connect_seconds)
+            if bus._connecting.done():
+                bus._connecting.result()
         return bus
 
-    async def _connect(self) -> None:
+    async def _connect(self, url: str) -> None:
         settings = self._settings
+        options: dict[str, Any] = {
+            "name": self._name,
+            "user": settings.user,
+            "password": settings.password.get_secret_value() if settings.password else None,
+            "tls": client_context(settings.tls),
+            "allow_reconnect": True,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": settings.reconnect_seconds,
+            "connect_timeout": settings.connect_seconds,
+            "ping_interval": settings.ping_seconds,
+            "max_outstanding_pings": 2,
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnect,
+            "reconnected_cb": self._on_reconnect,
+            "closed_cb": self._on_close,
+        }
         while True:
             try:
-                await self._client.connect(
-                    settings.url,
-                    name=self._name,
-                    user=settings.user,
-                    password=settings.password.get_secret_value() if settings.password else None,
-                    tls=_tls_context(settings),
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,
-                    connect_timeout=round(settings.connect_seconds) or 1,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_disconnect,
-                    reconnected_cb=self._on_reconnect,
-                    closed_cb=self._on_close,
-                )
+                await self._client.connect(url, **options)
+            except (NatsError, OSError, TimeoutError) as error:
+                await self._on_error(error)
+                await asyncio.sleep(settings.retry_seconds)
+            else:
+                logger.info("bus connected")
+                self._up.set()
                 return
-            except (NatsError, OSError, TimeoutError):
-                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _on_error(self, error: Exception) -> None:
-        logger.debug("bus: %s", error)
+        # While the broker is away the same error comes with every try.
+        text = str(error) or type(error).__name__
+        if text != self._last_error:
+            self._last_error = text
+            logger.warning("bus: %s", text)
 
     async def _on_disconnect(self) -> None:
+        self._up.clear()
         logger.warning("bus disconnected")
+        for fetch in self._fetches:
+            # What was asked of the old connection will never be answered.
+            fetch.reschedule(asyncio.get_running_loop().time())
 
     async def _on_reconnect(self) -> None:
+        self._last_error = ""
+        self._up.set()
         logger.info("bus reconnected")
 
     async def _on_close(self) -> None:
@@ -130,7 +157,9 @@ class EventBus:
 
     def _jetstream(self) -> JetStreamContext:
         if not self.connected:
-            raise Unavailable("the event bus cannot be reached", reason="BUS_UNAVAILABLE", retry_after_seconds=1.0)
+            raise Unavailable(
+                "the event bus cannot be reached", reason="BUS_UNAVAILABLE", retry_after_seconds=1.0
+            )
         return self._client.jetstream(timeout=self._settings.publish_seconds)
 
     async def provision(self) -> None:
@@ -140,7 +169,7 @@ class EventBus:
             Unavailable: the broker is away.
         """
         jetstream = self._jetstream()
-        for config in streams(self._settings.max_stream_bytes):
+        for config in streams(self._settings.max_stream_bytes, self._settings.replicas):
             try:
                 try:
                     await jetstream.update_stream(config)
@@ -171,41 +200,68 @@ class EventBus:
             return
         try:
             await self.provision()
-        except Unavailable:
-            logger.debug("bus not provisioned")
+        except Unavailable as error:
+            logger.warning("bus not provisioned: %s", error.__cause__ or error)
 
     async def durable(
         self, stream: str, subject: str, name: str, ack_seconds: float = 30.0
     ) -> AsyncIterator[Message]:
-        """Messages of a durable pull consumer, one at a time, for ever: made when missing, whatever was restarted."""
+        """Messages of a durable pull consumer, one at a time, for ever, whatever is restarted or wiped.
+
+        Args:
+            stream: `JOBS` or `EVENTS`.
+            subject: which of its messages.
+            name: of the consumer, made when missing; those who use the same name share its messages.
+            ack_seconds: a message that is not acknowledged for so long is delivered again.
+        """
         config = ConsumerConfig(
             durable_name=name, filter_subject=subject, ack_policy=AckPolicy.EXPLICIT, ack_wait=ack_seconds,
             max_ack_pending=1000, max_waiting=512,
         )  # fmt: skip
         while True:
+            await self._up.wait()
             try:
-                jetstream = self._jetstream()
+                subscription = await self._bind(stream, config)
                 try:
-                    await jetstream.consumer_info(stream, name)
-                except NotFoundError:
-                    await jetstream.add_consumer(stream, config)
-                subscription = await jetstream.pull_subscribe_bind(consumer=name, stream=stream)
-                while self.connected:
-                    try:
-                        raw = (await subscription.fetch(1, timeout=_FETCH_SECONDS))[0]
-                    except TimeoutError:
-                        # Nothing came, or the consumer is gone: they look alike.
-                        await jetstream.consumer_info(stream, name)
-                        continue
-                    yield Message(raw.subject, raw.data, dict(raw.headers or {}), raw)
-            except (NatsError, Unavailable, TimeoutError, OSError):
+                    while self.connected:
+                        raw = await self._fetch(subscription)
+                        if raw is None:
+                            # Nothing came, or the consumer is gone: they look alike.
+                            await subscription.consumer_info()
+                        else:
+                            yield Message(raw.subject, raw.data, dict(raw.headers or {}), raw)
+                finally:
+                    with suppress(NatsError):
+                        await subscription.unsubscribe()
+            except (NatsError, Unavailable, TimeoutError, OSError) as error:
+                logger.warning("bus: consumer %s of %s: %s", name, stream, str(error) or type(error).__name__)
                 await self._restore_streams()
-            await asyncio.sleep(_RETRY_SECONDS)
+                await asyncio.sleep(self._settings.retry_seconds)
+
+    async def _bind(self, stream: str, config: ConsumerConfig) -> JetStreamContext.PullSubscription:
+        jetstream = self._jetstream()
+        name = config.durable_name or ""
+        try:
+            await jetstream.consumer_info(stream, name)
+        except NotFoundError:
+            await jetstream.add_consumer(stream, config)
+        return await jetstream.pull_subscribe_bind(consumer=name, stream=stream)
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> Msg | None:
+        """The next message; None when there was none in time, or the connection broke."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._fetches.add(limit)
+                try:
+                    return (await subscription.fetch(1, timeout=self._settings.fetch_seconds))[0]
+                finally:
+                    self._fetches.discard(limit)
+        except TimeoutError:
+            return None
 
     async def tail(self, subject: str) -> AsyncIterator[Message]:
         """Messages as they pass, without memory: what passes while nobody is connected is not seen."""
-        while not self.connected:
-            await asyncio.sleep(_RETRY_SECONDS)
+        await self._up.wait()
         subscription = await self._client.subscribe(subject)
         try:
             async for raw in subscription.messages:
@@ -216,18 +272,10 @@ class EventBus:
 
     async def close(self) -> None:
         """Leaves."""
-        if self._connecting is not None and not self._connecting.done():
+        if self._connecting is None:
+            return
+        if not self._connecting.done():
             self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+            await asyncio.wait([self._connecting])
         if not self._client.is_closed:
             await self._client.close()
-
-
-def _tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
-    tls = settings.tls
-    if not tls.enabled:
-        return None
-    context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
-    if tls.cert_file is not None:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
-    return context

@@ -96,9 +96,20 @@ class NatsSettings(_Group):
     url: str | None = None
     user: str | None = None
     password: SecretStr | None = None
-    connect_seconds: float = Field(2.0, gt=0)
+    connect_seconds: float = Field(
+        2.0, gt=0, description="how long a start waits for the broker, which may come later"
+    )
     publish_seconds: float = Field(5.0, gt=0)
+    reconnect_seconds: float = Field(0.2, gt=0, description="between tries to reach a broker that is away")
+    ping_seconds: float = Field(10.0, gt=0, description="a broker that leaves two pings unanswered is away")
+    fetch_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="how long one request for messages is held; a consumer that is gone is seen after it",
+    )
+    retry_seconds: float = Field(1.0, gt=0, description="after a broker has refused something")
     max_stream_bytes: int = Field(256 << 20, ge=1 << 20)
+    replicas: int = Field(1, ge=1, le=5, description="of each stream; 3 where the broker is a cluster")
     tls: TlsSettings = TlsSettings()
 
 
