@@ -78,7 +78,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
         bus = None
         if settings.nats.url is not None:
-            bus = await EventBus.connect(settings.nats, SERVICE)
+            bus = await EventBus.connect(settings.nats, SERVICE, owns_streams=True)
             stack.push_async_callback(bus.close)
         wakes = Wakes()
         database = Database(engine, wakes)
