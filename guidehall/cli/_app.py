@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 
 from guidehall.cli import data, demo, jobs, local, platform, predict, submit
-from guidehall.cli._context import Settings
 from guidehall.cli._exit import ExitCode, exit_code
 
 if TYPE_CHECKING:
@@ -57,13 +56,11 @@ Completion (bash; zsh and fish alike)
     metavar="SECONDS",
     help="How long one call may take.",
 )
-@click.pass_context
-def cli(ctx: click.Context, endpoints: str | None, project: str, timeout: float) -> None:
+def cli(**_: object) -> None:
     """Measured curves in, physics out: jobs, models and answers of a Guidehall.
 
     A token is read from $GUIDEHALL_TOKEN, or from the file that $GUIDEHALL_TOKEN_FILE names.
     """
-    ctx.obj = Settings(endpoints, project, timeout)
 
 
 for _module in (submit, jobs, predict, data, platform, local, demo):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -10,25 +9,19 @@ import click
 if TYPE_CHECKING:
     from guidehall.client import Client
 
+# While somebody waits for a word to be completed.
+_COMPLETION_SECONDS = 2.0
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document instead of text; JSON lines for streams."
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options in front of the command."""
-
-    endpoints: str | None
-    project: str
-    timeout: float
-
-
-def connect() -> Client:
+def connect(ctx: click.Context | None = None) -> Client:
     """A client as the options in front of the command want it; use it in a `with`."""
     from guidehall.client import Client
 
-    settings = click.get_current_context().find_object(Settings)
-    if settings is None:
-        raise RuntimeError("a command was started without its root")
-    return Client(settings.endpoints, timeout=settings.timeout, project=settings.project)
+    ctx = ctx or click.get_current_context()
+    options = ctx.find_root().params
+    timeout = _COMPLETION_SECONDS if ctx.resilient_parsing else options["timeout"]
+    return Client(options["endpoints"], timeout=timeout, project=options["project"])

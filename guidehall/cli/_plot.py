@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from guidehall.cli._output import clean, number
+from guidehall.cli._output import clean
 from guidehall.client import Analysis, Curve, Profile, QUnit, Simulation
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _profile(axes: Axes, profile: Profile) -> None:
 
 
 def _summary(analysis: Analysis) -> str:
-    words = [analysis.stage.value, f"mean |Δ log₁₀ R| = {number(analysis.mean_abs_log10_error)}"]
+    words = [analysis.stage.value, f"mean |Δ log₁₀ R| = {analysis.mean_abs_log10_error:.3g}"]
     if analysis.reduced_chi_square is not None:
-        words.insert(1, f"χ² per degree of freedom = {number(analysis.reduced_chi_square)}")
+        words.insert(1, f"χ² per degree of freedom = {analysis.reduced_chi_square:.3g}")
     return ", ".join(words)

@@ -97,7 +97,7 @@ class SchemaCommand(click.Command):
         from guidehall.client.errors import AppError
 
         try:
-            with connect() as client:
+            with connect(ctx) as client:
                 pipeline = client.pipeline(self.pipeline)
         except AppError:
             # While the shell completes a word there is nobody to tell.

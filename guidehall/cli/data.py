@@ -57,7 +57,7 @@ def show_model(model: str, as_json: bool) -> None:
             "job": short(version.job) if version.job else "",
             "made": f"{age(version.create_time)} ago",
             "weights": f"{size(version.weights.size_bytes)}, sha256 {version.weights.sha256}",
-            **{name: number(value) for name, value in version.metrics.items()},
+            **{name: number(value) for name, value in sorted(version.metrics.items())},
         }
     )
     rows = [

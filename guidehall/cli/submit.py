@@ -103,24 +103,24 @@ class _Submit(click.Group):
             epilog=_submit.epilog,
         )
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the pipelines; none when no server can be reached."""
-        return list(self._titles())
+        return list(self._titles(ctx))
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the pipelines with their titles."""
         with formatter.section("Pipelines"):
-            titles = self._titles()
+            titles = self._titles(ctx)
             if titles:
                 formatter.write_dl(list(titles.items()))
             else:
                 formatter.write_text("none can be listed: no services are reached (see guidehall --help)")
 
-    def _titles(self) -> dict[str, str]:
+    def _titles(self, ctx: click.Context) -> dict[str, str]:
         from guidehall.client.errors import AppError
 
         try:
-            with connect() as client:
+            with connect(ctx) as client:
                 return {pipeline.name: pipeline.title for pipeline in client.pipelines()}
         except AppError:
             return {}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +192,35 @@ def test_simulate_prints_columns(peer: Peer, capsys: pytest.CaptureFixture[str],
     assert heading == "# q R; q in 1/angstrom"
     assert [[float(value) for value in row.split()] for row in rows] == [[0.01, 1.0], [0.02, 0.5]]
     assert peer.params() == {"stack": {"layers": [{"thickness": 120}]}, "probe": {"points": 2}}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("guidehall jo", "job"),
+        ("guidehall submit reflectometry.nr", NR_SLD),
+        (f"guidehall submit {NR_SLD} --training.ep", "--training.epochs"),
+    ],
+)
+def test_shell_completes_commands_pipelines_and_flags(peer: Peer, words: str, expected: str) -> None:
+    assert expected in _completed(words)
+
+
+def test_completion_is_silent_when_no_server_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1")
+
+    assert _completed(f"guidehall submit {NR_SLD} --dry") == ["--dry-run"]
+
+
+def _completed(words: str) -> list[str]:
+    environment = {
+        **os.environ,
+        "_GUIDEHALL_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "guidehall.cli"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.stderr == ""
+    return [line.partition(",")[2] for line in finished.stdout.splitlines()]
