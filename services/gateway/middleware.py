@@ -42,7 +42,7 @@ class Trace:
 
 
 class SecurityHeaders:
-    """Headers that browsers heed, on every answer; server-sent events are never held back by a proxy."""
+    """Headers that browsers heed, on every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,8 +52,6 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
                 added = [header for header in _HEADERS if header[0] not in present]
-                if any(value.startswith(b"text/event-stream") for _, value in message["headers"]):
-                    added.append((b"x-accel-buffering", b"no"))
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
