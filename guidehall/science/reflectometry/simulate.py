@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from guidehall.science.pipeline import Context, raise_if_cancelled
-from guidehall.science.reflectometry import plots
 from guidehall.science.reflectometry.kernel import Media, depth_grid, measured_reflectivity, profile
 from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
 
@@ -55,6 +54,9 @@ def simulate(params: SimulateParams) -> SimulateResult:
 
 def run(params: SimulateParams, context: Context) -> SimulateResult:
     """Calculates one curve, with pictures and a text file of q, R and dq (one standard deviation)."""
+    # Servers calculate without drawing: only a job needs matplotlib.
+    from guidehall.science.reflectometry import plots
+
     raise_if_cancelled(context)
     result = simulate(params)
     context.progress(1, 1, phase="simulate")
