@@ -60,7 +60,7 @@ def predict(
     return y.tolist(), int(answer.model_version.rsplit("/", 1)[1])
 
 
-def eventually(condition: Any, seconds: float = 10) -> None:
+def eventually(condition: Any, seconds: float = 30) -> None:
     """Waits for what another process does in its own time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -156,24 +156,16 @@ def test_the_least_recently_used_model_makes_room(
     assert predict(server, "large-1")[0] == [1]
 
 
-def test_weights_damaged_on_disk_are_fetched_again(
+def test_restarts_find_the_models_on_disk_and_mend_what_is_damaged(
     storage: StorageSite, start_inference: StartInference, tmp_path: Path
 ) -> None:
-    publish(storage, "fragile", line_model(slope=1))
+    publish(storage, "survivor", line_model(slope=7))
     server = start_inference()
-    assert predict(server, "fragile") == ([1], 1)
+    assert predict(server, "survivor") == ([7], 1)
     server.stop()
     for path in (tmp_path / "cache" / "weights").iterdir():
         path.write_bytes(b"x" + path.read_bytes()[1:])
     server.start()
-    assert predict(server, "fragile") == ([1], 1)
-
-
-def test_a_restart_without_storage_serves_what_is_on_disk(
-    storage: StorageSite, start_inference: StartInference
-) -> None:
-    publish(storage, "survivor", line_model(slope=7))
-    server = start_inference()
     assert predict(server, "survivor") == ([7], 1)
     server.stop()
     alone = start_inference(STORAGE__TARGET="127.0.0.1:1")
@@ -202,16 +194,6 @@ def test_inputs_are_checked_by_name(storage: StorageSite, inference: InferencePr
     with pytest.raises(InvalidArgument) as named:
         predict(inference, "projects/default/datasets/strict")
     assert named.value.violations[0].field == "model"
-
-
-def test_one_request_may_hold_only_so_many_rows(
-    storage: StorageSite, start_inference: StartInference
-) -> None:
-    publish(storage, "rows", line_model(slope=1))
-    server = start_inference(EXECUTION__MAX_BATCH_ROWS=10)
-    assert predict(server, "rows", rows=10)[0] == [1] * 10
-    with pytest.raises(InvalidArgument, match="at most 10"):
-        predict(server, "rows", rows=11)
 
 
 def test_a_model_is_there_for_its_owner_and_operators_only(
