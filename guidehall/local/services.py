@@ -6,11 +6,11 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
+from guidehall.local.access import Backing
 from guidehall.local.errors import StackError
 from guidehall.local.files import read_json, write_json
 from guidehall.local.identity import Identity
@@ -40,11 +40,7 @@ class Site:
     Attributes:
         data: the data folder of the stack.
         root: the folder that holds the package `services`.
-        postgres: how to reach a database, by name.
-        nats: how a service reaches NATS, by the service's name.
-        s3: how to reach the bucket.
-        run_sql: runs a psql script as an administrator of PostgreSQL.
-        generation: text that changes when the databases begin anew, valid once PostgreSQL is ready.
+        backing: the servers that they stand on.
         workers: how many training workers run.
         auth_mode: "single", "proxy" or "token".
         inherited: variables of the person at the terminal.
@@ -54,11 +50,7 @@ class Site:
     root: Path
     ports: Ports
     identity: Identity
-    postgres: Callable[[str], PostgresAccess]
-    nats: Callable[[str], NatsAccess]
-    s3: S3Access
-    run_sql: Callable[[str], str]
-    generation: Callable[[], str]
+    backing: Backing
     workers: int
     auth_mode: str
     inherited: Mapping[str, str]
@@ -163,7 +155,7 @@ def _trainer(site: Site) -> Program:
         _migrate(site, "trainer", run, environment)
         enrolment = site.credential_file.with_suffix(".json")
         known = read_json(enrolment)
-        if known.get("generation") == site.generation() and known.get("renew_at", 0.0) > time.time():
+        if known.get("generation") == site.backing.generation() and known.get("renew_at", 0.0) > time.time():
             return
         arguments = (
             "--pool",
@@ -175,7 +167,7 @@ def _trainer(site: Site) -> Program:
         )
         run(_module("services.trainer", "enrol", *arguments), environment)
         renew_at = time.time() + _CREDENTIAL_DAYS * _DAY_SECONDS / 2
-        write_json(enrolment, {"generation": site.generation(), "renew_at": renew_at})
+        write_json(enrolment, {"generation": site.backing.generation(), "renew_at": renew_at})
 
     return Program(
         name="trainer",
@@ -195,9 +187,9 @@ def _migrate(site: Site, service: str, run: Run, environment: Mapping[str, str])
         site.data / f"schema-{service}.json", site.root / "services" / service / "migrations"
     )
     ask = version_sql(DATABASES[service])
-    if not record.holds(site.run_sql(ask)):
+    if not record.holds(site.backing.run_sql(ask)):
         run(_module(f"services.{service}", "migrate"), environment)
-        record.keep(site.run_sql(ask))
+        record.keep(site.backing.run_sql(ask))
 
 
 def _inference(site: Site) -> Program:
@@ -322,7 +314,7 @@ def _auth(site: Site, service: str) -> dict[str, str]:
 
 
 def _postgres(site: Site, service: str) -> dict[str, str]:
-    access = site.postgres(DATABASES[service])
+    access = site.backing.postgres(DATABASES[service])
     return {
         "POSTGRES__HOST": access.host,
         "POSTGRES__PORT": str(access.port),
@@ -333,7 +325,7 @@ def _postgres(site: Site, service: str) -> dict[str, str]:
 
 
 def _nats(site: Site, user: str) -> dict[str, str]:
-    access = site.nats(user)
+    access = site.backing.nats(user)
     return {
         "NATS__URL": access.url,
         "NATS__USER": access.user,
@@ -342,7 +334,7 @@ def _nats(site: Site, user: str) -> dict[str, str]:
 
 
 def _s3(site: Site) -> dict[str, str]:
-    access = site.s3
+    access = site.backing.s3
     return {
         "S3__ENDPOINT": access.endpoint,
         "S3__ACCESS_KEY": access.access_key,

@@ -8,13 +8,13 @@ import platform
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
 from guidehall.local import record, services
-from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
+from guidehall.local.access import Backing
 from guidehall.local.backing import NATS_MONITOR_PORT, NATS_PORT, POSTGRES_PORT, S3_PORT
 from guidehall.local.errors import Interrupted, StackError
 from guidehall.local.external import (
@@ -32,7 +32,6 @@ from guidehall.local.logfiles import RotatingLog
 from guidehall.local.nats import NatsServer
 from guidehall.local.ports import Ports
 from guidehall.local.postgres import PostgresServer
-from guidehall.local.processes import Program
 from guidehall.local.s3 import S3Server
 from guidehall.local.supervisor import Report, Supervisor, silent
 
@@ -71,18 +70,6 @@ class Options:
             raise StackError(f"auth mode: got {self.auth_mode!r}; one of {', '.join(AUTH_MODES)}")
 
 
-@dataclass(frozen=True)
-class _Backing:
-    """The servers that the services stand on: the programs of those that are ours, access to all."""
-
-    programs: tuple[Program, ...]
-    postgres: Callable[[str], PostgresAccess]
-    nats: Callable[[str], NatsAccess]
-    s3: S3Access
-    run_sql: Callable[[str], str]
-    generation: Callable[[], str]
-
-
 class Stack:
     """The platform below one data folder; a context manager that starts and stops it.
 
@@ -113,9 +100,9 @@ class Stack:
             raise StackError("the stack of one machine needs Linux; elsewhere run it in a container")
         try:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise StackError(f"{self._data} is a file, not a folder") from error
-        self._lock = FolderLock(self._data)
+            self._lock = FolderLock(self._data)
+        except OSError as error:
+            raise StackError(f"{self._data} cannot be the data folder: {error.strerror}") from error
         try:
             self._start()
         except BaseException as error:
@@ -164,11 +151,7 @@ class Stack:
             root=services.find_root(),
             ports=ports,
             identity=identity,
-            postgres=backing.postgres,
-            nats=backing.nats,
-            s3=backing.s3,
-            run_sql=backing.run_sql,
-            generation=backing.generation,
+            backing=backing,
             workers=self.options.workers,
             auth_mode=self.options.auth_mode,
             inherited=self.options.environment,
@@ -244,7 +227,7 @@ def summary(endpoints: Mapping[str, object]) -> str:
 
 def _backing(
     folder: Path, ports: Ports, secrets: Secrets, variables: Mapping[str, str], report: Report
-) -> _Backing:
+) -> Backing:
     """Servers of our own, but for those that `variables` say run elsewhere: these are only checked.
 
     Raises:
@@ -276,6 +259,6 @@ def _backing(
     else:
         s3 = S3Server(folder, ports.choose("s3", S3_PORT), secrets)
         programs.append(s3.program())
-    return _Backing(
+    return Backing(
         tuple(programs), postgres.access, nats.access, s3.access(), postgres.run_sql, postgres.generation
     )

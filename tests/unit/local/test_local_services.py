@@ -10,6 +10,7 @@ from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import AuthSettings
 from guidehall.local import services
+from guidehall.local.access import Backing
 from guidehall.local.external import ExternalNats, ExternalPostgres, ExternalS3
 from guidehall.local.files import Secrets
 from guidehall.local.identity import Identity
@@ -34,11 +35,14 @@ def _site(
         root=folder,
         ports=ports,
         identity=Identity(folder / "identity"),
-        postgres=postgres.access,
-        nats=ExternalNats(f"nats://me:{_PASSWORD}@nats.example", secrets).access,
-        s3=ExternalS3(f"https://me:{_PASSWORD}@s3.example/bucket", secrets).access(),
-        run_sql=postgres.run_sql,
-        generation=postgres.generation,
+        backing=Backing(
+            programs=(),
+            postgres=postgres.access,
+            nats=ExternalNats(f"nats://me:{_PASSWORD}@nats.example", secrets).access,
+            s3=ExternalS3(f"https://me:{_PASSWORD}@s3.example/bucket", secrets).access(),
+            run_sql=postgres.run_sql,
+            generation=postgres.generation,
+        ),
         workers=workers,
         auth_mode="single",
         inherited=inherited or {},
