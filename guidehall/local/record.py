@@ -75,18 +75,21 @@ class Recorder:
             write_json(self._path, asdict(record), durable=False)
 
 
-def end_leftovers(folder: Path, patience_seconds: float = 10.0) -> None:
-    """Sees to it that nothing runs any more that a killed supervisor had started.
+def end_leftovers(folder: Path, patience_seconds: float = 10.0) -> bool:
+    """Sees to it that nothing runs any more that a killed supervisor had started; whether anything did.
 
     They were all told to stop when it died; those that take longer than `patience_seconds` are killed.
     """
+    found = False
     deadline = time.monotonic() + patience_seconds
     for service in read(folder).services:
+        found = found or _still_runs(service)
         while _still_runs(service) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         while _still_runs(service):
             _kill(service)
             time.sleep(_POLL_SECONDS)
+    return found
 
 
 def _describe(process: Process) -> ServiceRecord:

@@ -89,6 +89,24 @@ def test_a_crashed_program_is_started_again(server: Program, tmp_path: Path) -> 
     assert identity(second or 0) is None
 
 
+@pytest.mark.parametrize(("healthy_seconds", "delay"), [(3600.0, 0.1), (0.0, 0.01)])
+def test_a_healthy_time_ends_the_memory_of_earlier_crashes(
+    server: Program, tmp_path: Path, healthy_seconds: float, delay: float
+) -> None:
+    policy = RestartPolicy(first_seconds=0.01, factor=10.0, healthy_seconds=healthy_seconds)
+    supervisor = Supervisor(tmp_path / "logs", policy)
+    supervisor.start([server])
+    process = supervisor.processes["server"]
+
+    for _ in range(2):
+        process.send(signal.SIGKILL)
+        assert process.wait_gone(10.0)
+        process.wait_ready()
+    supervisor.stop()
+
+    assert process.retry_seconds == pytest.approx(delay)
+
+
 def test_a_program_that_never_becomes_ready_is_given_up_with_the_end_of_its_log(
     server: Program, tmp_path: Path
 ) -> None:

@@ -23,9 +23,11 @@ def test_what_a_killed_supervisor_left_running_is_ended(tmp_path: Path) -> None:
     with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as process:
         _left_behind(tmp_path, process, identity(process.pid))
 
-        record.end_leftovers(tmp_path, patience_seconds=0.1)
+        found = record.end_leftovers(tmp_path, patience_seconds=0.1)
 
+        assert found
         assert process.wait(timeout=5) == -9
+    assert not record.end_leftovers(tmp_path)
 
 
 def test_somebody_elses_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
