@@ -15,7 +15,7 @@ from datetime import datetime
 from prometheus_client import Counter
 from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, text, update
 
-from guidehall.core.errors import AppError, Unavailable
+from guidehall.core.errors import AppError
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.journal import seconds
@@ -77,7 +77,7 @@ class Relay:
                     try:
                         groups = await self._claim()
                         pause = 0.0 if groups else await self._until_next()
-                    except Unavailable:
+                    except AppError:
                         groups, pause = [], self._settings.idle_seconds
                     telling = [tasks.create_task(self._tell(group, at_once)) for group in groups]
                     if telling:
@@ -130,7 +130,7 @@ class Relay:
                 await self._done(group)
             else:
                 await self._again(group, problem)
-        except Unavailable:
+        except AppError:
             logger.debug("the database is away: what was told will be told again when its claim runs out")
 
     async def _done(self, group: Sequence[Message]) -> None:

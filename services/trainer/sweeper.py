@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from sqlalchemy import delete, func, or_, select, text
 
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import AppError
 from services.trainer.database import Database
 from services.trainer.journal import Cause, Journal, ring, seconds
 from services.trainer.leases import Leases
@@ -70,7 +70,7 @@ class Sweeper:
                     await self.ring_again()
                     await self.purge()
                 await self._on_database(True)
-            except Unavailable:
+            except AppError:
                 await self._on_database(False)
             await asyncio.sleep(sweep.interval_seconds)
 

@@ -1,0 +1,260 @@
+"""The trainer and a real storage: pinned inputs, the commit of outputs, what is dropped, the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from guidehall.contracts.datasets.v1 import datasets_pb2
+from guidehall.contracts.identity.v1 import audit_pb2
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.results.v1 import results_pb2
+from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.auth import Role
+from guidehall.core.errors import InvalidArgument, NotFound
+from guidehall.local.backing import BackingServers
+from tests.fixtures.storage import StorageSite, Stubs, eventually, storage_site, weights
+from tests.fixtures.trainer import Cast, Owner, TrainerSite, refused, trainer_site
+
+DOCUMENT = {"model_name": "line", "slope": 2.0}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A trainer with two replicas, and the storage that it tells."""
+
+    trainer: TrainerSite
+    storage: StorageSite
+
+
+@pytest.fixture(scope="module")
+def pair(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    # One folder, so one set of keys.
+    folder = tmp_path_factory.mktemp("pair")
+    storage = storage_site(backing, folder)
+    # A port that stays the same when storage is started again.
+    storage.start()
+    port = storage.target.rpartition(":")[2]
+    storage.environ["GUIDEHALL_STORAGE__GRPC__PORT"] = port
+    trainer = trainer_site(backing, folder, STORAGE__TARGET=storage.target, LEASE__SECONDS=20)
+    try:
+        trainer.start()
+        trainer.start()
+        yield Pair(trainer, storage)
+    finally:
+        trainer.stop()
+        storage.stop()
+
+
+@pytest.fixture
+async def cast(pair: Pair) -> AsyncIterator[Cast]:
+    cast = Cast(pair.trainer)
+    yield cast
+    await cast.close()
+
+
+@pytest.fixture
+async def ada(pair: Pair) -> AsyncIterator[Stubs]:
+    """Ada at storage."""
+    async with pair.storage.user("ada") as stubs:
+        yield stubs
+
+
+def attempt(pair: Pair, lease: workers_pb2.Lease) -> Stubs:
+    """An attempt at storage, with the token of its lease."""
+    return Stubs(pair.storage.target, lease.job_token)
+
+
+def id_of(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+async def stage(pair: Pair, lease: workers_pb2.Lease, model: str) -> dict[str, Any]:
+    """Stages a document, a file and a model; gives what to finish with."""
+    job, epoch = id_of(lease.job), lease.lease_epoch
+    async with attempt(pair, lease) as token:
+        return {
+            "result": await token.stage_result(job, epoch, DOCUMENT | {"epoch": epoch}),
+            "plot.png": await token.stage(job, epoch, "artifact", "plot.png", b"picture %d" % epoch),
+            model: await token.stage(job, epoch, "model", model, weights(fill=epoch)),
+        }
+
+
+async def story(owner: Owner, name: str) -> list[jobs_pb2.JobEvent]:
+    """All events of a job, to its end."""
+    return [event async for event in owner.watch(name)]
+
+
+# Inputs -------------------------------------------------------------------------------------------------
+
+
+async def test_the_newest_version_of_a_dataset_is_pinned(cast: Cast, ada: Stubs) -> None:
+    owner, dataset = cast.owner(), f"d-{uuid.uuid4().hex[:8]}"
+    latest = f"projects/default/datasets/{dataset}/versions/latest"
+    first = await ada.upload(dataset, b"1 2\n")
+    request_id = str(uuid.uuid4())
+    job = await owner.submit(inputs={"points": latest}, request_id=request_id)
+    assert dict(job.inputs) == {"points": first.name}
+    second = await ada.upload(dataset, b"3 4\n")
+    # A repeat is the first job, whatever "latest" means by now.
+    again = await owner.submit(inputs={"points": latest}, request_id=request_id)
+    assert (again.name, dict(again.inputs)) == (job.name, {"points": first.name})
+    assert dict((await owner.submit(inputs={"points": latest})).inputs) == {"points": second.name}
+
+
+async def test_a_jobs_token_opens_its_inputs_and_no_others(pair: Pair, cast: Cast, ada: Stubs) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    mine, other = [await ada.upload(f"d-{uuid.uuid4().hex[:8]}", b"1 2\n") for _ in range(2)]
+    await owner.submit(inputs={"points": mine.name})
+    lease = await worker.must_lease()
+    async with attempt(pair, lease) as token:
+        read = token.datasets.GetDatasetVersion
+        found = await read(datasets_pb2.GetDatasetVersionRequest(name=mine.name), timeout=5)
+        assert found.object == mine.object
+        async with refused(NotFound):
+            await read(datasets_pb2.GetDatasetVersionRequest(name=other.name), timeout=5)
+
+
+@pytest.mark.parametrize("whose", ["nobody", "somebody"])
+async def test_a_dataset_that_the_caller_cannot_read_is_refused(cast: Cast, ada: Stubs, whose: str) -> None:
+    name = "projects/default/datasets/none/versions/1"
+    if whose == "somebody":
+        name = (await ada.upload(f"d-{uuid.uuid4().hex[:8]}", b"1 2\n")).name
+    async with refused(InvalidArgument) as found:
+        await cast.owner("bob").submit(inputs={"points": name})
+    assert found[0].violations[0].field == "inputs.points"
+
+
+# The commit ---------------------------------------------------------------------------------------------
+
+
+async def test_a_finished_job_is_published_once_and_its_watchers_hear_of_it_last(
+    pair: Pair, cast: Cast, ada: Stubs
+) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    model = f"m-{uuid.uuid4().hex[:8]}"
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    outputs = await stage(pair, lease, model)
+    assert await worker.finish(lease, outputs=outputs) == "SUCCEEDED"
+    events = await story(owner, job.name)
+    published = [event.published for event in events if event.HasField("published")]
+    assert published == [events[-1].published]
+    assert published[0].result == f"projects/default/results/{id_of(job.name)}"
+    assert list(published[0].model_versions) == [f"projects/default/models/{model}/versions/1"]
+    assert (await owner.get(job.name)).result == published[0].result
+    result = await ada.results.GetResult(results_pb2.GetResultRequest(name=published[0].result), timeout=5)
+    assert dict(result.document)["epoch"] == 1
+
+
+async def test_the_attempt_that_lost_leaves_nothing(pair: Pair, cast: Cast, ada: Stubs) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    model = f"m-{uuid.uuid4().hex[:8]}"
+    job = await owner.submit()
+    loser = await worker.must_lease()
+    async with worker.session(loser) as session:
+        await session.start()
+    await stage(pair, loser, model)
+    winner = await worker.must_lease()
+    assert winner.lease_epoch == 2
+    outputs = await stage(pair, winner, model)
+    assert await worker.finish(winner, outputs=outputs) == "SUCCEEDED"
+    result = (await story(owner, job.name))[-1].published.result
+    found = await ada.results.GetResult(results_pb2.GetResultRequest(name=result), timeout=5)
+    assert dict(found.document)["epoch"] == 2
+    await pair.storage.without_leaks()
+
+
+@pytest.mark.slow
+async def test_while_storage_is_away_jobs_end_and_they_are_published_when_it_is_back(
+    pair: Pair, cast: Cast
+) -> None:
+    owner = cast.owner()
+    jobs = [await owner.submit() for _ in range(3)]
+    workers = [await cast.worker() for _ in jobs]
+    leases = [await worker.must_lease() for worker in workers]
+    outputs = [await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}") for lease in leases]
+    await asyncio.to_thread(pair.storage.stop)
+    try:
+        for worker, lease, staged in zip(workers, leases, outputs, strict=True):
+            assert await worker.finish(lease, outputs=staged) == "SUCCEEDED"
+        watching = [asyncio.create_task(story(owner, job.name)) for job in jobs]
+        assert (await owner.get(jobs[0].name)).result == ""
+    finally:
+        await asyncio.to_thread(pair.storage.start)
+    for events in await asyncio.gather(*watching):
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert [event.HasField("published") for event in events].count(True) == 1
+        assert events[-1].HasField("published")
+
+
+# What is dropped ----------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_job_keeps_nothing(pair: Pair, cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
+    await owner.cancel(job.name)
+    assert await worker.finish(lease, outputs=outputs) == "CANCELLED"
+    assert not any(event.HasField("published") for event in await story(owner, job.name))
+    await eventually(lambda: nothing_staged(pair, job))
+    await pair.storage.without_leaks()
+
+
+async def test_a_newer_checkpoint_replaces_the_older_one(pair: Pair, cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    async with attempt(pair, lease) as token:
+        for ordinal in (1, 2, 3):
+            staged = await token.stage(id_of(job.name), 1, "checkpoint", str(ordinal), b"state %d" % ordinal)
+            checkpoint = workers_pb2.CheckpointRef(ordinal=ordinal, step=ordinal, object=staged)
+            request = workers_pb2.CommitCheckpointRequest(job=job.name, lease_epoch=1, checkpoint=checkpoint)
+            await worker.call("CommitCheckpoint", request)
+
+    async def only_the_newest() -> bool:
+        rows = await staged_rows(pair, job)
+        return [(row["kind"], row["object_id"]) for row in rows] == [("checkpoint", "3")]
+
+    await eventually(only_the_newest)
+    await owner.cancel(job.name)
+    await worker.finish(lease, "CANCELLED")
+    await eventually(lambda: nothing_staged(pair, job))
+
+
+async def nothing_staged(pair: Pair, job: jobs_pb2.Job) -> bool:
+    return not await staged_rows(pair, job)
+
+
+async def staged_rows(pair: Pair, job: jobs_pb2.Job) -> list[Any]:
+    query = "SELECT kind, object_id FROM storage.staged_objects WHERE job = $1"
+    return await pair.storage.fetch(query, id_of(job.name))
+
+
+# The audit log ------------------------------------------------------------------------------------------
+
+
+async def test_deeds_are_in_the_audit_log_once(pair: Pair, cast: Cast) -> None:
+    owner = cast.owner()
+    job = await owner.submit()
+    await owner.cancel(job.name)
+    await owner.cancel(job.name)
+    request = audit_pb2.ListAuditEventsRequest(filter=f'resource = "{job.name}"')
+    async with pair.storage.user("olga", Role.OPERATOR) as operator:
+
+        async def deeds() -> list[tuple[str, str, str]]:
+            events = (await operator.audit.ListAuditEvents(request, timeout=5)).events
+            return [(event.method.rpartition("/")[2], event.subject, event.outcome) for event in events]
+
+        async def complete() -> bool:
+            return len(await deeds()) == 2
+
+        await eventually(complete)
+        assert await deeds() == [("CancelJob", "ada", "OK"), ("SubmitJob", "ada", "OK")]
