@@ -73,7 +73,7 @@ class Program:
     provision: Callable[[], None] | None = None
     stop_signal: Signals = Signals.SIGTERM
     stop_seconds: float = 15.0
-    start_seconds: float = 60.0
+    start_seconds: float = 120.0
     account: Account | None = None
     # Not the current folder: an account that we change to may not be allowed in there.
     folder: Path = Path("/")

@@ -214,7 +214,6 @@ def _inference(site: Site) -> Program:
         folder=site.root,
         # Its own name rather than "": once it knows its models, and not as soon as it listens.
         probe=f"grpc://{_target(site, 'inference')}/inference.GRPCInferenceService",
-        start_seconds=120.0,
         # Importing torch takes longest: it looks for storage when it is done.
         uses=("storage", "nats"),
     )

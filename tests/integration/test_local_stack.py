@@ -152,7 +152,7 @@ def test_ctrl_c_stops_everything_in_reverse(folder: Path) -> None:
     down(folder)
     command = [sys.executable, "-m", "guidehall.local", "--data", str(folder), "--workers", "1"]
     with subprocess.Popen([*command, "--auth-mode", "single"], cwd=_ROOT) as process:
-        _wait_until(lambda: status(folder).stage == "ready", seconds=60.0)
+        _wait_until(lambda: status(folder).stage == "ready", seconds=100.0)
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
 
