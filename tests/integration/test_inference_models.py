@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import urllib3
+from minio import Minio
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.models.v1 import models_pb2
@@ -117,6 +120,33 @@ def test_a_bad_newer_version_says_why_and_leaves_the_older_one_alone(
     assert caught.value.retry_after_seconds is None
     assert "Traceback" not in caught.value.message
     assert predict(inference, name) == ([1], 1)
+
+
+def test_weights_that_changed_in_the_object_store_are_not_served(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    publish(storage, "tampered", line_model(slope=1))
+    before = storage.stored_keys()
+    model = line_model(slope=2)
+    publish(storage, "tampered", model)
+    (key,) = storage.stored_keys() - before
+    overwrite(storage, key, model.weights[:-1] + b"\x7f")
+    server = start_inference()
+    with pytest.raises(Unavailable) as caught:
+        predict(server, MODEL.format("tampered") + "/versions/2")
+    assert "SHA-256" in caught.value.message
+    assert predict(server, "tampered") == ([1], 1)
+
+
+def overwrite(storage: StorageSite, key: str, content: bytes) -> None:
+    """Changes an object behind storage's back."""
+    s3 = storage.backing.s3
+    pool = urllib3.PoolManager()
+    client = Minio(
+        s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, secure=False, http_client=pool
+    )
+    client.put_object(storage.bucket, key, io.BytesIO(content), len(content))
+    pool.clear()
 
 
 def test_a_deleted_model_is_gone_and_comes_back(storage: StorageSite, inference: InferenceProcess) -> None:
