@@ -6,7 +6,6 @@ import asyncio
 import logging
 import uuid
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,22 @@ import grpc
 
 from guidehall.core.errors import AppError, Code
 from guidehall.science import registry
-from guidehall.science.pipeline import Desired
 from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
 from services.trainer.worker.child_process import ChildProcess
 from services.trainer.worker.children import Children, Kin
 from services.trainer.worker.events import EventBuffer
-from services.trainer.worker.frames import FrameError
 from services.trainer.worker.job_log import NAME as LOG_NAME
 from services.trainer.worker.job_log import JobLog
 from services.trainer.worker.lease import LeasedJob
-from services.trainer.worker.machine import oom_kills
 from services.trainer.worker.messages import (
     ArtifactWritten,
     Broke,
     CheckpointSaved,
     End,
-    FromChild,
     Limits,
-    Logged,
     ModelWritten,
     Progressed,
     Start,
-    Started,
     Succeeded,
 )
 from services.trainer.worker.outputs import OutputFile, Outputs, described, output_file
@@ -43,13 +36,13 @@ from services.trainer.worker.retry import Pauses, until_answered
 from services.trainer.worker.session import LeaseLost, Session
 from services.trainer.worker.settings import WorkerSettings
 from services.trainer.worker.storage_client import StorageClient
+from services.trainer.worker.supervision import Patience, Supervision
 from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
 from services.trainer.worker.verdict import (
     CANCELLED,
     Died,
     Finish,
     HandBack,
-    Kill,
     Outcome,
     Reason,
     conclude,
@@ -117,14 +110,10 @@ class Attempt:
         self._outputs = Outputs()
         self._log = JobLog(folder / LOG_NAME, tools.settings.max_log_bytes)
         self._error_id = uuid.uuid4().hex[:16]
-        self._last_sign = 0.0
-        self._kill: Kill | None = None
         # The working directory of the pipeline, and where it leaves files.
         self._run_folder = folder / "run"
         self._run_folder.mkdir(mode=0o700)
         self._child_is_fit = False
-        # Whether the pipeline's own code runs.
-        self._began = False
 
     async def run(self) -> bool:
         """Runs to the report.
@@ -173,8 +162,13 @@ class Attempt:
         start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, self._prepare())
         if isinstance(start, Finish):
             return start, {}
-        end = await self._run_child(child, start)
-        verdict = conclude(end, self._kill, wishes.desired, wishes.draining, self._error_id)
+        patience = Patience(
+            self._job.timeout_seconds, self._job.hang_seconds, self._settings.child.cancel_grace_seconds
+        )
+        supervision = Supervision(child, wishes, patience, self)
+        end = await supervision.run(start)
+        self._child_is_fit = supervision.child_is_fit
+        verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
         self._log_failure(verdict, end, child)
         finishing = self._finish_transfers(verdict, end)
         return await wishes.unless(lambda: wishes.cancelled or wishes.leaving, finishing)
@@ -235,106 +229,31 @@ class Attempt:
         except AppError as error:
             # The work since its start is lost, the job is not.
             logger.error("the checkpoint of %s cannot be read: %s", self._job.job, error.message)
-            self._on_line(f"[the checkpoint cannot be read ({error.code.name}): starting from the beginning]")
+            self.on_line(f"[the checkpoint cannot be read ({error.code.name}): starting from the beginning]")
             return None
 
     # The run --------------------------------------------------------------------------------------------
 
-    async def _run_child(self, child: ChildProcess, start: Start) -> End | Died:
-        await child.begin(start, self._on_line)
-        self._last_sign = asyncio.get_running_loop().time()
-        async with asyncio.TaskGroup() as group:
-            watchers = [
-                group.create_task(self._steer(child)),
-                group.create_task(self._end_if_disobeyed(child)),
-                group.create_task(self._end_if_leaving(child)),
-                group.create_task(self._end_if_late(child)),
-                group.create_task(self._end_if_hung(child)),
-            ]
-            end = await self._follow(child)
-            for watcher in watchers:
-                watcher.cancel()
-        return end
+    def on_started(self) -> None:
+        """See `Listener`, like the following."""
+        self._session.started()
 
-    async def _follow(self, child: ChildProcess) -> End | Died:
-        """Listens to the child until its end."""
-        out_of_memory_before = oom_kills()
-        try:
-            while (message := await child.receive()) is not None:
-                if isinstance(message, End):
-                    self._child_is_fit = isinstance(message, Succeeded) and message.fit_for_another
-                    await (child.rest() if self._child_is_fit else child.reap())
-                    return message
-                self._take(message)
-        except FrameError as error:
-            await child.reap()
-            return Broke(traceback=f"the child's message cannot be read: {error}")
-        status = await child.exited()
-        return Died(status, out_of_memory=oom_kills() > out_of_memory_before)
+    def on_progress(self, progress: Progressed) -> None:
+        self._session.stepped(progress.step)
+        self._events.add_progress(progress)
+        self._session.notify()
 
-    def _take(self, message: FromChild) -> None:
-        if isinstance(message, Logged):
-            self._on_line(message.line)
-            return
-        self._last_sign = asyncio.get_running_loop().time()
-        match message:
-            case Started():
-                self._began = True
-                self._session.started()
-            case Progressed():
-                self._session.stepped(message.step)
-                self._events.add_progress(message)
-                self._session.notify()
-            case CheckpointSaved():
-                file = self._run_folder / message.file.name
-                self._checkpoints.put(SavedState(message.step, file, described(message.file, MEDIA_TYPE)))
-            case ArtifactWritten() | ModelWritten():
-                self._outputs.add(message.name, output_file(self._run_folder, message))
-
-    def _on_line(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         self._log.write(line)
         self._events.add_line(line)
         self._session.notify()
 
-    async def _steer(self, child: ChildProcess) -> None:
-        """Passes on what is wanted, at once."""
-        while True:
-            told = self.wishes.of_child
-            await child.want(told)
-            await self.wishes.until(partial(self._wants_other_than, told))
+    def on_checkpoint(self, checkpoint: CheckpointSaved) -> None:
+        file = self._run_folder / checkpoint.file.name
+        self._checkpoints.put(SavedState(checkpoint.step, file, described(checkpoint.file, MEDIA_TYPE)))
 
-    def _wants_other_than(self, told: Desired) -> bool:
-        return self.wishes.of_child is not told
-
-    async def _end_if_disobeyed(self, child: ChildProcess) -> None:
-        await self.wishes.until(lambda: self.wishes.cancelled)
-        if self._began:
-            await asyncio.sleep(self._settings.child.cancel_grace_seconds)
-        self._end(child, Kill.DISOBEYED_CANCEL)
-
-    async def _end_if_leaving(self, child: ChildProcess) -> None:
-        await self.wishes.until(lambda: self.wishes.leaving)
-        self._end(child, Kill.DRAINED)
-
-    async def _end_if_late(self, child: ChildProcess) -> None:
-        if self._job.timeout_seconds:
-            await asyncio.sleep(self._job.timeout_seconds)
-            self._end(child, Kill.TIMEOUT)
-
-    async def _end_if_hung(self, child: ChildProcess) -> None:
-        loop = asyncio.get_running_loop()
-        while self._job.hang_seconds:
-            left = self._last_sign + self._job.hang_seconds - loop.time()
-            if left <= 0:
-                self._end(child, Kill.HUNG)
-                return
-            await asyncio.sleep(left)
-
-    def _end(self, child: ChildProcess, why: Kill) -> None:
-        if self._kill is None:
-            self._kill = why
-        self._child_is_fit = False
-        child.kill()
+    def on_output(self, output: ArtifactWritten | ModelWritten) -> None:
+        self._outputs.add(output.name, output_file(self._run_folder, output))
 
     def _log_failure(self, verdict: Finish | HandBack, end: End | Died, child: ChildProcess) -> None:
         if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.FAILED:
@@ -381,6 +300,7 @@ class Attempt:
     async def _report(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
         """Says how it ended, until the trainer has heard it or the lease is lost."""
         await self._session.flush()
+        self._session.conclude()
         trainer, job = self._tools.trainer, self._job
 
         async def report() -> None:

@@ -44,9 +44,8 @@ class Doorbell:
         """Hears rings until it is cancelled."""
         if self._bus is None:
             return
-        rings = self._bus.durable(JOBS, f"jobs.{self._pool}", f"workers-{self._pool}")
         await self._waiting.wait()
-        async for ring in rings:
+        async for ring in self._bus.durable(JOBS, f"jobs.{self._pool}", f"workers-{self._pool}"):
             if self._waiting.is_set():
                 await ring.ack()
                 self._rung.set()

@@ -52,6 +52,7 @@ class Session:
         self._timeout_seconds = timeout_seconds
         self._pauses = pauses
         self._started = False
+        self._concluding = False
         self._step = 0
         self._deadline = asyncio.get_running_loop().time() + job.lease_seconds
         self._lease_timer: asyncio.Timeout | None = None
@@ -82,6 +83,10 @@ class Session:
             self._stored.clear()
             await self._stored.wait()
 
+    def conclude(self) -> None:
+        """The end is being reported: who does that hears himself whether the job is lost."""
+        self._concluding = True
+
     async def run(self) -> None:
         """Holds the session until it is cancelled.
 
@@ -101,6 +106,9 @@ class Session:
             before = self._deadline
             end = await self._converse()
             if isinstance(end, LeaseLost):
+                if self._concluding:
+                    # The trainer may know of the end before its answer to the report has arrived.
+                    await asyncio.Event().wait()
                 raise end
             logger.log(
                 logging.INFO if end is None else logging.WARNING,
