@@ -31,7 +31,7 @@ from services.inference.refinement import RefinementPool
 from services.inference.repository import Repository
 from services.inference.servicers import open_inference, prediction, reflectometry
 from services.inference.settings import InferenceSettings
-from services.inference.source import StorageSource
+from services.inference.source import IDEMPOTENT, StorageSource
 
 SERVICE_NAME = "inference"
 _USAGE = "usage: python -m services.inference serve|config"
@@ -57,7 +57,9 @@ async def serve(settings: InferenceSettings) -> None:
         stack.callback(engine.close)
         refinement = RefinementPool(settings.refinement)
         stack.callback(refinement.close)
-        channel = await stack.enter_async_context(open_channel(settings.storage, _credentials(settings)))
+        channel = await stack.enter_async_context(
+            open_channel(settings.storage, _credentials(settings), IDEMPOTENT)
+        )
         cache = DiskCache(settings.cache_dir.expanduser(), settings.repository.cache_bytes)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         repository = Repository(

@@ -16,6 +16,8 @@ from guidehall.science.pipeline import InvalidModel
 from services.inference.settings import RepositorySettings
 from services.inference.versions import ModelKey, Published, Reference
 
+# All that is asked of it here only reads.
+IDEMPOTENT = (models_pb2.DESCRIPTOR.services_by_name["ModelsService"].full_name,)
 _PAGE_SIZE = 100
 
 
