@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import AppError, Unavailable
 from services.storage.database import Database
 from services.storage.objects import ObjectStore
 from services.storage.settings import UpkeepSettings
@@ -39,9 +39,16 @@ class Collector:
         self._store = store
         self._upkeep = upkeep
         self._woken = asyncio.Event()
+        # Uploads that have ended. Lost with the process, but then the sweep finds their objects by their age.
+        self._ended: set[str] = set()
 
     def wake(self) -> None:
         """There is something to delete."""
+        self._woken.set()
+
+    def give_up(self, key: str) -> None:
+        """An upload has ended: its object becomes garbage unless it was kept."""
+        self._ended.add(key)
         self._woken.set()
 
     async def run(self) -> None:
@@ -49,15 +56,24 @@ class Collector:
         while True:
             self._woken.clear()
             try:
+                await self._drop_ended()
                 while await self._collect_batch() == self._upkeep.batch:
                     pass
-            except Unavailable as error:
+            except AppError as error:
                 logger.debug("garbage waits: %s", error.message)
             try:
                 async with asyncio.timeout(self._upkeep.sweep_seconds):
                     await self._woken.wait()
             except TimeoutError:
                 continue
+
+    async def _drop_ended(self) -> None:
+        ended = frozenset(self._ended)
+        if ended:
+            async with self._database.transaction() as connection:
+                unkept = update(objects).where(objects.c.key.in_(ended), objects.c.state == "writing")
+                await connection.execute(unkept.values(DROPPED))
+            self._ended -= ended
 
     async def _collect_batch(self) -> int:
         async with self._database.transaction() as connection:

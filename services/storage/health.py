@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer
 from services.storage.database import Database
 from services.storage.objects import ObjectStore
@@ -61,7 +61,7 @@ class Health:
         try:
             async with asyncio.timeout(self._seconds), self._database.transaction() as connection:
                 await connection.exec_driver_sql("SELECT 1")
-        except (Unavailable, TimeoutError):
+        except (AppError, TimeoutError):
             return False
         return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ from prometheus_client import Counter
 from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guidehall.core.errors import Aborted, DeadlineExceeded, InvalidArgument, Unavailable
+from guidehall.core.errors import Aborted, DeadlineExceeded, InvalidArgument
 from services.storage import garbage
 from services.storage.database import Database
 from services.storage.limits import Transfers
 from services.storage.objects import ObjectStore, new_key
 from services.storage.settings import LimitSettings, TransferSettings
 from services.storage.tables import objects
-
-logger = logging.getLogger(__name__)
 
 _KEPT = Counter("guidehall_storage_kept_bytes", "Bytes of objects that were received whole")
 
@@ -142,7 +139,8 @@ class Intake:
                 stored = await self._store_in_time(key, claim, pieces, inspector, expects_end)
                 yield stored
             finally:
-                await self._give_up(key)
+                # Says so and waits for nothing: a caller that hung up can interrupt whatever waits here.
+                self._collector.give_up(key)
 
     async def _store_in_time(
         self,
@@ -212,19 +210,6 @@ class Intake:
         except TimeoutError:
             message = f"nothing of the upload came for {limit:g} s"
             raise DeadlineExceeded(message, reason="UPLOAD_STALLED") from None
-
-    async def _give_up(self, key: str) -> None:
-        """Makes the object garbage unless it was kept."""
-        try:
-            async with self._database.transaction() as connection:
-                dropped = update(objects).where(objects.c.key == key, objects.c.state == "writing")
-                given_up = (await connection.execute(dropped.values(garbage.DROPPED))).rowcount
-        except Unavailable:
-            # It is still marked as being written, and goes when it is too old for that.
-            logger.warning("object %s is left to the sweep", key)
-            return
-        if given_up:
-            self._collector.wake()
 
 
 async def keep(connection: AsyncConnection, stored: Stored) -> None:

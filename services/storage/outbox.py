@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from guidehall.contracts.events.v1 import events_pb2
 from guidehall.core.bus import EventBus
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import AppError, Unavailable
 from guidehall.core.postgres import transaction
 from services.storage.tables import outbox
 
@@ -63,7 +63,7 @@ class Relay:
             try:
                 while await self._publish_batch() == _BATCH:
                     pass
-            except Unavailable as error:
+            except AppError as error:
                 logger.debug("announcements wait: %s", error.message)
                 await asyncio.sleep(self._seconds)
                 continue

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, Table, delete, func, select, union_all, update
 from sqlalchemy.dialects.postgresql import insert
 
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import AppError
 from services.storage import garbage, staging
 from services.storage.database import Database
 from services.storage.jobs import Job
@@ -41,7 +41,7 @@ class Sweeper:
                 if loop.time() >= reconcile_at:
                     await self.reconcile()
                     reconcile_at = loop.time() + self._upkeep.reconcile_seconds
-            except Unavailable as error:
+            except AppError as error:
                 logger.debug("the sweep waits: %s", error.message)
             self._collector.wake()
             await asyncio.sleep(self._upkeep.sweep_seconds)

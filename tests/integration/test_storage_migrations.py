@@ -55,7 +55,9 @@ async def test_up_down_up(own_storage: Callable[..., StorageSite]) -> None:
     again = site.run("migrate")
     remade = {row["name"] for row in await site.fetch(_TABLES)}
 
-    assert [done.returncode for done in (down, up, again)] == [0, 0, 0], down.stderr + up.stderr + again.stderr
+    assert [done.returncode for done in (down, up, again)] == [0, 0, 0], (
+        down.stderr + up.stderr + again.stderr
+    )
     assert left == {"storage.alembic_version"}
     assert made == remade
     assert {"storage.objects", "identity.users", "audit.events"} < made

@@ -43,7 +43,12 @@ async def test_what_was_published_is_read_and_downloaded(people: People) -> None
     assert dict(version.metrics) == {"loss": 0.25}
     assert json_format.MessageToDict(version.manifest) == manifest(content)
     (tensor,) = version.inputs
-    assert (tensor.name, tensor.datatype, list(tensor.shape), tensor.unit) == ("x", "FP32", [-1, 3], "1/angstrom")
+    assert (tensor.name, tensor.datatype, list(tensor.shape), tensor.unit) == (
+        "x",
+        "FP32",
+        [-1, 3],
+        "1/angstrom",
+    )
     assert version.manifest_sha256
     assert version.weights.sha256 == sha256(content)
 
@@ -68,7 +73,9 @@ async def test_what_was_published_is_read_and_downloaded(people: People) -> None
         {"arguments": {"text": "a\x00b"}},
     ],
 )
-async def test_a_manifest_that_does_not_hold_together_is_refused(people: People, change: dict[str, Any]) -> None:
+async def test_a_manifest_that_does_not_hold_together_is_refused(
+    people: People, change: dict[str, Any]
+) -> None:
     ada, name, content = people.user(), people.name("m"), weights()
 
     async with refused(InvalidArgument) as refusal:
@@ -138,7 +145,9 @@ async def test_versions_have_no_gaps_whoever_publishes_at_once(people: People) -
 async def test_a_repeated_publication_gives_the_first_answer(people: People) -> None:
     ada, name, content, request_id = people.user(), people.name("m"), weights(), str(uuid.uuid4())
 
-    first, second = await asyncio.gather(*(ada.publish(name, content, request_id=request_id) for _ in range(2)))
+    first, second = await asyncio.gather(
+        *(ada.publish(name, content, request_id=request_id) for _ in range(2))
+    )
 
     assert first == second
     assert first.version == 1

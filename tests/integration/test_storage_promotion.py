@@ -67,7 +67,12 @@ async def read_checkpoint(stubs: Stubs, job: str, epoch: int, ordinal: int) -> b
 
 
 async def test_what_the_trainer_commits_becomes_visible_to_the_owner(people: People) -> None:
-    ada, trainer, job, model = people.user(), people.service("trainer"), str(uuid.uuid4()), people.name("film")
+    ada, trainer, job, model = (
+        people.user(),
+        people.service("trainer"),
+        str(uuid.uuid4()),
+        people.name("film"),
+    )
     owner = people.name("ada")
     outputs = await stage_all(people.job(job, 1), job, 1, model)
     async with refused(NotFound):
@@ -84,7 +89,9 @@ async def test_what_the_trainer_commits_becomes_visible_to_the_owner(people: Peo
     request = results_pb2.DownloadArtifactRequest(name=result.artifacts[1].name)
     header, content = await received(ada.results.DownloadArtifact(request))
     assert (content, header.filename) == (b"picture 0", "plot.png")
-    version = await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=promoted.model_versions[0]))
+    version = await ada.models.GetModelVersion(
+        models_pb2.GetModelVersionRequest(name=promoted.model_versions[0])
+    )
     assert (version.owner, version.job, version.weights.sha256) == (owner, job_name(job), sha256(weights()))
     listed = (await ada.results.ListResults(results_pb2.ListResultsRequest())).results
     assert [(item.name, item.HasField("document")) for item in listed] == [(result.name, False)]
@@ -109,7 +116,12 @@ async def test_promotion_happens_once(people: People) -> None:
 
 
 async def test_what_losing_attempts_staged_is_dropped(people: People) -> None:
-    ada, trainer, job, model = people.user(), people.service("trainer"), str(uuid.uuid4()), people.name("film")
+    ada, trainer, job, model = (
+        people.user(),
+        people.service("trainer"),
+        str(uuid.uuid4()),
+        people.name("film"),
+    )
     await stage_all(people.job(job, 1), job, 1, model, fill=1)
     outputs = await stage_all(people.job(job, 2), job, 2, model, fill=2)
     await people.job(job, 2).stage(job, 2, "artifact", "not-committed.txt", b"extra")
@@ -136,7 +148,13 @@ async def test_only_what_was_committed_can_be_promoted(people: People) -> None:
     outputs = await stage_all(people.job(job, 1), job, 1, model)
     other = common_pb2.ObjectRef(sha256="0" * 64, size_bytes=9)
 
-    for wrong in ({"result": other}, {"plot.png": other}, {"missing.txt": other}, {model: other}, {"1": other}):
+    for wrong in (
+        {"result": other},
+        {"plot.png": other},
+        {"missing.txt": other},
+        {model: other},
+        {"1": other},
+    ):
         async with refused(FailedPrecondition) as refusal:
             await trainer.staging.Promote(commit(job, 1, "ada", outputs | wrong))
         assert refusal[0].reason == "OUTPUT_MISMATCH"
@@ -270,7 +288,12 @@ async def test_discarding_keeps_a_checkpoint_and_what_is_newer(people: People) -
 
 
 async def test_a_model_name_of_somebody_else_is_not_taken_over(people: People) -> None:
-    bob, trainer, job, model = people.user("bob"), people.service("trainer"), str(uuid.uuid4()), people.name("m")
+    bob, trainer, job, model = (
+        people.user("bob"),
+        people.service("trainer"),
+        str(uuid.uuid4()),
+        people.name("m"),
+    )
     theirs = await bob.publish(model, weights(fill=9))
     outputs = await stage_all(people.job(job, 1), job, 1, model)
 
@@ -278,9 +301,9 @@ async def test_a_model_name_of_somebody_else_is_not_taken_over(people: People) -
 
     (name,) = promoted.model_versions
     assert name == f"{model_name(model[:30])}-{job.replace('-', '')}/versions/1"
-    assert (await people.user().models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name))).owner == (
-        people.name("ada")
-    )
+    assert (
+        await people.user().models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name))
+    ).owner == (people.name("ada"))
     model_of_bob = await bob.models.GetModel(models_pb2.GetModelRequest(name=model_name(model)))
     assert (model_of_bob.latest_version, theirs.version) == (1, 1)
 
@@ -311,7 +334,7 @@ async def test_a_document_is_kept_as_it_was(people: People) -> None:
     ada, trainer, job = people.user(), people.service("trainer"), str(uuid.uuid4())
     document = {
         "numbers": [0, -1, 1.5, 1e-300, 1e300, 2**52 + 1, -0.1, 1 / 3],
-        "text": "Å σ \U0001f600 \\ \" \n",
+        "text": 'Å σ \U0001f600 \\ " \n',
         "nothing": None,
         "yes": True,
         "empty": {"list": [], "object": {}},

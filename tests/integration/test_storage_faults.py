@@ -1,0 +1,320 @@
+"""What may go wrong around storage, and in it: nothing is lost, and nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.datasets.v1 import datasets_pb2
+from guidehall.contracts.identity.v1 import identity_pb2
+from guidehall.core.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from guidehall.local.backing import BackingServers
+from services.storage.objects import new_key
+from tests.fixtures.storage import MIB, READY, StorageSite, Stubs, eventually, received, sha256, upload
+from tests.fixtures.trainer import refused
+
+
+async def begin(stubs: Stubs, dataset: str, megabytes: int, **header: Any) -> Any:
+    """An upload that has sent so much and goes on when it is told to."""
+    call = stubs.datasets.UploadDatasetVersion(timeout=60)
+    await call.write(upload(dataset, b"", **header)[0])
+    for number in range(megabytes):
+        await call.write(chunk(number * MIB, bytes(MIB)))
+    return call
+
+
+def chunk(offset: int, data: bytes) -> datasets_pb2.UploadDatasetVersionRequest:
+    return datasets_pb2.UploadDatasetVersionRequest(chunk=common_pb2.Chunk(offset_bytes=offset, data=data))
+
+
+async def stored_states(site: StorageSite) -> list[str]:
+    return [row["state"] for row in await site.fetch("SELECT state FROM storage.objects")]
+
+
+async def test_a_large_upload_takes_little_memory(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        await ada.upload("warm-up", bytes(20 * MIB))
+        before = process.peak_bytes()
+        size = 64 * MIB
+        version = await ada.upload("large", bytes(size))
+        header, content = await received(
+            ada.datasets.DownloadDatasetVersion(datasets_pb2.DownloadDatasetVersionRequest(name=version.name))
+        )
+
+    assert header.object.size_bytes == len(content) == size
+    assert process.peak_bytes() - before < size / 2
+
+
+async def test_a_file_above_the_limit_is_refused_as_soon_as_it_shows(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage()
+    site.start(LIMITS__MAX_OBJECT_BYTES=2 * MIB)
+    async with site.user("ada") as ada:
+        await ada.upload("fits", bytes(2 * MIB))
+        claims = await begin(ada, "claims", 0, size_bytes=2_000_000_000)
+        async with refused(InvalidArgument) as refusal:
+            # Without another byte, and without the end.
+            await claims
+        async with refused(InvalidArgument):
+            await ada.upload("grows", bytes(2 * MIB + 1))
+
+    assert "2097152" in refusal[0].message
+    assert len(await site.without_leaks()) == 1
+
+
+async def test_the_object_store_goes_away_in_the_middle_of_an_upload(
+    backing: BackingServers, own_storage: Callable[..., StorageSite]
+) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        call = await begin(ada, "d", 9)
+
+        async def has_begun() -> bool:
+            return "writing" in await stored_states(site)
+
+        await eventually(has_begun)
+        backing.kill("s3")
+        try:
+            async with refused(Unavailable) as refusal:
+                # Storage answers as soon as it knows.
+                with suppress(asyncio.InvalidStateError):
+                    for number in range(9, 30):
+                        await call.write(chunk(number * MIB, bytes(MIB)))
+                await call
+        finally:
+            backing.restart("s3")
+        assert refusal[0].reason == "OBJECT_STORE_UNAVAILABLE"
+        assert refusal[0].retry_after_seconds
+        process.wait_serving()
+        assert await site.without_leaks() == set()
+        # The same again now works.
+        assert (await ada.upload("d", bytes(9 * MIB))).version == 1
+    assert len(await site.without_leaks()) == 1
+
+
+async def test_health_follows_what_is_needed(
+    backing: BackingServers, own_storage: Callable[..., StorageSite]
+) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        stub: Any = health_pb2_grpc.HealthStub(ada.channel)
+
+        async def serving(service: str) -> bool:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+            return bool(answer.status == answer.SERVING)
+
+        async def not_ready() -> bool:
+            return not await serving(READY)
+
+        version = await ada.upload("d", b"data")
+        backing.kill("s3")
+        try:
+            await eventually(not_ready)
+            assert await serving("")
+            assert await serving("guidehall.identity.v1.IdentityService")
+            who = await ada.identity.WhoAmI(identity_pb2.WhoAmIRequest())
+            request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+            async with refused(Unavailable):
+                await received(ada.datasets.DownloadDatasetVersion(request))
+        finally:
+            backing.restart("s3")
+        process.wait_serving()
+        assert who.subject == "ada"
+        assert (await received(ada.datasets.DownloadDatasetVersion(request)))[1] == b"data"
+
+
+async def test_the_database_goes_away_and_comes_back(
+    backing: BackingServers, own_storage: Callable[..., StorageSite]
+) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        call = await begin(ada, "d", 9)
+        backing.kill("postgres")
+        try:
+            end = datasets_pb2.UploadEnd(size_bytes=9 * MIB, sha256=sha256(bytes(9 * MIB)))
+            await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
+            await call.done_writing()
+            async with refused(Unavailable):
+                await call
+            async with refused(Unavailable):
+                await ada.datasets.ListDatasets(datasets_pb2.ListDatasetsRequest())
+        finally:
+            backing.restart("postgres")
+        process.wait_serving()
+        assert await site.without_leaks() == set()
+
+
+async def test_what_a_killed_process_was_receiving_is_swept(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        calls = [await begin(ada, f"d{number}", megabytes) for number, megabytes in enumerate((1, 9, 17))]
+
+        async def begun() -> bool:
+            return len(await stored_states(site)) == 3
+
+        await eventually(begun)
+        os.kill(process.pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+    site.processes.pop().stop()
+    assert await stored_states(site) == ["writing"] * 3
+
+    site.start(UPKEEP__WRITING_MAX_AGE_SECONDS=0.1)
+
+    assert await site.without_leaks() == set()
+
+
+async def test_a_drain_lets_a_running_upload_end(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    process = site.start()
+    async with site.user("ada") as ada:
+        call = await begin(ada, "d", 1)
+        stopped = asyncio.create_task(asyncio.to_thread(process.stop))
+        await asyncio.sleep(0.3)
+        end = datasets_pb2.UploadEnd(size_bytes=MIB, sha256=sha256(bytes(MIB)))
+        await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
+        await call.done_writing()
+        version = await call
+
+    assert version.version == 1
+    assert await stopped == 0
+    site.processes.pop()
+
+
+async def test_a_sender_that_falls_silent_is_given_up(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start(TRANSFER__IDLE_SECONDS=0.3)
+    async with site.user("ada") as ada:
+        call = await begin(ada, "d", 9)
+        async with refused(DeadlineExceeded) as refusal:
+            await call
+
+    assert refusal[0].reason == "UPLOAD_STALLED"
+    assert await site.without_leaks() == set()
+
+
+async def test_one_transfer_too_many_is_refused_at_once(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start(LIMITS__MAX_TRANSFERS=2)
+    async with site.user("ada") as ada:
+        calls = [await begin(ada, f"d{number}", 1) for number in range(2)]
+
+        async def begun() -> bool:
+            return len(await stored_states(site)) == 2
+
+        await eventually(begun)
+        async with refused(ResourceExhausted) as refusal:
+            await ada.upload("late", b"data")
+        for call in calls:
+            call.cancel()
+        assert await site.without_leaks() == set()
+        await ada.upload("late", b"data")
+
+    assert refusal[0].retry_after_seconds == 1.0
+
+
+async def test_strays_in_the_bucket_are_found_and_deleted(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start()
+    async with site.user("ada") as ada:
+        version = await ada.upload("d", b"data")
+    (kept,) = site.stored_keys()
+    site.put(new_key(), b"stray")
+    site.stop()
+
+    site.start(UPKEEP__STRAY_MAX_AGE_SECONDS=0.1, UPKEEP__MAX_STRAYS=0)
+    await asyncio.sleep(1)
+    untouched = site.stored_keys()
+    site.stop()
+    site.start(UPKEEP__STRAY_MAX_AGE_SECONDS=0.1, UPKEEP__RECONCILE_SECONDS=0.2)
+
+    assert await site.without_leaks() == {kept}
+    assert len(untouched) == 2
+    async with site.user("ada") as ada:
+        request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+        assert (await received(ada.datasets.DownloadDatasetVersion(request)))[1] == b"data"
+
+
+async def test_what_forgotten_jobs_staged_goes(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start()
+    old, new = str(uuid.uuid4()), str(uuid.uuid4())
+    for job in (old, new):
+        async with site.job(job, 1) as token:
+            await token.stage(job, 1, "checkpoint", "1", b"state")
+            await token.stage_result(job, 1, {"a": 1})
+    aged = "SET create_time = now() - interval '31 days' WHERE job = $1"
+    await site.fetch("UPDATE storage.staged_objects " + aged, old)
+    await site.fetch("UPDATE storage.staged_results " + aged, old)
+
+    async def only_the_new() -> bool:
+        rows = await site.fetch(
+            "SELECT job::text FROM storage.staged_objects UNION SELECT job::text FROM storage.staged_results"
+        )
+        return [row["job"] for row in rows] == [new]
+
+    await eventually(only_the_new)
+    await site.without_leaks()
+
+
+async def test_an_object_that_is_gone_is_data_loss_and_shows_no_key(storage: StorageSite) -> None:
+    async with storage.user(f"ada-{uuid.uuid4().hex[:8]}") as ada:
+        name = f"d-{uuid.uuid4().hex[:8]}"
+        version = await ada.upload(name, b"data")
+        (row,) = await storage.fetch(
+            "SELECT object_key FROM storage.dataset_versions WHERE dataset = $1", name
+        )
+        storage.remove(row["object_key"])
+        try:
+            async with refused(DataLoss) as refusal:
+                await received(
+                    ada.datasets.DownloadDatasetVersion(
+                        datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+                    )
+                )
+        finally:
+            storage.put(row["object_key"], b"data")
+
+    assert row["object_key"] not in refusal[0].message
+
+
+async def test_secrets_are_neither_logged_nor_shown(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    process = site.start()
+    shown = site.run("config", "show")
+    async with site.user("ada") as ada:
+        key = await ada.identity.CreateApiKey(identity_pb2.CreateApiKeyRequest(parent="users/ada"))
+        async with refused(InvalidArgument):
+            await ada.upload("../../etc", b"data")
+    site.processes.pop()
+    process.stop()
+
+    written = "".join(process.log) + shown.stdout + shown.stderr
+    assert shown.returncode == 0
+    assert '"bucket"' in shown.stdout
+    for secret in (site.database.password, site.backing.s3.secret_key, key.secret):
+        assert secret not in written
