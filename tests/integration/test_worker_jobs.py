@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +22,9 @@ from guidehall.contracts.results.v1 import results_pb2
 from guidehall.local.backing import BackingServers
 from tests.fixtures.storage import StorageSite, Stubs, eventually, received, storage_site
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
-from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker
+from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, WorkerProcess, running_workers
+
+STEADY_POOL = "steady"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,26 @@ def sites(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> 
         storage.stop()
 
 
+@pytest.fixture(scope="module")
+def steady(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A worker for all tests that leave it as it was."""
+    folder = tmp_path_factory.mktemp("steady")
+    with running_workers(sites.trainer, STEADY_POOL, folder, sites.storage.target) as workers:
+        yield workers(MAX_ARTIFACT_BYTES=2 << 20, MAX_RESULT_BYTES=1 << 20)
+
+
 @pytest.fixture
-async def owner(sites: Sites) -> AsyncIterator[Owner]:
+async def owner(sites: Sites, steady: WorkerProcess) -> AsyncIterator[Owner]:
+    """Somebody whose jobs the steady worker runs."""
+    cast = Cast(sites.trainer)
+    cast.pool = STEADY_POOL
+    yield cast.owner()
+    await cast.close()
+
+
+@pytest.fixture
+async def lone_owner(sites: Sites) -> AsyncIterator[Owner]:
+    """The same one in a pool of his own, without workers at first."""
     cast = Cast(sites.trainer)
     yield cast.owner()
     await cast.close()
@@ -65,8 +84,9 @@ async def stubs(sites: Sites) -> AsyncIterator[Stubs]:
 
 
 @pytest.fixture
-def workers(sites: Sites, owner: Owner, make_workers: Callable[..., WorkerMaker]) -> WorkerMaker:
-    return make_workers(sites.trainer, owner.pool, sites.storage.target)
+def workers(sites: Sites, lone_owner: Owner, make_workers: Callable[..., WorkerMaker]) -> WorkerMaker:
+    """Makes workers for the lone owner's pool."""
+    return make_workers(sites.trainer, lone_owner.pool, sites.storage.target)
 
 
 async def events(owner: Owner, name: str) -> list[jobs_pb2.JobEvent]:
@@ -108,10 +128,7 @@ def numbers(result: results_pb2.Result) -> dict[str, Any]:
     return json_format.MessageToDict(result.document)
 
 
-async def test_a_job_becomes_a_result_with_files_and_a_model(
-    owner: Owner, stubs: Stubs, workers: WorkerMaker
-) -> None:
-    workers()
+async def test_a_job_becomes_a_result_with_files_and_a_model(owner: Owner, stubs: Stubs) -> None:
     model = f"line-{uuid.uuid4().hex[:8]}"
     job = await owner.submit(params={"model_name": model, "steps": 50}, seed=11)
     told = await events(owner, job.name)
@@ -137,21 +154,18 @@ async def test_a_job_becomes_a_result_with_files_and_a_model(
 
 
 async def test_the_same_seed_gives_the_same_numbers_in_one_process_or_two(
-    owner: Owner, stubs: Stubs, workers: WorkerMaker
+    owner: Owner, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
 ) -> None:
+    workers(CHILD__JOBS=1)
     found = []
-    for settings in ({}, {"CHILD__JOBS": 1}):
-        worker = workers(**settings)
-        for _ in range(2):
-            job = await owner.submit(params={"steps": 30}, seed=12)
-            await events(owner, job.name)
-            found.append(numbers(await result_of(stubs, await owner.get(job.name))))
-        worker.stop()
+    for submitter in (owner, lone_owner, owner, lone_owner):
+        job = await submitter.submit(params={"steps": 30}, seed=12)
+        await events(submitter, job.name)
+        found.append(numbers(await result_of(stubs, await submitter.get(job.name))))
     assert all(other == found[0] for other in found)
 
 
-async def test_a_dataset_reaches_the_pipeline(owner: Owner, stubs: Stubs, workers: WorkerMaker) -> None:
-    workers()
+async def test_a_dataset_reaches_the_pipeline(owner: Owner, stubs: Stubs) -> None:
     x = np.linspace(0, 1, 100_000)
     buffer = io.BytesIO()
     np.save(buffer, np.stack([x, 5 * x + 3], axis=1), allow_pickle=False)
@@ -164,36 +178,33 @@ async def test_a_dataset_reaches_the_pipeline(owner: Owner, stubs: Stubs, worker
 
 
 async def test_a_worker_killed_half_way_is_followed_by_one_that_goes_on_from_the_checkpoint(
-    sites: Sites, owner: Owner, stubs: Stubs, workers: WorkerMaker
+    sites: Sites, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
 ) -> None:
     params = {"steps": 60, "step_seconds": 0.05, "checkpoint_every": 10, "model_name": "taken-over"}
-    alone = await owner.submit(params=params | {"step_seconds": 0.0}, seed=13)
+    alone = await lone_owner.submit(params=params | {"step_seconds": 0.0}, seed=13)
     first = workers()
-    await events(owner, alone.name)
-    job = await owner.submit(params=params, seed=13)
-    await until(owner, job.name, "checkpoint", 2)
+    await events(lone_owner, alone.name)
+    job = await lone_owner.submit(params=params, seed=13)
+    await until(lone_owner, job.name, "checkpoint", 2)
     first.stop(signal.SIGKILL)
     workers()
-    told = await events(owner, job.name)
+    told = await events(lone_owner, job.name)
     assert states(told) == ["QUEUED", "LEASED", "RUNNING", "QUEUED", "LEASED", "RUNNING", "SUCCEEDED"]
-    job = await owner.get(job.name)
+    job = await lone_owner.get(job.name)
     assert job.lease_epoch == 2
     (resumed,) = [
         line.log_line.line for line in told if line.HasField("log_line") and "goes on" in line.log_line.line
     ]
     committed = max(event.checkpoint.step for event in told if event.HasField("checkpoint"))
     assert 20 <= int(resumed.rsplit(" ", 1)[1]) <= committed
-    result, reference = await result_of(stubs, job), await result_of(stubs, await owner.get(alone.name))
+    result, reference = await result_of(stubs, job), await result_of(stubs, await lone_owner.get(alone.name))
     assert numbers(result) == numbers(reference)
     # One of each job: what the first attempt would have published is nowhere.
     assert result.model_versions == ["projects/default/models/taken-over/versions/2"]
     await sites.storage.without_leaks()
 
 
-async def test_a_cancel_ends_a_step_at_once_and_keeps_nothing(
-    sites: Sites, owner: Owner, workers: WorkerMaker
-) -> None:
-    workers()
+async def test_a_cancel_ends_a_step_at_once_and_keeps_nothing(sites: Sites, owner: Owner) -> None:
     params = {"steps": 10_000, "step_seconds": 0.02, "checkpoint_every": 5}
     job = await owner.submit(params=params)
     await until(owner, job.name, "checkpoint", 1)
@@ -212,15 +223,15 @@ async def test_a_cancel_ends_a_step_at_once_and_keeps_nothing(
 
 
 async def test_a_stopped_worker_saves_its_state_for_the_next(
-    owner: Owner, stubs: Stubs, workers: WorkerMaker
+    lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
 ) -> None:
     first = workers(DRAIN_SECONDS=10)
     params = {"steps": 100, "step_seconds": 0.03, "checkpoint_every": 1000}
-    job = await owner.submit(params=params, max_attempts=1)
-    await until(owner, job.name, "progress", 3)
+    job = await lone_owner.submit(params=params, max_attempts=1)
+    await until(lone_owner, job.name, "progress", 3)
     assert first.stop() == 0
     second = workers()
-    told = await events(owner, job.name)
+    told = await events(lone_owner, job.name)
     assert states(told)[-1] == "SUCCEEDED"
     assert any("goes on at step" in line.log_line.line for line in told if line.HasField("log_line"))
     # Its own checkpoint was the only one.
@@ -260,9 +271,8 @@ async def test_storage_may_be_away_for_a_while(
     ],
 )
 async def test_outputs_beyond_the_limits_fail_the_job_with_a_reason(
-    owner: Owner, workers: WorkerMaker, pipeline: str, params: dict[str, int], field: str
+    owner: Owner, pipeline: str, params: dict[str, int], field: str
 ) -> None:
-    workers(MAX_ARTIFACT_BYTES=2 << 20, MAX_RESULT_BYTES=1 << 20)
     job = await owner.submit(pipeline=pipeline, params=params)
     assert states(await events(owner, job.name))[-1] == "FAILED"
     job = await owner.get(job.name)
@@ -270,7 +280,7 @@ async def test_outputs_beyond_the_limits_fail_the_job_with_a_reason(
     assert [violation.field for violation in job.error.violations] == [field]
 
 
-async def test_a_job_reads_only_its_own_inputs(sites: Sites, owner: Owner, workers: WorkerMaker) -> None:
+async def test_a_job_reads_only_its_owners_inputs(sites: Sites, owner: Owner) -> None:
     async with sites.storage.user("bob") as other:
         version = await other.upload(f"private-{uuid.uuid4().hex[:8]}", b"1 2\n3 4\n")
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -278,11 +288,20 @@ async def test_a_job_reads_only_its_own_inputs(sites: Sites, owner: Owner, worke
     assert refusal.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 
 
-async def test_many_small_jobs_share_a_process(owner: Owner, workers: WorkerMaker) -> None:
-    worker = workers(LOG__FORMAT="json")
-    worker.wait_for("registered")
-    jobs = [await owner.submit(params={"steps": 1, "model_name": "many"}) for _ in range(10)]
-    for job in jobs:
-        assert states(await events(owner, job.name))[-1] == "SUCCEEDED"
-    leased = [json.loads(line) for line in worker.log if "leased" in line]
-    assert len(leased) == 10
+async def test_jobs_of_one_owner_share_a_process_and_those_of_two_do_not(
+    sites: Sites, owner: Owner, stubs: Stubs
+) -> None:
+    cast = Cast(sites.trainer)
+    cast.pool = STEADY_POOL
+    other = cast.owner("bob")
+    processes = []
+    async with sites.storage.user("bob") as others:
+        for submitter, reader in ((owner, stubs), (owner, stubs), (other, others), (owner, stubs)):
+            job = await submitter.submit(pipeline="odd.litter")
+            await events(submitter, job.name)
+            told = numbers(await result_of(reader, await submitter.get(job.name)))["told"]
+            assert told["found"] == []
+            processes.append(told["process"])
+    await cast.close()
+    assert processes[0] == processes[1]
+    assert len(set(processes)) == 3

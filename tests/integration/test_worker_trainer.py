@@ -14,9 +14,9 @@ import pytest
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.local.backing import BackingServers
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
-from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker
+from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, WorkerProcess, running_workers
 
-FINAL = {"SUCCEEDED", "FAILED", "CANCELLED"}
+STEADY_POOL = "steady"
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,34 @@ def site(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> I
         site.stop()
 
 
+@pytest.fixture(scope="module")
+def steady(site: TrainerSite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A worker for all tests that leave it as it was."""
+    with running_workers(site, STEADY_POOL, tmp_path_factory.mktemp("steady")) as workers:
+        yield workers(LOG__FORMAT="json")
+
+
 @pytest.fixture
-async def owner(site: TrainerSite) -> AsyncIterator[Owner]:
+async def owner(site: TrainerSite, steady: WorkerProcess) -> AsyncIterator[Owner]:
+    """Somebody whose jobs the steady worker runs."""
+    cast = Cast(site)
+    cast.pool = STEADY_POOL
+    yield cast.owner()
+    await cast.close()
+
+
+@pytest.fixture
+async def lone_owner(site: TrainerSite) -> AsyncIterator[Owner]:
+    """Somebody with a pool of his own, without workers at first."""
     cast = Cast(site)
     yield cast.owner()
     await cast.close()
 
 
 @pytest.fixture
-def workers(site: TrainerSite, owner: Owner, make_workers: Callable[..., WorkerMaker]) -> WorkerMaker:
-    return make_workers(site, owner.pool)
+def workers(site: TrainerSite, lone_owner: Owner, make_workers: Callable[..., WorkerMaker]) -> WorkerMaker:
+    """Makes workers for the lone owner's pool."""
+    return make_workers(site, lone_owner.pool)
 
 
 async def submit(owner: Owner, pipeline: str, **fields: object) -> str:
@@ -79,9 +97,8 @@ async def started(owner: Owner, name: str) -> None:
     raise AssertionError("it never said anything")
 
 
-async def test_a_user_error_fails_the_job_at_once(owner: Owner, workers: WorkerMaker) -> None:
+async def test_a_user_error_fails_the_job_at_once(owner: Owner) -> None:
     name = await submit(owner, "refuse", params={"amount": 3})
-    workers()
     told = await events(owner, name)
     assert states(told) == ["QUEUED", "LEASED", "RUNNING", "FAILED"]
     job = await owner.get(name)
@@ -91,22 +108,20 @@ async def test_a_user_error_fails_the_job_at_once(owner: Owner, workers: WorkerM
 
 
 async def test_an_exception_is_told_by_an_id_that_the_worker_log_explains(
-    owner: Owner, workers: WorkerMaker
+    owner: Owner, steady: WorkerProcess
 ) -> None:
-    worker = workers(LOG__FORMAT="json")
     name = await submit(owner, "break_down", max_attempts=2)
     told = await events(owner, name)
     assert states(told) == ["QUEUED", "LEASED", "RUNNING", "QUEUED", "LEASED", "RUNNING", "FAILED"]
     job = await owner.get(name)
     assert (reason(job), job.error.reason) == ("ATTEMPTS_EXHAUSTED", "TRANSIENT_ERROR")
     assert "secret" not in str(told)
-    worker.wait_for(job.error.error_id)
-    (line,) = [line for line in worker.log if job.error.error_id in line]
+    steady.wait_for(job.error.error_id)
+    (line,) = [line for line in steady.log if job.error.error_id in line]
     assert "RuntimeError: a secret inside" in line
 
 
-async def test_a_crash_is_a_failure_in_passing(owner: Owner, workers: WorkerMaker) -> None:
-    workers()
+async def test_a_crash_is_a_failure_in_passing(owner: Owner) -> None:
     name = await submit(owner, "exit_at_once", params={"amount": 7}, max_attempts=1)
     await events(owner, name)
     job = await owner.get(name)
@@ -114,8 +129,7 @@ async def test_a_crash_is_a_failure_in_passing(owner: Owner, workers: WorkerMake
     assert "exit status 7" in job.error.message
 
 
-async def test_a_cancel_kills_what_does_not_heed_it(owner: Owner, workers: WorkerMaker) -> None:
-    worker = workers()
+async def test_a_cancel_kills_what_does_not_heed_it(owner: Owner) -> None:
     name = await submit(owner, "sleep_on")
     await started(owner, name)
     await owner.cancel(name)
@@ -126,59 +140,61 @@ async def test_a_cancel_kills_what_does_not_heed_it(owner: Owner, workers: Worke
     # The worker is well and takes the next one.
     other = await submit(owner, "refuse")
     assert states(await events(owner, other))[-1] == "FAILED"
-    assert worker.stop() == 0
 
 
-async def test_a_hung_job_is_killed(owner: Owner, workers: WorkerMaker) -> None:
-    workers()
+async def test_a_hung_job_is_killed(owner: Owner) -> None:
     name = await submit(owner, "sleep_on", max_attempts=1)
     await events(owner, name)
     job = await owner.get(name)
     assert job.error.reason == "HUNG"
 
 
-async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(owner: Owner, workers: WorkerMaker) -> None:
+async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
     workers(LOG_LINES_PER_SECOND=50, MAX_LOG_BYTES=1000)
     # It has nowhere to leave its result; what counts here is what came before.
-    name = await submit(owner, "print_much", params={"amount": 300_000}, max_attempts=1)
-    call = owner.watch(name)
+    name = await submit(lone_owner, "print_much", params={"amount": 300_000}, max_attempts=1)
+    call = lone_owner.watch(name)
     told = []
     async for event in call:
         told.append(event)
         if event.HasField("log_line") and "job.log only" in event.log_line.line:
             call.cancel()
             break
-    await owner.cancel(name)
-    told = await events(owner, name)
+    await lone_owner.cancel(name)
+    told = await events(lone_owner, name)
     assert states(told) == ["QUEUED", "LEASED", "RUNNING", "RUNNING", "CANCELLED"]
     assert lines(told)[:1] == ["from print"]
     assert len(lines(told)) < 2000
 
 
-async def test_a_stopped_worker_hands_its_job_back_uncounted(owner: Owner, workers: WorkerMaker) -> None:
+async def test_a_stopped_worker_hands_its_job_back_uncounted(lone_owner: Owner, workers: WorkerMaker) -> None:
     worker = workers()
-    name = await submit(owner, "sleep_on", max_attempts=1)
-    await started(owner, name)
+    name = await submit(lone_owner, "sleep_on", max_attempts=1)
+    await started(lone_owner, name)
     assert worker.stop() == 0
-    job = await owner.get(name)
+    job = await lone_owner.get(name)
     assert (jobs_pb2.JobState.Name(job.state), job.attempt_count) == ("JOB_STATE_QUEUED", 0)
     # Nothing of it is left: neither files nor processes.
     assert list(workers.temporary.iterdir()) == []
 
 
-async def test_another_worker_takes_over_from_one_that_was_killed(owner: Owner, workers: WorkerMaker) -> None:
+async def test_another_worker_takes_over_from_one_that_was_killed(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
     first = workers()
-    name = await submit(owner, "spawn_and_sleep")
-    await started(owner, name)
+    name = await submit(lone_owner, "spawn_and_sleep")
+    await started(lone_owner, name)
     first.stop(signal.SIGKILL)
     second = workers()
     second.wait_for("attempt 2")
     # The second one has swept the first one's files.
     assert len(list(workers.temporary.iterdir())) == 1
-    await owner.cancel(name)
-    told = await events(owner, name)
+    await lone_owner.cancel(name)
+    told = await events(lone_owner, name)
     assert states(told)[-1] == "CANCELLED"
-    assert (await owner.get(name)).lease_epoch == 2
+    assert (await lone_owner.get(name)).lease_epoch == 2
 
 
 async def test_a_worker_whose_lease_ran_out_ends_its_job_and_goes_on(
@@ -238,7 +254,7 @@ async def test_a_restarted_trainer_finds_its_worker_at_work(
 
 async def test_a_doorbell_wakes_a_worker_that_would_ask_only_much_later(
     site: TrainerSite,
-    owner: Owner,
+    lone_owner: Owner,
     make_workers: Callable[..., WorkerMaker],
     backing: BackingServers,
 ) -> None:
@@ -247,32 +263,31 @@ async def test_a_doorbell_wakes_a_worker_that_would_ask_only_much_later(
         "NATS__USER": "worker",
         "NATS__PASSWORD": backing.nats.password("worker"),
     }
-    workers = make_workers(site, owner.pool)
+    workers = make_workers(site, lone_owner.pool)
     worker = workers(**settings)
     worker.wait_for("registered")
     for _ in range(3):
-        name = await submit(owner, "refuse")
-        told = await events(owner, name)
+        name = await submit(lone_owner, "refuse")
+        told = await events(lone_owner, name)
         waited = told[1].time.ToNanoseconds() - told[0].time.ToNanoseconds()
         assert waited < 0.5e9
     backing.kill("nats")
     try:
-        name = await submit(owner, "refuse")
-        assert states(await events(owner, name))[-1] == "FAILED"
+        name = await submit(lone_owner, "refuse")
+        assert states(await events(lone_owner, name))[-1] == "FAILED"
     finally:
         backing.restart("nats")
     worker.wait_for("bus reconnected")
-    name = await submit(owner, "refuse")
-    assert states(await events(owner, name))[-1] == "FAILED"
+    name = await submit(lone_owner, "refuse")
+    assert states(await events(lone_owner, name))[-1] == "FAILED"
 
 
-async def test_an_idle_worker_costs_next_to_nothing(owner: Owner, workers: WorkerMaker) -> None:
-    worker = workers()
+async def test_an_idle_worker_costs_next_to_nothing(owner: Owner, steady: WorkerProcess) -> None:
     name = await submit(owner, "refuse")
     await events(owner, name)
-    before = processor_seconds(worker.pid)
+    before = processor_seconds(steady.pid)
     await asyncio.sleep(5)
-    assert processor_seconds(worker.pid) - before < 0.15
+    assert processor_seconds(steady.pid) - before < 0.15
 
 
 def processor_seconds(pid: int) -> float:
@@ -282,17 +297,16 @@ def processor_seconds(pid: int) -> float:
 
 
 async def test_a_worker_without_a_credential_waits_for_one(
-    site: TrainerSite, owner: Owner, workers: WorkerMaker, tmp_path: Path
+    site: TrainerSite, lone_owner: Owner, workers: WorkerMaker, tmp_path: Path
 ) -> None:
     later = tmp_path / f"later-{uuid.uuid4()}"
     worker = workers(CREDENTIAL_FILE=later, CALLS__LONGEST_RETRY_SECONDS=0.5)
     worker.wait_for("cannot register: UNAUTHENTICATED")
-    later.write_text(site.credential(owner.pool))
+    later.write_text(site.credential(lone_owner.pool))
     worker.wait_for("registered as")
 
 
-async def test_the_parent_never_imports_torch(owner: Owner, workers: WorkerMaker) -> None:
-    worker = workers()
+async def test_the_parent_never_imports_torch(owner: Owner, steady: WorkerProcess) -> None:
     name = await submit(owner, "refuse")
     await events(owner, name)
-    assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+    assert "torch" not in Path(f"/proc/{steady.pid}/maps").read_text()

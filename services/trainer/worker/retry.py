@@ -72,12 +72,19 @@ async def until_answered(
     Raises:
         AppError: a failure that another try would meet again.
     """
+    failures = 0
     for pause in pauses:
         try:
-            return await call()
+            answer = await call()
         except AppError as error:
             if not passing(error):
                 raise
-            logger.warning("%s: %s; again in %.1f s", what, error.code.name, pause)
+            failures += 1
+            if failures == 1:
+                logger.warning("%s: %s; trying again until it is answered", what, error.code.name)
+        else:
+            if failures:
+                logger.info("%s: answered after %d failures", what, failures)
+            return answer
         await asyncio.sleep(pause)
     raise AssertionError("pauses never end")
