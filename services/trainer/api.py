@@ -126,7 +126,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         bus_relay = Relay(database, BusTellers(database, bus).tellers(), settings.relay)
         storage = StorageTellers(database, channel, settings.storage_seconds)
         storage_relay = Relay(database, storage.tellers(), settings.relay)
-        sweeper = Sweeper(database, journal, leases, settings, readiness.tell)
+        sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
 
         port = await server.start()
         await readiness.attach(server)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from guidehall.core.postgres import Listener, transaction
 from guidehall.core.settings import PostgresSettings
 from services.trainer.documents import Document
-from services.trainer.wakes import OUTBOX, Wakes
+from services.trainer.wakes import Wakes, outbox_topic
 
 _CHANNEL = "guidehall_trainer"
 _FLUSH = text(
@@ -35,6 +35,8 @@ class Unit:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.topics: set[str] = set()
+        # Kinds of messages that were put into the outbox.
+        self.sent: set[str] = set()
         self._rows: list[dict[str, Any]] = []
 
     def wake(self, topic: str) -> None:
@@ -46,10 +48,10 @@ class Unit:
         self._rows.append(
             {"kind": kind, "subject": subject, "payload": payload, "delay_seconds": delay_seconds}
         )
-        self.topics.add(OUTBOX)
+        self.sent.add(kind)
 
     async def flush(self, sender: str) -> None:
-        if self.topics:
+        if self.topics or self._rows:
             topics = [f"{sender} {topic}" for topic in sorted(self.topics)]
             await self.connection.execute(_FLUSH, {"rows": self._rows, "channel": _CHANNEL, "topics": topics})
 
@@ -74,7 +76,8 @@ class Database:
             unit = Unit(connection)
             yield unit
             await unit.flush(self._sender)
-        for topic in unit.topics:
+        # The relay of this process tells what was sent; those of others need not be woken for it.
+        for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
             self.wakes.ring(topic)
 
     @asynccontextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,6 +12,7 @@ from guidehall.core import filters, pages
 from guidehall.core.access import require_visible, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
+from services.trainer import cursors
 from services.trainer.audit import audit
 from services.trainer.database import Database
 from services.trainer.journal import Journal, lock_job
@@ -37,6 +36,8 @@ _ORDERS = {
     "update_time desc": (jobs.c.update_time, True),
     "update_time": (jobs.c.update_time, False),
 }
+# Jobs carry their parameters: a page of them has to fit into a message.
+MOST_LISTED = 200
 _USUAL_ORDER = "create_time desc"
 
 
@@ -119,8 +120,8 @@ class Jobs:
             raise InvalidArgument.field("order_by", order_by, f"one of {', '.join(_ORDERS)}")
         column, descending = _ORDERS[order_by]
         arguments = (principal.subject, project, filter_text, order_by)
-        cursor = pages.cursor_of(token, *arguments)
-        size = pages.page_size(size)
+        cursor = cursors.time_and_id(token, *arguments)
+        size = min(pages.page_size(size), MOST_LISTED)
 
         statement = select(jobs).where(jobs.c.project == project)
         if not sees_everything(principal):
@@ -129,7 +130,7 @@ class Jobs:
             statement = statement.where(_condition(term))
         place = tuple_(column, jobs.c.id)
         if cursor is not None:
-            after = tuple_(*_cursor(cursor, token), types=(column.type, jobs.c.id.type))
+            after = tuple_(*cursor, types=(column.type, jobs.c.id.type))
             statement = statement.where(place < after if descending else place > after)
         ordered = (column.desc(), jobs.c.id.desc()) if descending else (column, jobs.c.id)
 
@@ -146,15 +147,9 @@ class Jobs:
         return Page([Seen(job, positions.get(job.id, -1)) for job in found], next_token)
 
 
-def _cursor(cursor: list[Any], token: str) -> tuple[datetime, str]:
-    try:
-        time, job_id = cursor
-        return datetime.fromisoformat(time), str(job_id)
-    except (TypeError, ValueError):
-        raise InvalidArgument.field("page_token", token, "a next_page_token of an earlier answer") from None
-
-
 def _condition(term: filters.Term) -> ColumnElement[bool]:
+    if "\x00" in term.value:
+        raise InvalidArgument.field("filter", term.value, "text without NUL characters")
     if term.field == "state" and term.value not in State.__members__:
         raise InvalidArgument.field("filter", term.value, f"state is one of {', '.join(State.__members__)}")
     if term.field.startswith("labels."):

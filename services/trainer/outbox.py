@@ -21,7 +21,7 @@ from services.trainer.documents import Document
 from services.trainer.journal import seconds
 from services.trainer.settings import RelaySettings
 from services.trainer.tables import outbox
-from services.trainer.wakes import OUTBOX
+from services.trainer.wakes import outbox_topic
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ _CLAIM = text(
     RETURNING id, kind, subject, payload, message_id::text, tries, create_time
     """
 ).bindparams(bindparam("kinds", type_=ARRAY(Text)))
+
+
+KINDS = ("doorbell", "events", "promote", "discard", "audit")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Relay:
         """Tells until the process is about to end, and what is being told then to its end."""
         wakes = self._database.wakes
         at_once = asyncio.Semaphore(self._settings.parallel)
-        with wakes.listening(OUTBOX) as ear:
+        with wakes.listening(*map(outbox_topic, self._tellers)) as ear:
             async with asyncio.TaskGroup() as tasks:
                 while not wakes.closed:
                     ear.clear()

@@ -46,7 +46,7 @@ class JobSettings(_Group):
     highest_max_attempts: int = Field(10, ge=1)
     default_timeout_seconds: int = Field(86_400, ge=1, description="of one attempt")
     highest_timeout_seconds: int = Field(7 * 86_400, ge=1)
-    max_params_bytes: int = Field(256 << 10, ge=1024)
+    max_params_bytes: int = Field(128 << 10, ge=1024)
     request_id_keep_seconds: float = Field(7 * 86_400.0, gt=0, description="how long a repeat is recognised")
     ageing_seconds: float = Field(
         3600.0, gt=0, description="a job waits this much longer before it goes ahead of one a priority higher"

@@ -28,8 +28,9 @@ from services.trainer.jobs import Seen
 from services.trainer.journal import Journal
 from services.trainer.records import Job
 from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_position, queue_rank
-from services.trainer.settings import POOL_NAME, JobSettings
+from services.trainer.settings import JobSettings
 from services.trainer.tables import jobs, request_ids
+from services.trainer.workers import enrolled_pools
 
 LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
@@ -116,6 +117,7 @@ class Submissions:
         owner = owner_for(principal)
         pipeline = _pipeline(submission.pipeline)
         self._check_fields(submission)
+        await self._check_pool(submission.pool)
         params = self._params(pipeline, submission.params)
         for role in submission.inputs:
             if role not in pipeline.datasets:
@@ -141,6 +143,16 @@ class Submissions:
             "queue_rank": queue_rank(submission.priority or NORMAL_PRIORITY, self._settings.ageing_seconds),
         }
 
+    async def _check_pool(self, pool: str) -> None:
+        """A job for a pool that has no workers would wait for ever."""
+        if pool in ("", self._settings.default_pool):
+            return
+        async with self._database.read() as connection:
+            known = await enrolled_pools(connection)
+        if pool not in known:
+            allowed = f"one of {', '.join(sorted({self._settings.default_pool, *known}))}"
+            raise InvalidArgument.field("pool", pool, allowed)
+
     def _max_attempts(self, submission: Submission) -> int:
         return submission.max_attempts or self._settings.default_max_attempts
 
@@ -153,8 +165,6 @@ class Submissions:
         _check_range("timeout_seconds", submission.timeout_seconds, settings.highest_timeout_seconds)
         _check_range("max_attempts", submission.max_attempts, settings.highest_max_attempts)
         _check_range("memory_hint_bytes", submission.memory_hint_bytes, EXACT_INTEGERS - 1)
-        if submission.pool and not re.fullmatch(POOL_NAME, submission.pool):
-            raise InvalidArgument.field("pool", submission.pool, f"a name like {POOL_NAME}, or empty")
 
     def _params(self, pipeline: Pipeline, params: Document) -> Document:
         """The parameters with every default filled in."""

@@ -6,16 +6,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from prometheus_client import Gauge
 from sqlalchemy import delete, func, or_, select, text
 
-from guidehall.core.errors import AppError
+from guidehall.core.errors import Aborted, Unavailable
 from services.trainer.database import Database
 from services.trainer.journal import Cause, Journal, ring, seconds
 from services.trainer.leases import Leases
 from services.trainer.lifecycle import HELD, TimedOut
+from services.trainer.outbox import KINDS
 from services.trainer.records import Job
 from services.trainer.settings import TrainerSettings
 from services.trainer.tables import jobs, outbox, request_ids
+from services.trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,11 @@ _UNHEARD = text(
     SELECT pool, least(jobs, workers) AS rings FROM waiting JOIN idle USING (pool)
     """
 )
+_JOBS = Gauge("guidehall_jobs", "Jobs that have not ended", ["pool", "state"])
+_OLDEST = Gauge("guidehall_queue_oldest_seconds", "How long the oldest queued job has waited", ["pool"])
+_WORKERS = Gauge("guidehall_workers", "Workers heard of lately", ["pool", "state"])
+_BACKLOG = Gauge("guidehall_outbox_messages", "Messages still to be told", ["kind"])
+_MOST_POOLS = 1000
 # Any number that no other use of advisory locks in this database has.
 _RING_LOCK = 0x67686C72
 
@@ -48,12 +56,14 @@ class Sweeper:
         database: Database,
         journal: Journal,
         leases: Leases,
+        workers: Workers,
         settings: TrainerSettings,
         on_database: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._database = database
         self._journal = journal
         self._leases = leases
+        self._workers = workers
         self._settings = settings
         self._on_database = on_database
 
@@ -69,8 +79,11 @@ class Sweeper:
                     next_ring = loop.time() + sweep.ring_again_seconds
                     await self.ring_again()
                     await self.purge()
+                    await self.measure()
                 await self._on_database(True)
-            except AppError:
+            except Aborted:
+                logger.debug("swept at the same time as another; the next sweep finds what is left")
+            except Unavailable:
                 await self._on_database(False)
             await asyncio.sleep(sweep.interval_seconds)
 
@@ -113,6 +126,22 @@ class Sweeper:
             for row in await unit.connection.execute(_UNHEARD, values):
                 for _ in range(row.rings):
                     ring(unit, row.pool)
+
+    async def measure(self) -> None:
+        """Sets the gauges of what waits."""
+        for pool in await self._workers.pools("", _MOST_POOLS):
+            _JOBS.labels(pool.name, "queued").set(pool.queued)
+            _JOBS.labels(pool.name, "running").set(pool.running)
+            _JOBS.labels(pool.name, "paused").set(pool.paused)
+            _OLDEST.labels(pool.name).set(pool.oldest_wait_seconds)
+            _WORKERS.labels(pool.name, "live").set(pool.live_workers)
+            _WORKERS.labels(pool.name, "idle").set(pool.idle_workers)
+        counts = select(outbox.c.kind, func.count().label("left")).group_by(outbox.c.kind)
+        async with self._database.read() as connection:
+            rows = await connection.execute(counts)
+            backlog = {row.kind: row.left for row in rows}
+        for kind in KINDS:
+            _BACKLOG.labels(kind).set(backlog.get(kind, 0))
 
     async def purge(self) -> None:
         """Drops what has no use any more: old request ids, and job events nobody could be told of."""

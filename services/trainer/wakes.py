@@ -21,24 +21,25 @@ class Ear(asyncio.Event):
 
 
 class Wakes:
-    """Ears by topic, such as "job/<id>", "pool/<pool>" or "outbox"."""
+    """Ears by topic, such as "job/<id>", "pool/<pool>" or "outbox/<kind>"."""
 
     def __init__(self) -> None:
         self._ears: dict[str, set[Ear]] = {}
         self._closed = False
 
     @contextlib.contextmanager
-    def listening(self, topic: str) -> Iterator[Ear]:
-        """An ear for one topic, for as long as the block runs."""
+    def listening(self, *topics: str) -> Iterator[Ear]:
+        """An ear for some topics, for as long as the block runs."""
         ear = Ear()
-        self._ears.setdefault(topic, set()).add(ear)
+        for topic in topics:
+            self._ears.setdefault(topic, set()).add(ear)
         try:
             yield ear
         finally:
-            ears = self._ears[topic]
-            ears.remove(ear)
-            if not ears:
-                del self._ears[topic]
+            for topic in topics:
+                self._ears[topic].remove(ear)
+                if not self._ears[topic]:
+                    del self._ears[topic]
 
     def ring(self, topic: str) -> None:
         """Wakes all who listen to `topic`."""
@@ -80,4 +81,5 @@ def pool_topic(pool: str) -> str:
     return f"pool/{pool}"
 
 
-OUTBOX = "outbox"
+def outbox_topic(kind: str) -> str:
+    return f"outbox/{kind}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from sqlalchemy import select
 
@@ -11,9 +12,9 @@ from guidehall.core.errors import OutOfRange
 from services.trainer.database import Database
 from services.trainer.jobs import find
 from services.trainer.lifecycle import FINAL, State
-from services.trainer.records import Job, StoredEvent
+from services.trainer.records import StoredEvent
 from services.trainer.settings import WatchSettings
-from services.trainer.tables import job_events
+from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import job_topic
 
 
@@ -40,33 +41,44 @@ class Watching:
         with wakes.listening(job_topic(job.id)) as ear:
             while True:
                 ear.clear()
-                job, found = await self._look(principal, name, after_seq)
+                there, found = await self._look(job.id, after_seq)
                 for event in found:
                     yield event
                     after_seq = event.seq
-                if after_seq < job.last_seq:
+                if after_seq < there.last_seq:
                     continue
-                if _is_complete(job):
+                if there.complete:
                     return
                 wakes.require_open()
                 await ear.listen(self._settings.recheck_seconds)
 
-    async def _look(self, principal: Principal, name: str, after_seq: int) -> tuple[Job, list[StoredEvent]]:
-        """The job, then its events: whatever the job counts is among them, if the page is long enough."""
+    async def _look(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
+        """How far the job is, then its events: all that are counted, if the page is long enough."""
         async with self._database.read() as connection:
-            job = await find(connection, principal, name)
-            if job.last_seq <= after_seq:
-                return job, []
+            progress = select(jobs.c.state, jobs.c.result, jobs.c.last_seq).where(jobs.c.id == job_id)
+            there = _there(*(await connection.execute(progress)).one())
+            if there.last_seq <= after_seq:
+                return there, []
             statement = (
                 select(job_events.c.seq, job_events.c.time, job_events.c.kind, job_events.c.payload)
-                .where(job_events.c.job_id == job.id, job_events.c.seq > after_seq)
+                .where(job_events.c.job_id == job_id, job_events.c.seq > after_seq)
                 .order_by(job_events.c.seq)
                 .limit(self._settings.page)
             )
             rows = await connection.execute(statement)
-            return job, [StoredEvent(*row) for row in rows]
+            return there, [StoredEvent(*row) for row in rows]
 
 
-def _is_complete(job: Job) -> bool:
-    """Whether no event can follow: a job that succeeded has one more when its result can be read."""
-    return job.state in FINAL and (job.state is not State.SUCCEEDED or job.result is not None)
+@dataclass(frozen=True)
+class _There:
+    """How far a job is."""
+
+    last_seq: int
+    # Whether no event can follow.
+    complete: bool
+
+
+def _there(state: str, result: str | None, last_seq: int) -> _There:
+    ended = State(state)
+    # A job that succeeded has one more event when its result can be read.
+    return _There(last_seq, ended in FINAL and (ended is not State.SUCCEEDED or result is not None))

@@ -40,7 +40,14 @@ def registration(request: workers_pb2.RegisterRequest) -> Registration:
     return Registration(
         hostname=cleaned(request.hostname, _LONGEST_NAME),
         capabilities=capabilities,
-        pipelines=tuple(sorted({(offer.name, offer.version) for offer in request.pipelines})),
+        pipelines=tuple(
+            sorted(
+                {
+                    (cleaned(offer.name, _LONGEST_NAME), cleaned(offer.version, _LONGEST_NAME))
+                    for offer in request.pipelines
+                }
+            )
+        ),
         software={
             cleaned(key, _LONGEST_NAME): cleaned(value, _LONGEST_NAME)
             for key, value in request.software.items()

@@ -91,6 +91,12 @@ async def revoke(database: Database, credential_id: str) -> None:
         raise NotFound(f"there is no credential {credential_id}")
 
 
+async def enrolled_pools(connection: AsyncConnection) -> set[str]:
+    """Pools for whose workers there is a credential."""
+    statement = select(worker_credentials.c.pool).distinct().where(worker_credentials.c.revoke_time.is_(None))
+    return set((await connection.execute(statement)).scalars())
+
+
 async def require_credential(connection: AsyncConnection, principal: Principal) -> None:
     """Refuses a worker whose credential was revoked, or is none of ours.
 

@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core import pages
 from guidehall.core.auth import Role
 from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
 from tests.fixtures.trainer import Cast, Owner, refused
@@ -101,6 +102,7 @@ async def test_a_number_that_json_has_not_is_refused(cast: Cast, number: float) 
         ({"labels": {"Upper": "x"}}, "labels"),
         ({"labels": {"film": "x" * 300}}, "labels.film"),
         ({"pool": "no such/pool"}, "pool"),
+        ({"pool": "not-enrolled"}, "pool"),
         ({"seed": -1}, "seed"),
         ({"max_attempts": 1000}, "max_attempts"),
         ({"timeout_seconds": -1}, "timeout_seconds"),
@@ -211,7 +213,7 @@ async def test_roles_and_kinds_are_kept_apart(cast: Cast) -> None:
         await worker.lease()
     channel = cast.channel((await cast.site.enrol(cast.pool)).token)
     async with refused(PermissionDenied):
-        await Owner(jobs_pb2_grpc.JobsServiceStub(channel), None, cast.pool).submit()
+        await jobs_pb2_grpc.JobsServiceStub(channel).SubmitJob(jobs_pb2.SubmitJobRequest(), timeout=5)
 
 
 # Lists --------------------------------------------------------------------------------------------------
@@ -256,7 +258,8 @@ async def test_filters_and_orders(cast: Cast) -> None:
     assert await names(owner, 'labels.film != "ps"') == [first]
     assert await names(owner, order_by="create_time") == [first, second]
     assert await names(owner, order_by="update_time desc") == [first, second]
-    for wrong in ({"filter_text": "state = DONE"}, {"filter_text": "seed = 1"}, {"order_by": "owner"}):
+    wrong_filters = ("state = DONE", "seed = 1", 'display_name = "a\x00b"')
+    for wrong in ({"order_by": "owner"}, *({"filter_text": text} for text in wrong_filters)):
         async with refused(InvalidArgument):
             await names(owner, **wrong)
 
@@ -346,3 +349,22 @@ async def test_pools_and_workers_show_the_queue(cast: Cast) -> None:
         busy.name: (workers_pb2.WORKER_STATE_BUSY, running.name),
         idle.name: (workers_pb2.WORKER_STATE_IDLE, ""),
     }
+
+
+@pytest.mark.parametrize(
+    "cursor", [[], [1], ["x", "y", "z"], ["a\x00b"], ["now", "me"], ["2026-01-01", "me"]]
+)
+async def test_a_page_token_that_somebody_made_up_is_refused(cast: Cast, cursor: list[object]) -> None:
+    operator = cast.owner("olga", Role.OPERATOR)
+    made_up = pages.next_token(cursor, "olga", "default", "", "create_time desc")
+    async with refused(InvalidArgument):
+        await operator.jobs.ListJobs(jobs_pb2.ListJobsRequest(page_token=made_up), timeout=5)
+    with_pool = pages.next_token(cursor, "")
+    async with refused(InvalidArgument):
+        await operator.pools.ListWorkers(workers_pb2.ListWorkersRequest(page_token=with_pool), timeout=5)
+
+
+async def test_a_pool_that_is_no_name_is_refused_in_lists(cast: Cast) -> None:
+    operator = cast.owner("olga", Role.OPERATOR)
+    async with refused(InvalidArgument):
+        await operator.pools.ListWorkers(workers_pb2.ListWorkersRequest(pool="a\x00b"), timeout=5)

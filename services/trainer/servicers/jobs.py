@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Any
+
+from google.protobuf.struct_pb2 import Struct
 
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.core import names, pages
@@ -11,7 +14,7 @@ from guidehall.core.auth import current_principal
 from guidehall.core.errors import NotFound
 from guidehall.science import registry
 from guidehall.science.pipeline import Pipeline
-from services.trainer import messages
+from services.trainer import cursors, messages
 from services.trainer.jobs import Jobs
 from services.trainer.submissions import Submission, Submissions
 from services.trainer.watching import Watching
@@ -83,8 +86,8 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         self, request: jobs_pb2.ListPipelinesRequest, _context: Any
     ) -> jobs_pb2.ListPipelinesResponse:
         size = pages.page_size(request.page_size)
-        cursor = pages.cursor_of(request.page_token)
-        after = str(cursor[0]) if cursor else ""
+        cursor = cursors.texts(request.page_token, 1)
+        after = cursor[0] if cursor else ""
         known = sorted(name for name in registry.pipelines() if name > after)
         live = await self._workers.live_by_pipeline()
         found = [_pipeline(registry.pipeline(name), live) for name in known[:size]]
@@ -100,13 +103,24 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         return _pipeline(known[request.name], await self._workers.live_by_pipeline())
 
 
+# They take milliseconds to make and never change while a process lives.
+@lru_cache
+def _params_schema(name: str) -> Struct:
+    return messages.struct(registry.json_schema(name))
+
+
+@lru_cache
+def _result_schema(name: str) -> Struct:
+    return messages.struct(registry.result_schema(name))
+
+
 def _pipeline(pipeline: Pipeline, live: Any) -> jobs_pb2.Pipeline:
     return jobs_pb2.Pipeline(
         name=pipeline.name,
         version=pipeline.version,
         title=pipeline.title,
         description=pipeline.description,
-        params_schema=messages.struct(registry.json_schema(pipeline.name)),
-        result_schema=messages.struct(registry.result_schema(pipeline.name)),
+        params_schema=_params_schema(pipeline.name),
+        result_schema=_result_schema(pipeline.name),
         live_workers=live.get((pipeline.name, pipeline.version), 0),
     )

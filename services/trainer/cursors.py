@@ -1,0 +1,57 @@
+"""What page tokens hold: checked, for anybody can make one up."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from guidehall.core import pages
+from guidehall.core.errors import InvalidArgument
+
+
+def texts(token: str, count: int, *arguments: object) -> list[str] | None:
+    """The texts by which a list goes on; None for its first page.
+
+    Raises:
+        InvalidArgument: not a token of ours for these arguments.
+    """
+    cursor = pages.cursor_of(token, *arguments)
+    if cursor is None:
+        return None
+    if len(cursor) != count or not all(isinstance(item, str) and "\x00" not in item for item in cursor):
+        raise _not_ours(token)
+    return cursor
+
+
+def time_and_id(token: str, *arguments: object) -> tuple[datetime, str] | None:
+    """The time and the UUID by which a list goes on; None for its first page.
+
+    Raises:
+        InvalidArgument: not a token of ours for these arguments.
+    """
+    cursor = texts(token, 2, *arguments)
+    if cursor is None:
+        return None
+    try:
+        time = datetime.fromisoformat(cursor[0])
+    except ValueError:
+        raise _not_ours(token) from None
+    if time.tzinfo is None:
+        raise _not_ours(token)
+    return time, uuid_in(cursor[1], token)
+
+
+def uuid_in(text: str, token: str) -> str:
+    """A UUID that a token holds.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise _not_ours(token) from None
+
+
+def _not_ours(token: str) -> InvalidArgument:
+    return InvalidArgument.field("page_token", token, "a next_page_token of an earlier answer")
