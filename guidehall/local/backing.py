@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from signal import Signals
 from typing import Literal
@@ -124,4 +125,6 @@ class BackingServers:
         process = self._supervisor.processes[name]
         if process.pid is not None:
             for pid in (process.pid, *descendants(process.pid)):
-                os.kill(pid, signal)
+                # PostgreSQL's own processes come and go.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal)
