@@ -36,7 +36,7 @@ class PeerFit:
 
 
 def refnx_fit(prior: dict[str, Any], curve_file: Path) -> PeerFit:
-    """Fits the same model within the same bounds with refnx: differential evolution, then its polish.
+    """Fits the same model within the same bounds with refnx: differential evolution, then its least squares.
 
     Args:
         prior: parameters of `reflectometry.nr_sld`.
@@ -48,8 +48,8 @@ def refnx_fit(prior: dict[str, Any], curve_file: Path) -> PeerFit:
 
     free: dict[str, Any] = {}
 
-    def bounded(name: str, parameter: Any, bounds: dict[str, float], factor: float = 1.0) -> None:
-        low, high = bounds["min"] * factor, bounds["max"] * factor
+    def bounded(name: str, parameter: Any, bounds: dict[str, float]) -> None:
+        low, high = bounds["min"], bounds["max"]
         parameter.value = (low + high) / 2
         if low < high:
             parameter.setp(vary=True, bounds=(low, high))
@@ -67,14 +67,15 @@ def refnx_fit(prior: dict[str, Any], curve_file: Path) -> PeerFit:
         if "thickness" in layer:
             bounded(f"{name}.thickness", slab.thick, layer["thickness"])
         structure = structure | slab
-    model = ReflectModel(structure)
+    # refnx takes the resolution as a full width at half maximum in per cent.
+    model = ReflectModel(structure, dq=100.0 * RELATIVE_DQ_FWHM)
     probe = prior["probe"]
     bounded("scale", model.scale, probe["scale"])
     bounded("background", model.bkg, probe["background"])
-    # refnx takes the resolution as a full width at half maximum in per cent.
-    bounded("resolution", model.dq, probe["resolution"], factor=100.0)
     objective = Objective(model, ReflectDataset(str(curve_file)))
-    CurveFitter(objective).fit("differential_evolution", seed=_REFNX_SEED, verbose=False)
+    fitter = CurveFitter(objective)
+    fitter.fit("differential_evolution", seed=_REFNX_SEED, verbose=False)
+    fitter.fit("least_squares")
     return PeerFit(
         float(objective.chisqr()), {name: float(parameter.value) for name, parameter in free.items()}
     )
