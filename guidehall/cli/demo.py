@@ -56,7 +56,7 @@ def demo(data: Path, plot: Path) -> int:
         (model,) = client.result(job.id).model_versions
         _step(f"A measured curve ({measured_file().name}, 99 points) asked of {model}")
         network, refined, curve = _analyze(client, model)
-        _step("The same model within the same bounds, fitted by refnx (differential evolution, then least squares)")
+        _step("The same model within the same bounds, fitted by refnx (global, then least squares)")
         peer = _refnx(prior)
     _show(network, refined, peer)
     _draw(curve, refined, plot)
