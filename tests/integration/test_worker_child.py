@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ from services.trainer.worker.messages import (
 from services.trainer.worker.workspace import Workspace
 
 MODULES = "tests.toy_science,tests.odd_science"
+PR_SET_CHILD_SUBREAPER = 36
 # Longer than anything here takes, shorter than a pipeline that sleeps.
 PATIENCE_SECONDS = 30.0
 
@@ -273,6 +275,20 @@ async def test_killing_a_child_ends_what_it_started(child: ChildProcess) -> None
         child.kill()
         assert await child.exited() == -signal.SIGKILL
         await gone(program)
+
+
+async def test_a_worker_that_inherits_orphans_waits_for_them(child: ChildProcess) -> None:
+    # As the first process of a container does.
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        await child.begin(start(child, "odd.spawn_and_sleep"), [].append)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            program = await started_program(child)
+            await child.reap()
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert not Path(f"/proc/{program}").exists()
 
 
 async def test_what_a_dead_child_started_ends_too(child: ChildProcess) -> None:

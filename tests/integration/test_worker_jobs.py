@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -201,6 +202,28 @@ async def test_a_worker_killed_half_way_is_followed_by_one_that_goes_on_from_the
     assert numbers(result) == numbers(reference)
     # One of each job: what the first attempt would have published is nowhere.
     assert result.model_versions == ["projects/default/models/taken-over/versions/2"]
+    await sites.storage.without_leaks()
+
+
+async def test_a_worker_that_comes_back_from_the_dead_changes_nothing(
+    sites: Sites, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
+) -> None:
+    first = workers()
+    params = {"steps": 60, "step_seconds": 0.05, "model_name": "frozen"}
+    job = await lone_owner.submit(params=params, seed=14)
+    await until(lone_owner, job.name, "checkpoint", 1)
+    # Its child runs on: only the one who reports is frozen.
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        workers()
+        told = await events(lone_owner, job.name)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert states(told) == ["QUEUED", "LEASED", "RUNNING", "QUEUED", "LEASED", "RUNNING", "SUCCEEDED"]
+    first.wait_for("is lost")
+    job = await lone_owner.get(job.name)
+    assert (await result_of(stubs, job)).model_versions == ["projects/default/models/frozen/versions/1"]
+    assert await events(lone_owner, job.name) == told
     await sites.storage.without_leaks()
 
 

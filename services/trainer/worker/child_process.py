@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,7 +193,7 @@ class ChildProcess:
         """
         self.kill()
         async with asyncio.timeout(self._reap_seconds):
-            status = await asyncio.to_thread(self._process.wait)
+            status = await asyncio.to_thread(_wait_for_group, self._process)
         if self._lines is not None:
             await self._lines.finish(self._reap_seconds)
         return status
@@ -234,6 +235,19 @@ class ChildProcess:
             await self._writer.drain()
         except ConnectionError:
             return  # it is dead; reading will tell
+
+
+def _wait_for_group(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a killed group; the exit status of its leader.
+
+    As the first process of a container the worker inherits what its children started, and nobody else would
+    ever wait for those.
+    """
+    status = process.wait()
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-process.pid, 0)
+    return status
 
 
 def _unread_bytes(descriptor: int) -> int:
