@@ -1,1 +1,2 @@
-"""What every service is built on: settings, errors, authentication, telemetry, the gRPC server, the event bus."""
+"""What every service is built on: settings, errors, authentication, telemetry, the gRPC server, the event
+bus."""

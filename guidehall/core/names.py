@@ -9,7 +9,8 @@ from guidehall.core.errors import InvalidArgument
 
 DEFAULT_PROJECT = "default"
 
-# One segment: letters, digits and . _ ~ @ + -, not starting with a dot. "-" alone means "any" in a few list calls.
+# One segment: letters, digits and . _ ~ @ + -, not starting with a dot. "-" alone means "any" in a few list
+# calls.
 _SEGMENT = r"[A-Za-z0-9_~@+-][A-Za-z0-9._~@+-]{0,127}"
 
 

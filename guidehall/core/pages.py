@@ -48,5 +48,7 @@ def cursor_of(token: str, *arguments: object) -> list[Any] | None:
     except (ValueError, TypeError, binascii.Error):
         valid, cursor, digest = False, [], ""
     if not valid or digest != _digest(arguments):
-        raise InvalidArgument.field("page_token", token, "a next_page_token of a call with the same arguments")
+        raise InvalidArgument.field(
+            "page_token", token, "a next_page_token of a call with the same arguments"
+        )
     return cursor  # type: ignore[no-any-return]
