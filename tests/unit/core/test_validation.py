@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidehall.contracts.inference.open_inference_pb2 import ModelInferRequest
+from guidehall.contracts.common.v1.common_pb2 import Chunk
 from guidehall.contracts.jobs.v1.jobs_pb2 import ListJobsRequest, SubmitJobRequest
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.validation import MAX_STRING_BYTES, MAX_STRUCT_DEPTH, validate
@@ -32,7 +32,7 @@ def with_params(params: dict[str, Any]) -> SubmitJobRequest:
         SubmitJobRequest(display_name="é" * (MAX_STRING_BYTES // 2)),
         SubmitJobRequest(labels={"a": "b"}),
         with_params({"a": [1, {"b": None}], "c": "d"}),
-        ModelInferRequest(raw_input_contents=[b"x" * (10 * MAX_STRING_BYTES)]),
+        Chunk(data=b"x" * (10 * MAX_STRING_BYTES)),
     ],
 )
 def test_what_is_sound_passes(request_: Message) -> None:
