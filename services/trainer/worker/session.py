@@ -56,8 +56,12 @@ class Session:
         self._step = 0
         self._deadline = asyncio.get_running_loop().time() + job.lease_seconds
         self._lease_timer: asyncio.Timeout | None = None
+        # On the present stream: messages sent, messages acknowledged, and which of them said "started".
+        self._sent = 0
+        self._acknowledged = 0
+        self._started_message: int | None = None
         self._wake = asyncio.Event()
-        self._stored = asyncio.Event()
+        self._heard = asyncio.Event()
         self._hurry = asyncio.Event()
 
     def started(self) -> None:
@@ -75,13 +79,17 @@ class Session:
         self._wake.set()
 
     async def flush(self) -> None:
-        """Waits until every event so far is stored."""
+        """Waits until the start and every event so far are stored."""
         last = self._events.last_number
         self._hurry.set()
         self._wake.set()
-        while self._events.stored_number < last:
-            self._stored.clear()
-            await self._stored.wait()
+        while self._events.stored_number < last or (self._started and not self._start_is_stored):
+            self._heard.clear()
+            await self._heard.wait()
+
+    @property
+    def _start_is_stored(self) -> bool:
+        return self._started_message is not None and self._acknowledged >= self._started_message
 
     def conclude(self) -> None:
         """The end is being reported: who does that hears himself whether the job is lost."""
@@ -123,6 +131,8 @@ class Session:
     async def _converse(self) -> AppError | LeaseLost | None:
         """One stream from its start to its end, and how it ended."""
         self._events.resend()
+        self._sent = self._acknowledged = 0
+        self._started_message = None
         call = None
         try:
             call = self._trainer.session()
@@ -147,13 +157,12 @@ class Session:
     async def _send_all(self, call: Any) -> None:
         hello = workers_pb2.SessionHello(job=self._job.job, lease_epoch=self._job.epoch)
         await self._write(call, workers_pb2.SessionRequest(hello=hello))
-        said_started = False
         loop = asyncio.get_running_loop()
         next_heartbeat = loop.time() + self._job.heartbeat_seconds
         while True:
-            if self._started and not said_started:
+            if self._started and self._started_message is None:
+                self._started_message = self._sent + 1
                 await self._write(call, workers_pb2.SessionRequest(started=workers_pb2.Started()))
-                said_started = True
             while self._events.waiting:
                 batch = _batch(*self._events.take())
                 await self._write(call, workers_pb2.SessionRequest(events=batch))
@@ -176,6 +185,7 @@ class Session:
         self._hurry.clear()
 
     async def _write(self, call: Any, request: workers_pb2.SessionRequest) -> None:
+        self._sent += 1
         async with calling(self._timeout_seconds):
             await call.write(request)
 
@@ -196,8 +206,9 @@ class Session:
     def _hear(self, response: workers_pb2.SessionResponse) -> None:
         match response.WhichOneof("message"):
             case "ack":
+                self._acknowledged += 1
                 self._events.stored(response.ack.stored_number)
-                self._stored.set()
+                self._heard.set()
                 self._extend(response.ack.lease_remaining_seconds)
             case "desired":
                 self._on_desired(desired_of(response.desired.desired_state))

@@ -609,6 +609,8 @@ Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
 
 @_typing.final
 class SessionAck(_message.Message):
+    """Answers each message of the worker, in order."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STORED_NUMBER_FIELD_NUMBER: _builtins.int
