@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from guidehall.core.errors import Unavailable
+from guidehall.core.errors import Aborted, AppError, Unavailable
 from guidehall.core.settings import PostgresSettings
+from guidehall.core.tls import client_context
 
 logger = logging.getLogger(__name__)
-_RECONNECT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+# Classes of SQLSTATE: connection, resources (such as too many connections), shutdown; a cancelled statement.
+_AWAY = ("08", "53", "57P", "57014")
+_SERIALIZATION_FAILURE = "40001"
+_DEADLOCK = "40P01"
 
 
 def create_engine(settings: PostgresSettings) -> AsyncEngine:
-    """A pooled engine; connections that died are replaced when they are taken."""
+    """A pooled engine; connections that died are replaced when they are taken.
+
+    Raises:
+        SettingsError: the certificates cannot be used.
+    """
     arguments = {
         "timeout": settings.connect_seconds,
         "command_timeout": settings.statement_seconds,
-        "ssl": "verify-full" if settings.tls.enabled else False,
+        "ssl": client_context(settings.tls) or False,
     }
     return create_async_engine(
-        settings.dsn(), pool_size=settings.pool_size, max_overflow=0, pool_pre_ping=True, connect_args=arguments
+        settings.dsn(),
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.pool_wait_seconds,
+        pool_pre_ping=True,
+        connect_args=arguments,
     )
 
 
@@ -35,22 +51,51 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """One transaction: committed at the end of the block, rolled back when it raises.
 
     Raises:
-        Unavailable: the database cannot be reached, or went away meanwhile.
+        Unavailable: the database cannot be reached, went away meanwhile, or answers too late.
+        Aborted: another transaction was quicker (deadlock, serialization failure); a repeat may succeed.
     """
+    async with AsyncExitStack() as stack:
+        with _told(OSError, PoolTimeoutError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection = await stack.enter_async_context(engine.connect())
+        # From here on an OSError may be one of the block's own.
+        with _told(ConnectionError, TimeoutError, DBAPIError):
+            async with connection.begin():
+                yield connection
+
+
+@contextmanager
+def _told(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns failures of the database into what they mean to the caller; faults of ours stay what they are."""
     try:
-        async with engine.begin() as connection:
-            yield connection
-    except (InterfaceError, OperationalError, OSError, TimeoutError) as error:
-        raise _unavailable(error) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise _unavailable(error) from error
-        raise
+        yield
+    except kinds as error:
+        meaning = _meaning(error)
+        if meaning is None:
+            raise
+        logger.warning("database: %s (%s)", meaning.reason, _sqlstate(error) or type(error).__name__)
+        raise meaning from error
 
 
-def _unavailable(error: BaseException) -> Unavailable:
-    logger.warning("database unavailable: %s", type(error).__name__)
-    return Unavailable("the database cannot be reached", reason="DATABASE_UNAVAILABLE", retry_after_seconds=1.0)
+def _meaning(error: Exception) -> AppError | None:
+    state = _sqlstate(error)
+    if isinstance(error, PoolTimeoutError):
+        return _unavailable("all connections to the database are busy", "DATABASE_BUSY")
+    if state in (_SERIALIZATION_FAILURE, _DEADLOCK):
+        return Aborted("another change was quicker; try again", reason="CONCURRENT_CHANGE")
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if lost or state.startswith(_AWAY) or isinstance(error, (OSError, asyncpg.InterfaceError)):
+        return _unavailable("the database cannot be reached", "DATABASE_UNAVAILABLE")
+    return None
+
+
+def _sqlstate(error: Exception) -> str:
+    """The five characters by which PostgreSQL names an error; empty when it did not come from there."""
+    source: Any = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(source, "sqlstate", None) or "")
+
+
+def _unavailable(message: str, reason: str) -> Unavailable:
+    return Unavailable(message, reason=reason, retry_after_seconds=1.0)
 
 
 async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
@@ -66,7 +111,7 @@ async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
             async with transaction(engine) as connection:
                 await connection.exec_driver_sql("SELECT 1")
             return
-        except Unavailable:
+        except AppError:
             if loop.time() >= give_up:
                 raise
             await asyncio.sleep(0.1)
@@ -84,20 +129,49 @@ class Listener:
 
     async def run(self) -> None:
         """Listens until cancelled."""
-        failures = 0
+        first, last = self._settings.listen_retry_seconds, self._settings.connect_seconds
+        delay = first
         while True:
+            if await self._listen():
+                delay = first
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, last)
+
+    async def _listen(self) -> bool:
+        """Listens until the connection breaks.
+
+        Returns:
+            Whether there was one.
+        """
+        listening = False
+        try:
+            connection = await self._connect()
             try:
-                connection = await self._connect()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                delay = _RECONNECT_SECONDS[min(failures, len(_RECONNECT_SECONDS) - 1)]
-                failures += 1
-                await asyncio.sleep(delay)
-                continue
-            failures = 0
-            try:
-                await self._serve(connection)
+                lost = asyncio.Event()
+                connection.add_termination_listener(lambda _: lost.set())
+                for channel in self._callbacks:
+                    await connection.add_listener(channel, self._heard)
+                listening = True
+                for callback in self._callbacks.values():
+                    callback("")
+                await self._until_lost(connection, lost)
             finally:
                 connection.terminate()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.warning("listening to the database: %s", type(error).__name__)
+        return listening
+
+    def _heard(self, _connection: object, _pid: int, channel: str, payload: str) -> None:
+        self._callbacks[channel](payload)
+
+    async def _until_lost(self, connection: asyncpg.Connection, lost: asyncio.Event) -> None:
+        """An idle connection cannot tell that the other side is gone: asks now and then."""
+        while not lost.is_set():
+            try:
+                async with asyncio.timeout(self._settings.listen_check_seconds):
+                    await lost.wait()
+            except TimeoutError:
+                await connection.execute("SELECT 1", timeout=self._settings.connect_seconds)
 
     async def _connect(self) -> asyncpg.Connection:
         settings = self._settings
@@ -108,21 +182,6 @@ class Listener:
             user=settings.user,
             password=settings.password.get_secret_value(),
             timeout=settings.connect_seconds,
-            ssl="verify-full" if settings.tls.enabled else False,
+            command_timeout=settings.connect_seconds,
+            ssl=client_context(settings.tls) or False,
         )
-
-    async def _serve(self, connection: asyncpg.Connection) -> None:
-        lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
-
-        def heard(_connection: object, _pid: int, channel: str, payload: str) -> None:
-            self._callbacks[channel](payload)
-
-        try:
-            for channel in self._callbacks:
-                await connection.add_listener(channel, heard)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return
-        for callback in self._callbacks.values():
-            callback("")
-        await lost.wait()

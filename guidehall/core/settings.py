@@ -124,6 +124,11 @@ class PostgresSettings(_Group):
     pool_size: int = Field(8, ge=1)
     connect_seconds: float = Field(5.0, gt=0)
     statement_seconds: float = Field(30.0, gt=0)
+    pool_wait_seconds: float = Field(5.0, gt=0, description="for a free connection of the pool")
+    listen_check_seconds: float = Field(
+        15.0, gt=0, description="how often an idle listener makes sure it is heard"
+    )
+    listen_retry_seconds: float = Field(0.1, gt=0, description="first wait before a listener connects again")
     tls: TlsSettings = TlsSettings()
 
     def dsn(self) -> str:
