@@ -167,6 +167,7 @@ class Attempt:
         )
         supervision = Supervision(child, wishes, patience, self)
         end = await supervision.run(start)
+        self._session.hurry()
         self._child_is_fit = supervision.child_is_fit
         verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
         self._log_failure(verdict, end, child)

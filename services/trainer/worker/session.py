@@ -67,8 +67,7 @@ class Session:
     def started(self) -> None:
         """The pipeline runs."""
         self._started = True
-        self._hurry.set()
-        self._wake.set()
+        self.hurry()
 
     def stepped(self, step: int) -> None:
         """The newest step, for heartbeats."""
@@ -78,11 +77,15 @@ class Session:
         """There are new events."""
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Sends what waits at once."""
+        self._hurry.set()
+        self._wake.set()
+
     async def flush(self) -> None:
         """Waits until the start and every event so far are stored."""
         last = self._events.last_number
-        self._hurry.set()
-        self._wake.set()
+        self.hurry()
         while self._events.stored_number < last or (self._started and not self._start_is_stored):
             self._heard.clear()
             await self._heard.wait()
