@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 from typing import Any
@@ -45,7 +44,7 @@ def cursor_of(token: str, *arguments: object) -> list[Any] | None:
     try:
         cursor, digest = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
         valid = isinstance(cursor, list)
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError):
         valid, cursor, digest = False, [], ""
     if not valid or digest != _digest(arguments):
         raise InvalidArgument.field(
