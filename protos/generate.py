@@ -41,6 +41,11 @@ def generate(target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         arguments = ["protoc", f"-I{PROTOS}", f"-I{files('grpc_tools') / '_proto'}"]
         arguments += [f"--{kind}_out={scratch}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+        # The plugins of this environment, whether or not it is on PATH.
+        programs = Path(sys.executable).parent
+        arguments += [
+            f"--plugin={programs / plugin}" for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+        ]
         if protoc.main(arguments + sources) != 0:
             raise SystemExit("protoc failed")
         root = Path(scratch)

@@ -218,7 +218,9 @@ def test_servers_listen_on_loopback_only(backing: BackingServers) -> None:
     ]
 
     assert len(listening) >= 4
-    assert {address.split(":")[0] for address in listening} == {"0100007F"}
+    # The second is the first as programs that speak IPv6 too have it.
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert {address.split(":")[0] for address in listening} <= loopback
 
 
 @pytest.mark.parametrize(
@@ -258,9 +260,21 @@ def _say_to_nats(backing: BackingServers, user: str, password: str, command: str
     return answers
 
 
-async def test_the_worker_hears_doorbells_that_the_trainer_rings(backing: BackingServers) -> None:
-    trainer = await nats.connect(backing.nats.url, user="trainer", password=backing.nats.password("trainer"))
-    worker = await nats.connect(backing.nats.url, user="worker", password=backing.nats.password("worker"))
+@pytest.fixture
+def own_backing() -> Iterator[BackingServers]:
+    """Servers whose streams nobody else made."""
+    folder = Path(tempfile.mkdtemp(prefix="guidehall-backing-"))
+    try:
+        with BackingServers(folder) as servers:
+            yield servers
+    finally:
+        shutil.rmtree(folder)
+
+
+async def test_the_worker_hears_doorbells_that_the_trainer_rings(own_backing: BackingServers) -> None:
+    broker = own_backing.nats
+    trainer = await nats.connect(broker.url, user="trainer", password=broker.password("trainer"))
+    worker = await nats.connect(broker.url, user="worker", password=broker.password("worker"))
     await trainer.jetstream().add_stream(name="JOBS", subjects=["jobs.>"])
     try:
         subscription = await worker.jetstream().pull_subscribe("jobs.cpu", durable="cpu", stream="JOBS")
@@ -268,7 +282,6 @@ async def test_the_worker_hears_doorbells_that_the_trainer_rings(backing: Backin
         (message,) = await subscription.fetch(1, timeout=5)
         await message.ack_sync()
     finally:
-        await trainer.jetstream().delete_stream("JOBS")
         await worker.close()
         await trainer.close()
 
