@@ -172,7 +172,10 @@ class LogSettings(_Group):
 class TelemetrySettings(_Group):
     """Where traces go; nowhere without an endpoint."""
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: str | None = Field(
+        None, description='of an OTLP collector over gRPC, such as "http://collector:4317"'
+    )
+    export_seconds: float = Field(2.0, gt=0, description="longest wait for the collector, also at the end")
 
 
 class AuthSettings(_Group):

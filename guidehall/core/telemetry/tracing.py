@@ -37,7 +37,8 @@ def configure_tracing(settings: TelemetrySettings, service: str) -> None:
     except ImportError:
         raise SettingsError("an otlp_endpoint needs the extra: pip install 'guidehall[telemetry]'") from None
     provider = TracerProvider(resource=Resource.create({"service.name": f"guidehall-{service}"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint)))
+    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=settings.export_seconds)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
 
 
