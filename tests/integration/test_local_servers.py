@@ -175,13 +175,21 @@ def ordinary() -> dict[str, Any]:
     pytest.skip("no interpreter that an ordinary user may run")
 
 
+def _owner(pid: int) -> int | None:
+    """The account of a process; None for one that has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except FileNotFoundError:
+        return None
+
+
 @needs_root
 def test_an_ordinary_user_needs_no_other_account(folder: Path, ordinary: dict[str, Any]) -> None:
     os.chown(folder, _NOBODY, _NOBODY)
     folder.chmod(0o700)
 
     with _running(folder, **ordinary) as (process, facts):
-        owners = {Path(f"/proc/{pid}").stat().st_uid for pid in descendants(process.pid)}
+        owners = {owner for pid in descendants(process.pid) if (owner := _owner(pid)) is not None}
 
     assert process.returncode == 0
     assert Path(facts["home"]).is_relative_to(folder)
