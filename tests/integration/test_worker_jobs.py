@@ -40,7 +40,7 @@ class Sites:
 def sites(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     # One folder, so one set of keys.
     folder = tmp_path_factory.mktemp("sites")
-    storage = storage_site(backing, folder)
+    storage = storage_site(backing, folder, LIMITS__MAX_STAGED_OBJECTS=20)
     storage.start()
     trainer = trainer_site(backing, folder, STORAGE__TARGET=storage.target)
     trainer.environ["GUIDEHALL_SCIENCE_MODULES"] = SCIENCE_MODULES
@@ -291,6 +291,7 @@ async def test_storage_may_be_away_for_a_while(
     [
         ("odd.fill_a_file", {"amount": 3 << 20}, "artifacts.large.bin"),
         ("odd.return_too_much", {"amount": 3 << 20}, "outputs"),
+        ("odd.fill_a_folder", {"amount": 30}, "outputs"),
     ],
 )
 async def test_outputs_beyond_the_limits_fail_the_job_with_a_reason(

@@ -10,6 +10,7 @@ WAYS = (
     "break_down",
     "burn",
     "exit_at_once",
+    "fill_a_folder",
     "fill_a_file",
     "leave_a_program",
     "leave_a_thread",

@@ -31,6 +31,12 @@ def exit_at_once(params: OddParams, context: Context) -> OddResult:
     os._exit(params.amount)
 
 
+def fill_a_folder(params: OddParams, context: Context) -> OddResult:
+    for number in range(params.amount):
+        context.artifact(f"file-{number}", b"x", "text/plain")
+    return OddResult()
+
+
 def fill_a_file(params: OddParams, context: Context) -> OddResult:
     context.artifact("large.bin", bytes(params.amount), "application/octet-stream")
     return OddResult()

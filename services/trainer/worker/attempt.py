@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 # What storage says of an input that no other attempt could read either.
 _UNREADABLE = frozenset({Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT})
+# What storage and the trainer say of outputs that they would not take from another attempt either.
+_UNACCEPTABLE = frozenset({Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED, Code.ALREADY_EXISTS})
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ class Attempt:
         except AppError as error:
             details = {"error_id": self._error_id}
             logger.error("outputs of %s: %s", self._job.job, error.message, extra=details)
-            if error.code is Code.INVALID_ARGUMENT:
+            if error.code in _UNACCEPTABLE:
                 return refused("outputs", error.message), {}
             return failed(Reason.TRANSIENT_ERROR, error.code, f"outputs: {error.message}", self._error_id), {}
         return verdict, outputs
@@ -302,17 +304,22 @@ class Attempt:
         """Says how it ended, until the trainer has heard it or the lease is lost."""
         await self._session.flush()
         self._session.conclude()
+        try:
+            await self._tell(verdict, outputs)
+        except AppError as error:
+            if not outputs or error.code not in _UNACCEPTABLE:
+                raise LeaseLost(error.message) from None
+            await self._report(refused("outputs", error.message), {})
+
+    async def _tell(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
         trainer, job = self._tools.trainer, self._job
 
-        async def report() -> None:
+        async def tell() -> None:
             if isinstance(verdict, HandBack):
                 await trainer.release(job, verdict.why)
             else:
                 await trainer.finish(job, verdict, outputs)
 
-        try:
-            await until_answered(report, self._tools.pauses, f"reporting {job.job}", may_pass)
-        except AppError as error:
-            raise LeaseLost(error.message) from None
+        await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
         logger.info("%s: %s", job.job, how)

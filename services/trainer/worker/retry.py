@@ -22,7 +22,6 @@ _PASSING = frozenset(
     {
         Code.UNAVAILABLE,
         Code.DEADLINE_EXCEEDED,
-        Code.RESOURCE_EXHAUSTED,
         Code.INTERNAL,
         Code.UNKNOWN,
         Code.CANCELLED,
@@ -57,7 +56,9 @@ async def calling(timeout_seconds: float) -> AsyncIterator[None]:
 
 
 def passes(error: AppError) -> bool:
-    """Whether another try may succeed."""
+    """Whether another try may succeed. A limit that will be as full later does not say when to come again."""
+    if error.code is Code.RESOURCE_EXHAUSTED:
+        return error.retry_after_seconds is not None
     return error.code in _PASSING
 
 
@@ -80,6 +81,7 @@ async def until_answered(
             if not passing(error):
                 raise
             failures += 1
+            pause = max(pause, error.retry_after_seconds or 0.0)
             if failures == 1:
                 logger.warning("%s: %s; trying again until it is answered", what, error.code.name)
         else:

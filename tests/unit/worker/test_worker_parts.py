@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from guidehall.core.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from guidehall.core.errors import (
+    Aborted,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.child_process import ChildOptions, environment
 from services.trainer.worker.machine import find_machine, gpu_tier, gpus_in
-from services.trainer.worker.retry import Pauses, calling, until_answered
+from services.trainer.worker.retry import Pauses, calling, passes, until_answered
+from services.trainer.worker.trainer_client import may_pass
 from services.trainer.worker.wishes import Interrupted, Wishes
 from services.trainer.worker.workspace import Workspace
 
@@ -78,6 +87,15 @@ async def test_calls_are_repeated_while_failures_pass() -> None:
 
     with pytest.raises(InvalidArgument):
         await until_answered(wrong, Pauses(0.001, 0.002), "calling")
+
+
+async def test_a_full_limit_is_tried_again_only_if_it_says_when() -> None:
+    assert not passes(ResourceExhausted("full for good"))
+    assert passes(ResourceExhausted("busy", retry_after_seconds=0.01))
+    assert may_pass(Aborted("changing hands"))
+    assert not may_pass(Aborted("another attempt holds it", reason="STALE_EPOCH"))
+    assert not may_pass(NotFound("gone"))
+    assert may_pass(Unauthenticated("expired"))
 
 
 async def test_a_call_without_an_answer_ends() -> None:
