@@ -23,7 +23,7 @@ def audit(
     """Reports a change that a caller of JobsService made."""
     unit.send(
         "audit",
-        "",
+        resource,
         {
             "time": datetime.now(UTC).isoformat(),
             "subject": principal.subject,

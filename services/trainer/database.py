@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,30 +14,43 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from guidehall.core.postgres import Listener, transaction
 from guidehall.core.settings import PostgresSettings
 from services.trainer.documents import Document
+from services.trainer.records import Note
 from services.trainer.wakes import Wakes, outbox_topic
 
 _CHANNEL = "guidehall_trainer"
+# All that a transaction appends, in one statement with one parameter for any number of rows.
 _FLUSH = text(
     """
-    WITH sent AS (
+    WITH noted AS (
+        INSERT INTO trainer.job_events (job_id, seq, time, kind, payload)
+        SELECT job_id, seq, coalesce(time, now()), kind, payload
+        FROM jsonb_to_recordset(:events)
+            AS r(job_id uuid, seq bigint, time timestamptz, kind text, payload jsonb)
+    ), sent AS (
         INSERT INTO trainer.outbox (kind, subject, payload, next_time)
         SELECT kind, subject, payload, now() + make_interval(secs => delay_seconds)
-        FROM jsonb_to_recordset(:rows) AS r(kind text, subject text, payload jsonb, delay_seconds float8)
+        FROM jsonb_to_recordset(:messages)
+            AS r(kind text, subject text, payload jsonb, delay_seconds float8)
     )
     SELECT pg_notify(:channel, topic) FROM unnest(:topics) AS topic
     """
-).bindparams(bindparam("rows", type_=JSONB), bindparam("topics", type_=ARRAY(Text)))
+).bindparams(
+    bindparam("events", type_=JSONB),
+    bindparam("messages", type_=JSONB),
+    bindparam("topics", type_=ARRAY(Text)),
+)
 
 
 class Unit:
-    """One writing transaction: its connection, and what happens when it commits."""
+    """One writing transaction: its connection, and what it appends and whom it wakes when it commits."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.topics: set[str] = set()
         # Kinds of messages that were put into the outbox.
         self.sent: set[str] = set()
-        self._rows: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
+        self._messages: list[dict[str, Any]] = []
 
     def wake(self, topic: str) -> None:
         """Wakes who listens to `topic`, in every replica."""
@@ -45,15 +58,29 @@ class Unit:
 
     def send(self, kind: str, subject: str, payload: Document, delay_seconds: float = 0.0) -> None:
         """Puts a message into the outbox; see outbox.py for the kinds."""
-        self._rows.append(
-            {"kind": kind, "subject": subject, "payload": payload, "delay_seconds": delay_seconds}
-        )
+        message = {"kind": kind, "subject": subject, "payload": payload, "delay_seconds": delay_seconds}
+        self._messages.append(message)
         self.sent.add(kind)
 
+    def append_events(self, job_id: str, last_seq: int, notes: Sequence[Note]) -> None:
+        """Appends events to a locked job, numbered after `last_seq`, and has them fanned out."""
+        for seq, note in enumerate(notes, last_seq + 1):
+            time = note.time.isoformat() if note.time else None
+            row = {"job_id": job_id, "seq": seq, "time": time, "kind": note.kind, "payload": note.payload}
+            self._events.append(row)
+        if notes:
+            self.send("events", job_id, {"first_seq": last_seq + 1, "last_seq": last_seq + len(notes)})
+
     async def flush(self, sender: str) -> None:
-        if self.topics or self._rows:
-            topics = [f"{sender} {topic}" for topic in sorted(self.topics)]
-            await self.connection.execute(_FLUSH, {"rows": self._rows, "channel": _CHANNEL, "topics": topics})
+        """Writes what was collected."""
+        if self._events or self._messages or self.topics:
+            values = {
+                "events": self._events,
+                "messages": self._messages,
+                "topics": [f"{sender} {topic}" for topic in sorted(self.topics)],
+                "channel": _CHANNEL,
+            }
+            await self.connection.execute(_FLUSH, values)
 
 
 class Database:

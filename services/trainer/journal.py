@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Interval, bindparam, delete, func, insert, literal, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy import Interval, delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.trainer.database import Unit
@@ -56,16 +55,6 @@ class Cause:
 
 NOTHING = Cause()
 
-# One parameter for any number of events: one statement, prepared once.
-_INSERT_EVENTS = text(
-    """
-    INSERT INTO trainer.job_events (job_id, seq, time, kind, payload)
-    SELECT :job_id, :last_seq + place, coalesce(time, now()), kind, payload
-    FROM ROWS FROM (jsonb_to_recordset(:rows) AS (kind text, payload jsonb, time timestamptz))
-    WITH ORDINALITY AS r(kind, payload, time, place)
-    """
-).bindparams(bindparam("job_id", type_=UUID(as_uuid=False)), bindparam("rows", type_=JSONB))
-
 
 async def lock_job(connection: AsyncConnection, job_id: str) -> Job | None:
     """The job, held against other writers until the transaction ends."""
@@ -102,7 +91,7 @@ class Journal:
         }
         statement = insert(jobs).values(values | columns).returning(*jobs.c)
         job = Job.of((await unit.connection.execute(statement)).mappings().one())
-        await _append_rows(unit, job.id, 0, [_state_note(job, facts, NOTHING)])
+        unit.append_events(job.id, 0, [_state_note(job, facts, NOTHING)])
         for effect in effects:
             await self._carry_out(unit, job, effect, NOTHING)
         return job
@@ -172,10 +161,10 @@ class Journal:
                 }
                 await unit.connection.execute(insert(attempts).values(row))
             case StartAttempt(epoch):
-                await _update_attempt(unit, job, epoch, {"start_time": func.now()})
+                await update_attempt(unit, job, epoch, {"start_time": func.now()})
             case EndAttempt(epoch, reason):
                 ended = {"end_time": func.now(), "end_reason": reason.value, "error": cause.error}
-                await _update_attempt(unit, job, epoch, ended | {"finished": cause.reported})
+                await update_attempt(unit, job, epoch, ended | {"finished": cause.reported})
             case RingDoorbell(failures):
                 delay = self._retry_seconds(failures) if failures else 0.0
                 ring(unit, job.pool, delay)
@@ -207,30 +196,20 @@ async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, 
     }
     statement = update(jobs).where(jobs.c.id == job.id).values(changes).returning(*jobs.c)
     after = Job.of((await unit.connection.execute(statement)).mappings().one())
-    if notes:
-        await _append_rows(unit, job.id, job.last_seq, notes)
+    unit.append_events(job.id, job.last_seq, notes)
     unit.wake(job_topic(job.id))
     return after
 
 
-async def _update_attempt(unit: Unit, job: Job, epoch: int, values: dict[str, Any]) -> None:
+async def update_attempt(unit: Unit, job: Job, epoch: int, values: dict[str, Any]) -> None:
+    """Changes the row of an attempt at a locked job."""
     attempt = (attempts.c.job_id == job.id) & (attempts.c.epoch == epoch)
     await unit.connection.execute(update(attempts).where(attempt).values(values))
 
 
-async def _append_rows(unit: Unit, job_id: str, last_seq: int, notes: Sequence[Note]) -> None:
-    """Stores events that follow `last_seq`, and has them fanned out."""
-    rows = [
-        {"kind": note.kind, "payload": note.payload, "time": note.time.isoformat() if note.time else None}
-        for note in notes
-    ]
-    await unit.connection.execute(_INSERT_EVENTS, {"job_id": job_id, "last_seq": last_seq, "rows": rows})
-    unit.send("events", job_id, {"first_seq": last_seq + 1, "last_seq": last_seq + len(notes)})
-
-
 def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
-    """Says that work waits in a pool."""
-    unit.send("doorbell", pool, {}, delay_seconds)
+    """Says that work waits in a pool, now or after a while."""
+    unit.send("doorbell", pool, {"wake": bool(delay_seconds)}, delay_seconds)
     if not delay_seconds:
         unit.wake(pool_topic(pool))
 

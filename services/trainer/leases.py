@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
-from guidehall.core.errors import Aborted, NotFound
+from guidehall.core.errors import Aborted, AppError, NotFound
 from services.trainer.database import Database, Unit
-from services.trainer.journal import Cause, Journal
+from services.trainer.journal import Cause, Journal, lock_job
 from services.trainer.lifecycle import (
     HELD,
     Desired,
@@ -30,7 +30,7 @@ from services.trainer.lifecycle import (
 from services.trainer.records import Checkpoint, Job, ObjectRef
 from services.trainer.scheduler import next_job
 from services.trainer.settings import LeaseSettings
-from services.trainer.tables import checkpoints, jobs, workers
+from services.trainer.tables import attempts, checkpoints, jobs, worker_credentials, workers
 from services.trainer.wakes import pool_topic
 from services.trainer.workers import Workers, require_credential
 
@@ -60,43 +60,73 @@ class Standing:
     lease_seconds: float
 
 
-async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Job:
-    """The job, locked, that the caller's attempt holds.
+@dataclass(frozen=True)
+class Held:
+    """A job, locked, as the attempt sees it that reports of it.
+
+    Attributes:
+        job: the job.
+        current: whether the attempt holds it.
+        finished: whether the attempt reported its end before: it may not have heard our answer.
+        stored_number: number, given by the worker, of the attempt's newest event that is stored.
+    """
+
+    job: Job
+    current: bool
+    finished: bool
+    stored_number: int
+
+
+async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
+    """The job of an attempt of the caller's.
+
+    Raises:
+        NotFound: no such job in the caller's pool.
+        StaleEpoch: no such attempt, or another worker's.
+        Unauthenticated: the caller's credential was revoked.
+    """
+    # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
+    statement = (
+        select(jobs, attempts.c.finished, attempts.c.last_event_number)
+        .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == epoch))
+        .join(workers, workers.c.id == attempts.c.worker_id)
+        .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
+        .where(
+            jobs.c.id == job_id_of(name),
+            worker_credentials.c.id == principal.credential_id,
+            worker_credentials.c.revoke_time.is_(None),
+        )
+        .with_for_update(of=(jobs, attempts))
+    )
+    row = (await unit.connection.execute(statement)).mappings().first()
+    if row is None:
+        raise await _reason_for_none(unit, principal, name, epoch)
+    job = Job.of(row)
+    current = job.state in HELD and job.lease_epoch == epoch
+    return Held(job, current, row["finished"], row["last_event_number"])
+
+
+async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
+    """The job that the caller's attempt holds, locked.
 
     Raises:
         NotFound: no such job in the caller's pool.
         StaleEpoch: the attempt does not hold it (any more).
         Unauthenticated: the caller's credential was revoked.
     """
-    job, holder = await find_own(unit, principal, name)
-    require_holder(principal, job, holder, epoch)
-    return job
+    held = await find_attempt(unit, principal, name, epoch)
+    if not held.current:
+        raise StaleEpoch(epoch, held.job.facts())
+    return held
 
 
-def require_holder(principal: Principal, job: Job, holder: str | None, epoch: int) -> None:
-    """Raises StaleEpoch unless the caller's attempt has the job; `holder` is its worker's credential."""
-    if job.state not in HELD or job.lease_epoch != epoch or holder != principal.credential_id:
-        raise StaleEpoch(epoch, job.facts())
-
-
-async def find_own(unit: Unit, principal: Principal, name: str) -> tuple[Job, str | None]:
-    """A job of the caller's pool, locked, and the credential of the worker that holds it, if one does.
-
-    Raises:
-        NotFound: no such job in the caller's pool.
-        Unauthenticated: the caller's credential was revoked.
-    """
+async def _reason_for_none(unit: Unit, principal: Principal, name: str, epoch: int) -> AppError:
+    """Why there is no such attempt of the caller's."""
     await require_credential(unit.connection, principal)
-    statement = (
-        select(jobs, workers.c.credential_id)
-        .outerjoin(workers, workers.c.id == jobs.c.worker_id)
-        .where(jobs.c.id == job_id_of(name), jobs.c.pool == principal.pool)
-        .with_for_update(of=jobs)
-    )
-    row = (await unit.connection.execute(statement)).mappings().first()
-    if row is None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
-    return Job.of(row), row["credential_id"]
+    job = await lock_job(unit.connection, job_id_of(name))
+    if job is None or job.pool != principal.pool:
+        return NotFound(f"{name} does not exist", metadata={"resource": name})
+    return StaleEpoch(epoch, job.facts())
 
 
 def job_id_of(name: str, field: str = "job") -> str:
@@ -163,7 +193,8 @@ class Leases:
                 return None
             job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
             await self._workers.seen(unit.connection, worker.id)
-            checkpoint = await newest_checkpoint(unit.connection, job.id)
+            # The first attempt has none to go on from.
+            checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
         _LEASES.labels(job.pool).inc()
         if job.lease_epoch == 1:
             _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
@@ -237,8 +268,8 @@ class Leases:
             NotFound, StaleEpoch, Unauthenticated: as `hold`.
         """
         async with self._database.unit() as unit:
-            job = await hold(unit, principal, name, epoch)
-            await self._journal.apply(unit, job, Started(epoch))
+            held = await hold(unit, principal, name, epoch)
+            await self._journal.apply(unit, held.job, Started(epoch))
 
 
 # The lease, the worker's sign of life and the credential in one statement: it comes often.

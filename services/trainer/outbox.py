@@ -10,15 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from prometheus_client import Counter
-from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, text, update
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, delete, text
 
 from guidehall.core.errors import AppError
 from services.trainer.database import Database
 from services.trainer.documents import Document
-from services.trainer.journal import seconds
 from services.trainer.settings import RelaySettings
 from services.trainer.tables import outbox
 from services.trainer.wakes import outbox_topic
@@ -28,16 +26,31 @@ logger = logging.getLogger(__name__)
 _TOLD = Counter("guidehall_outbox_told", "Messages told to others", ["kind"])
 _FAILED = Counter("guidehall_outbox_failed", "Attempts to tell that failed", ["kind"])
 
+# Always gives a row: where nothing is due it holds only when something will be.
 _CLAIM = text(
     """
-    UPDATE trainer.outbox SET next_time = now() + make_interval(secs => :claim_seconds), tries = tries + 1
-    WHERE id IN (
+    WITH due AS (
         SELECT id FROM trainer.outbox WHERE next_time <= now() AND kind = ANY(:kinds)
-        ORDER BY next_time, id LIMIT :batch FOR UPDATE SKIP LOCKED)
-    RETURNING id, kind, subject, payload, message_id::text, tries, create_time
+        ORDER BY next_time, id LIMIT :batch FOR UPDATE SKIP LOCKED
+    ), claimed AS (
+        UPDATE trainer.outbox SET next_time = now() + make_interval(secs => :claim_seconds), tries = tries + 1
+        WHERE id IN (SELECT id FROM due)
+        RETURNING id, kind, subject, payload, message_id::text, tries
+    )
+    SELECT claimed.*, (
+        SELECT extract(epoch FROM min(next_time) - now())::float8
+        FROM trainer.outbox WHERE next_time > now() AND kind = ANY(:kinds)
+    ) AS wait_seconds
+    FROM (SELECT) AS always LEFT JOIN claimed ON true ORDER BY id
     """
 ).bindparams(bindparam("kinds", type_=ARRAY(Text)))
-
+_SETTLE = text(
+    """
+    UPDATE trainer.outbox SET last_error = :problem, next_time = now() + make_interval(
+        secs => least(:first_seconds * power(2, least(tries, 20) - 1), :longest_seconds))
+    WHERE id = ANY(:ids)
+    """
+).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 
 KINDS = ("doorbell", "events", "promote", "discard", "audit")
 
@@ -52,11 +65,27 @@ class Message:
     payload: Document
     message_id: str
     tries: int
-    create_time: datetime
 
 
-# Tells messages of one kind and about one subject; raises AppError when that has to be tried again.
-Teller = Callable[[Sequence[Message]], Awaitable[None]]
+@dataclass(frozen=True)
+class Teller:
+    """Tells messages of one kind.
+
+    Attributes:
+        tell: raises AppError when they have to be told again.
+        together: whether it is given all that are due at a time; else those about one subject.
+    """
+
+    tell: Callable[[Sequence[Message]], Awaitable[None]]
+    together: bool = False
+
+
+@dataclass(frozen=True)
+class _Told:
+    """How telling some messages went."""
+
+    messages: Sequence[Message]
+    problem: str | None
 
 
 class Relay:
@@ -66,31 +95,42 @@ class Relay:
         self._database = database
         self._tellers = tellers
         self._settings = settings
+        self._at_once = asyncio.Semaphore(settings.parallel)
         # Kinds that failed last, so that an outage is logged once.
         self._failing: set[str] = set()
 
     async def run(self) -> None:
         """Tells until the process is about to end, and what is being told then to its end."""
         wakes = self._database.wakes
-        at_once = asyncio.Semaphore(self._settings.parallel)
         with wakes.listening(*map(outbox_topic, self._tellers)) as ear:
             async with asyncio.TaskGroup() as tasks:
                 while not wakes.closed:
                     ear.clear()
                     try:
-                        groups = await self._claim()
-                        pause = 0.0 if groups else await self._until_next()
+                        pause = await self._round(tasks)
                     except AppError:
-                        groups, pause = [], self._settings.idle_seconds
-                    telling = [tasks.create_task(self._tell(group, at_once)) for group in groups]
-                    if telling:
-                        # One that takes long does not hold up what comes after it.
-                        await asyncio.wait(telling, timeout=self._settings.patience_seconds)
-                    elif pause > 0:
+                        pause = self._settings.idle_seconds
+                    if pause > 0:
                         await ear.listen(pause)
 
-    async def _claim(self) -> list[list[Message]]:
-        """What is due, taken for a while; those of one kind about one subject together, in order."""
+    async def _round(self, tasks: asyncio.TaskGroup) -> float:
+        """Tells what is due.
+
+        Returns:
+            Seconds until something will be, as far as is known now.
+        """
+        messages, pause = await self._claim()
+        telling = {tasks.create_task(self._tell(group)) for group in self._groups(messages)}
+        if telling:
+            told, slow = await asyncio.wait(telling, timeout=self._settings.patience_seconds)
+            # One that takes long does not hold up what comes after it.
+            for task in slow:
+                tasks.create_task(self._settle_later(task))
+            await self._settle([task.result() for task in told])
+        return pause
+
+    async def _claim(self) -> tuple[list[Message], float]:
+        """What is due, taken for a while, and how long it is until more will be."""
         settings = self._settings
         values = {
             "claim_seconds": settings.claim_seconds,
@@ -99,62 +139,66 @@ class Relay:
         }
         async with self._database.unit() as unit:
             rows = (await unit.connection.execute(_CLAIM, values)).all()
+        messages = [Message(*row[:-1]) for row in rows if row.id is not None]
+        if len(messages) == settings.batch:
+            return messages, 0.0
+        wait = rows[0].wait_seconds
+        return messages, settings.idle_seconds if wait is None else min(wait, settings.idle_seconds)
+
+    def _groups(self, messages: Sequence[Message]) -> list[list[Message]]:
         groups: dict[tuple[str, str], list[Message]] = {}
-        for message in sorted((Message(*row) for row in rows), key=lambda message: message.id):
-            groups.setdefault((message.kind, message.subject), []).append(message)
+        for message in messages:
+            subject = "" if self._tellers[message.kind].together else message.subject
+            groups.setdefault((message.kind, subject), []).append(message)
         return list(groups.values())
 
-    async def _until_next(self) -> float:
-        """Seconds until something is due, as far as is known now."""
-        wait = func.extract("epoch", func.min(outbox.c.next_time) - func.clock_timestamp())
-        statement = select(wait).where(outbox.c.kind.in_(list(self._tellers)))
-        async with self._database.read() as connection:
-            found = (await connection.execute(statement)).scalar_one()
-        idle = self._settings.idle_seconds
-        return idle if found is None else min(max(float(found), 0.001), idle)
-
-    async def _tell(self, group: Sequence[Message], at_once: asyncio.Semaphore) -> None:
-        kind = group[0].kind
-        problem = None
-        async with at_once:
+    async def _tell(self, messages: Sequence[Message]) -> _Told:
+        kind = messages[0].kind
+        async with self._at_once:
             try:
                 async with asyncio.timeout(self._settings.call_seconds):
-                    await self._tellers[kind](group)
+                    await self._tellers[kind].tell(messages)
             except AppError as error:
-                problem = f"{error.code.name}: {error.message}"
+                return _Told(messages, f"{error.code.name}: {error.message}")
             except TimeoutError:
-                problem = "took too long"
+                return _Told(messages, "took too long")
             except Exception as error:
-                # Whatever is wrong with this one, the others have to be told.
-                logger.exception("cannot tell a message of kind %s", kind)
-                problem = type(error).__name__
-        try:
-            if problem is None:
-                await self._done(group)
-            else:
-                await self._again(group, problem)
-        except AppError:
-            logger.debug("the database is away: what was told will be told again when its claim runs out")
+                # Whatever is wrong with these, the others have to be told.
+                logger.exception("cannot tell messages of kind %s", kind)
+                return _Told(messages, type(error).__name__)
+        return _Told(messages, None)
 
-    async def _done(self, group: Sequence[Message]) -> None:
+    async def _settle_later(self, task: asyncio.Task[_Told]) -> None:
+        try:
+            await self._settle([await task])
+        except AppError:
+            logger.debug("the database is away: told again when the claim runs out")
+
+    async def _settle(self, told: Sequence[_Told]) -> None:
+        """Drops what was told and puts off what was not."""
+        done = [message.id for item in told if item.problem is None for message in item.messages]
+        settings = self._settings
         async with self._database.unit() as unit:
-            await unit.connection.execute(delete(outbox).where(outbox.c.id.in_([item.id for item in group])))
-        kind = group[0].kind
-        _TOLD.labels(kind).inc(len(group))
-        if kind in self._failing:
+            if done:
+                await unit.connection.execute(delete(outbox).where(outbox.c.id.in_(done)))
+            for item in told:
+                if item.problem is not None:
+                    values = {
+                        "ids": [message.id for message in item.messages],
+                        "problem": item.problem,
+                        "first_seconds": settings.retry_first_seconds,
+                        "longest_seconds": settings.retry_longest_seconds,
+                    }
+                    await unit.connection.execute(_SETTLE, values)
+        for item in told:
+            self._count(item)
+
+    def _count(self, told: _Told) -> None:
+        kind = told.messages[0].kind
+        (_TOLD if told.problem is None else _FAILED).labels(kind).inc(len(told.messages))
+        if told.problem is not None and kind not in self._failing:
+            self._failing.add(kind)
+            logger.warning("messages of kind %s cannot be told: %s", kind, told.problem)
+        elif told.problem is None and kind in self._failing:
             self._failing.remove(kind)
             logger.info("messages of kind %s are told again", kind)
-
-    async def _again(self, group: Sequence[Message], problem: str) -> None:
-        settings = self._settings
-        tries = max(message.tries for message in group)
-        pause = min(settings.retry_first_seconds * 2 ** min(tries - 1, 20), settings.retry_longest_seconds)
-        ids = [message.id for message in group]
-        later = {"next_time": func.now() + seconds(pause), "last_error": problem}
-        async with self._database.unit() as unit:
-            await unit.connection.execute(update(outbox).where(outbox.c.id.in_(ids)).values(later))
-        kind = group[0].kind
-        _FAILED.labels(kind).inc(len(group))
-        if kind not in self._failing:
-            self._failing.add(kind)
-            logger.warning("messages of kind %s cannot be told: %s", kind, problem)

@@ -7,18 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import Counter
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import delete, insert
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
-from services.trainer.journal import Cause, Journal, append, discard
-from services.trainer.leases import find_own, hold, newest_checkpoint, require_holder
+from services.trainer.journal import Cause, Journal, append, discard, update_attempt
+from services.trainer.leases import find_attempt, hold, newest_checkpoint
 from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
 from services.trainer.records import Checkpoint, Job, Note, ObjectRef
 from services.trainer.settings import LeaseSettings
-from services.trainer.tables import attempts, checkpoints, workers
+from services.trainer.tables import checkpoints
 
 # Name of the output that every successful attempt has: the result's document.
 RESULT_OUTPUT = "result"
@@ -51,19 +51,16 @@ class Reports:
                 "events", f"{len(notes)} events", f"at most {self._settings.max_batch_events}"
             )
         async with self._database.unit() as unit:
-            job = await hold(unit, principal, name, epoch)
-            this = _attempt(job, epoch)
-            stored = (
-                await unit.connection.execute(select(attempts.c.last_event_number).where(this))
-            ).scalar_one()
+            held = await hold(unit, principal, name, epoch)
+            stored = held.stored_number
             if not 1 <= first <= stored + 1:
                 raise InvalidArgument.field("events.first_number", first, f"1 to {stored + 1}: no gaps")
             fresh = notes[stored + 1 - first :]
             if fresh:
-                await append(unit, job, fresh, _newest(fresh))
+                await append(unit, held.job, fresh, _newest(fresh))
                 stored += len(fresh)
-                await unit.connection.execute(update(attempts).where(this).values(last_event_number=stored))
-        return int(stored)
+                await update_attempt(unit, held.job, epoch, {"last_event_number": stored})
+        return stored
 
     async def checkpoint(self, principal: Principal, name: str, epoch: int, checkpoint: Checkpoint) -> int:
         """Makes a staged checkpoint the one to go on from; harmless to repeat.
@@ -76,7 +73,7 @@ class Reports:
             NotFound, StaleEpoch, Unauthenticated: as `hold`.
         """
         async with self._database.unit() as unit:
-            job = await hold(unit, principal, name, epoch)
+            job = (await hold(unit, principal, name, epoch)).job
             newest = await newest_checkpoint(unit.connection, job.id)
             if newest == checkpoint:
                 return 0
@@ -90,7 +87,7 @@ class Reports:
             if newest is not None:
                 discard(unit, job, checkpoint.epoch, checkpoint.ordinal)
             kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
-            await unit.connection.execute(update(attempts).where(_attempt(job, epoch)).values(kept))
+            await update_attempt(unit, job, epoch, kept)
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
             await append(unit, job, [note])
         return newest.ordinal if newest else 0
@@ -139,26 +136,11 @@ class Reports:
 
     async def _end(self, principal: Principal, name: str, epoch: int, event: Event, cause: Cause) -> State:
         async with self._database.unit() as unit:
-            job, holder = await find_own(unit, principal, name)
-            if await _has_ended(unit, principal, job, epoch):
-                return job.state
-            require_holder(principal, job, holder, epoch)
-            return (await self._journal.apply(unit, job, event, cause)).state
-
-
-def _attempt(job: Job, epoch: int) -> ColumnElement[bool]:
-    return (attempts.c.job_id == job.id) & (attempts.c.epoch == epoch)
-
-
-async def _has_ended(unit: Unit, principal: Principal, job: Job, epoch: int) -> bool:
-    """Whether the caller's own attempt reported its end before: it may not have heard our answer."""
-    statement = (
-        select(attempts.c.finished)
-        .join(workers, workers.c.id == attempts.c.worker_id)
-        .where(attempts.c.job_id == job.id, attempts.c.epoch == epoch)
-        .where(workers.c.credential_id == principal.credential_id)
-    )
-    return bool((await unit.connection.execute(statement)).scalar_one_or_none())
+            found = await find_attempt(unit, principal, name, epoch)
+            if found.finished:
+                return found.job.state
+            # The lifecycle refuses an attempt that does not hold the job.
+            return (await self._journal.apply(unit, found.job, event, cause)).state
 
 
 async def _replace_checkpoints(unit: Unit, job: Job, checkpoint: Checkpoint) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from guidehall.core.auth import Principal
@@ -79,7 +80,9 @@ class Sessions:
         self._wakes = wakes
         self._settings = settings
 
-    async def converse(self, principal: Principal, incoming: AsyncIterator[Report]) -> AsyncIterator[Answer]:
+    async def converse(
+        self, principal: Principal, incoming: AsyncIterator[Report]
+    ) -> AsyncGenerator[Answer, None]:
         """Answers a worker until it hangs up or has lost the job.
 
         Raises:
@@ -90,8 +93,9 @@ class Sessions:
         hello = await self._hello(incoming)
         with self._wakes.listening(job_topic(job_id_of(hello.job))) as ear:
             try:
-                async for answer in self._answers(principal, hello, incoming, ear):
-                    yield answer
+                async with aclosing(self._answers(principal, hello, incoming, ear)) as answers:
+                    async for answer in answers:
+                        yield answer
             except StaleEpoch as error:
                 yield Lost(error.message)
 
@@ -107,7 +111,7 @@ class Sessions:
 
     async def _answers(
         self, principal: Principal, hello: Hello, incoming: AsyncIterator[Report], ear: Ear
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer, None]:
         loop = asyncio.get_running_loop()
         job, epoch = hello.job, hello.epoch
         # Taken before asking: the worker must not believe in the lease for longer than the database does.
@@ -117,32 +121,33 @@ class Sessions:
         stored, wish = standing.stored_number, standing.desired
         yield Ack(stored, lease_end - loop.time())
         yield Wish(wish)
-        async for report in _merged(incoming, ear):
-            match report:
-                case None:
-                    self._wakes.require_open()
-                    desired = await self._leases.desired(job, epoch)
-                    if desired is None:
-                        yield Lost("another attempt holds the job, or it has ended")
-                        return
-                    if desired is not wish:
-                        wish = desired
-                        yield Wish(wish)
-                    continue
-                case Heartbeat():
-                    asked = loop.time()
-                    standing = await self._leases.heartbeat(principal, job, epoch)
-                    lease_end = asked + standing.lease_seconds
-                case Begun():
-                    await self._leases.started(principal, job, epoch)
-                case Batch(first, notes):
-                    stored = await self._reports.events(principal, job, epoch, first, notes)
-                case Hello():
-                    raise InvalidArgument.field("message", "Hello", "a hello, first and once")
-            yield Ack(stored, lease_end - loop.time())
+        async with aclosing(_merged(incoming, ear)) as reports:
+            async for report in reports:
+                match report:
+                    case None:
+                        self._wakes.require_open()
+                        desired = await self._leases.desired(job, epoch)
+                        if desired is None:
+                            yield Lost("another attempt holds the job, or it has ended")
+                            return
+                        if desired is not wish:
+                            wish = desired
+                            yield Wish(wish)
+                        continue
+                    case Heartbeat():
+                        asked = loop.time()
+                        standing = await self._leases.heartbeat(principal, job, epoch)
+                        lease_end = asked + standing.lease_seconds
+                    case Begun():
+                        await self._leases.started(principal, job, epoch)
+                    case Batch(first, notes):
+                        stored = await self._reports.events(principal, job, epoch, first, notes)
+                    case Hello():
+                        raise InvalidArgument.field("message", "Hello", "a hello, first and once")
+                yield Ack(stored, lease_end - loop.time())
 
 
-async def _merged(incoming: AsyncIterator[Report], ear: Ear) -> AsyncIterator[Report | None]:
+async def _merged(incoming: AsyncIterator[Report], ear: Ear) -> AsyncGenerator[Report | None, None]:
     """What comes in, and None whenever the ear was rung, until nothing more comes in."""
     report = asyncio.ensure_future(anext(incoming, None))
     rung = asyncio.ensure_future(ear.wait())

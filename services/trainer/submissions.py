@@ -70,6 +70,8 @@ class Submissions:
         self._journal = journal
         self._datasets = datasets
         self._settings = settings
+        # Those that are known to have workers; asked for again only when another is named.
+        self._pools = {settings.default_pool}
 
     async def submit(self, principal: Principal, submission: Submission, request_id: str) -> Seen:
         """Stores a job, its first event and its doorbell; the first job again when `request_id` is known.
@@ -81,8 +83,8 @@ class Submissions:
         """
         content = digest({name: plain(value, name) for name, value in asdict(submission).items()})
         key = _RequestKey(f"{principal.kind}:{principal.subject}", request_id, content)
-        if request_id:
-            # Before the inputs are looked up: "latest" may mean another version by now.
+        if request_id and submission.inputs:
+            # Before they are looked up: "latest" may mean another version by now.
             async with self._database.read() as connection:
                 earlier = await key.job(connection)
                 if earlier is not None:
@@ -145,13 +147,12 @@ class Submissions:
 
     async def _check_pool(self, pool: str) -> None:
         """A job for a pool that has no workers would wait for ever."""
-        if pool in ("", self._settings.default_pool):
+        if not pool or pool in self._pools:
             return
         async with self._database.read() as connection:
-            known = await enrolled_pools(connection)
-        if pool not in known:
-            allowed = f"one of {', '.join(sorted({self._settings.default_pool, *known}))}"
-            raise InvalidArgument.field("pool", pool, allowed)
+            self._pools |= await enrolled_pools(connection)
+        if pool not in self._pools:
+            raise InvalidArgument.field("pool", pool, f"one of {', '.join(sorted(self._pools))}")
 
     def _max_attempts(self, submission: Submission) -> int:
         return submission.max_attempts or self._settings.default_max_attempts

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby
+from typing import Any
 
 import grpc
-from sqlalchemy import select
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.events.v1 import events_pb2
@@ -20,13 +23,12 @@ from services.trainer.database import Database
 from services.trainer.journal import append, lock_job
 from services.trainer.outbox import Message, Teller
 from services.trainer.records import Note, StoredEvent
-from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import pool_topic
 
 SERVICE = "trainer"
 # A message of the bus holds at most 1 MiB.
 _MOST_EVENT_BYTES = 512 << 10
-_MOST_EVENTS = 500
+_MOST_EVENTS = 2000
 
 
 class BusTellers:
@@ -37,13 +39,15 @@ class BusTellers:
         self._bus = bus
 
     def tellers(self) -> Mapping[str, Teller]:
-        return {"doorbell": self.doorbell, "events": self.events}
+        """By kind of message."""
+        return {"doorbell": Teller(self.doorbell), "events": Teller(self.events, together=True)}
 
     async def doorbell(self, rings: Sequence[Message]) -> None:
-        """Work waits in a pool: wakes the requests that are held, then rings on the bus."""
+        """Work waits in a pool: rings on the bus, and wakes held requests if that was put off."""
         pool = rings[0].subject
-        async with self._database.unit() as unit:
-            unit.wake(pool_topic(pool))
+        if any(ring.payload["wake"] for ring in rings):
+            async with self._database.unit() as unit:
+                unit.wake(pool_topic(pool))
         if self._bus is None:
             return
         for ring in rings:
@@ -51,43 +55,62 @@ class BusTellers:
             await self._bus.publish(f"jobs.{pool}", event.SerializeToString(), ring.message_id)
 
     async def events(self, appended: Sequence[Message]) -> None:
-        """Events were appended to a job; neighbouring batches travel together."""
+        """Events were appended to jobs; neighbouring batches of a job travel together."""
         if self._bus is None:
             return
-        job_id = appended[0].subject
-        first = min(int(item.payload["first_seq"]) for item in appended)
-        last = max(int(item.payload["last_seq"]) for item in appended)
-        while first <= last:
-            batch = await self._batch(job_id, first, last)
-            if not batch.events:
-                return
+        for ranges in _portions(appended):
+            async with self._database.read() as connection:
+                rows = (await connection.execute(_EVENTS, {"ranges": ranges})).all()
+            for job_id, told in groupby(rows, key=lambda row: str(row.job_id)):
+                await self._publish(job_id, told)
+
+    async def _publish(self, job_id: str, rows: Iterable[Any]) -> None:
+        assert self._bus is not None  # noqa: S101 (asked before)
+        for batch in _batches(job_id, rows):
             # The same events make the same id: a repeat counts once.
-            end = batch.events[-1].seq
-            message_id = str(uuid.uuid5(uuid.UUID(job_id), f"{first}-{end}"))
+            span = f"{batch.events[0].seq}-{batch.events[-1].seq}"
+            message_id = str(uuid.uuid5(uuid.UUID(job_id), span))
             event = _event(message_id, job_events=batch)
             await self._bus.publish(f"events.job.{job_id}", event.SerializeToString(), message_id)
-            first = end + 1
 
-    async def _batch(self, job_id: str, first: int, last: int) -> events_pb2.JobEventsAppended:
-        statement = (
-            select(
-                jobs.c.project, job_events.c.seq, job_events.c.time, job_events.c.kind, job_events.c.payload
-            )
-            .join(jobs, jobs.c.id == job_events.c.job_id)
-            .where(job_events.c.job_id == job_id, job_events.c.seq.between(first, last))
-            .order_by(job_events.c.seq)
-            .limit(_MOST_EVENTS)
-        )
-        async with self._database.read() as connection:
-            rows = (await connection.execute(statement)).all()
-        batch, size = events_pb2.JobEventsAppended(), 0
-        for project, *stored in rows:
-            event = messages.event(messages.job_name(project, job_id), StoredEvent(*stored))
-            size += event.ByteSize()
-            if size > _MOST_EVENT_BYTES and batch.events:
-                break
-            batch.events.append(event)
-        return batch
+
+_EVENTS = text(
+    """
+    SELECT j.id AS job_id, j.project, e.seq, e.time, e.kind, e.payload
+    FROM jsonb_to_recordset(:ranges) AS r(job_id uuid, first_seq bigint, last_seq bigint)
+    JOIN trainer.jobs AS j ON j.id = r.job_id
+    JOIN trainer.job_events AS e ON e.job_id = r.job_id AND e.seq BETWEEN r.first_seq AND r.last_seq
+    ORDER BY j.id, e.seq
+    """
+).bindparams(bindparam("ranges", type_=JSONB))
+
+
+def _portions(appended: Sequence[Message]) -> Iterator[list[dict[str, Any]]]:
+    """Ranges of events to read at a time, so that not too many are held."""
+    ranges: list[dict[str, Any]] = []
+    count = 0
+    for message in appended:
+        ranges.append({"job_id": message.subject, **message.payload})
+        count += message.payload["last_seq"] - message.payload["first_seq"] + 1
+        if count >= _MOST_EVENTS:
+            yield ranges
+            ranges, count = [], 0
+    if ranges:
+        yield ranges
+
+
+def _batches(job_id: str, rows: Iterable[Any]) -> Iterator[events_pb2.JobEventsAppended]:
+    """The events of one job in messages that the bus carries."""
+    batch, size = events_pb2.JobEventsAppended(), 0
+    for row in rows:
+        stored = StoredEvent(row.seq, row.time, row.kind, row.payload)
+        event = messages.event(messages.job_name(row.project, job_id), stored)
+        size += event.ByteSize()
+        if size > _MOST_EVENT_BYTES and batch.events:
+            yield batch
+            batch, size = events_pb2.JobEventsAppended(), event.ByteSize()
+        batch.events.append(event)
+    yield batch
 
 
 class StorageTellers:
@@ -100,7 +123,12 @@ class StorageTellers:
         self._call_seconds = call_seconds
 
     def tellers(self) -> Mapping[str, Teller]:
-        return {"promote": self.promote, "discard": self.discard, "audit": self.audit}
+        """By kind of message."""
+        return {
+            "promote": Teller(self.promote),
+            "discard": Teller(self.discard),
+            "audit": Teller(self.audit, together=True),
+        }
 
     async def promote(self, promotions: Sequence[Message]) -> None:
         """The winning attempt's outputs become visible; then the job's watchers hear of it, once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -25,7 +25,9 @@ class Watching:
         self._database = database
         self._settings = settings
 
-    async def events(self, principal: Principal, name: str, after_seq: int) -> AsyncIterator[StoredEvent]:
+    async def events(
+        self, principal: Principal, name: str, after_seq: int
+    ) -> AsyncGenerator[StoredEvent, None]:
         """Every event after `after_seq` and each new one, up to the last one of a job that has ended.
 
         Raises:

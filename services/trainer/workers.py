@@ -156,9 +156,13 @@ class Workers:
             Unauthenticated: the credential was revoked.
             NotFound: the worker has to register.
         """
-        await require_credential(connection, principal)
-        row = (await connection.execute(select(workers).where(self._own(principal, name)))).mappings().first()
+        holds = (worker_credentials.c.id == workers.c.credential_id) & worker_credentials.c.revoke_time.is_(
+            None
+        )
+        statement = select(workers).join(worker_credentials, holds).where(self._own(principal, name))
+        row = (await connection.execute(statement)).mappings().first()
         if row is None:
+            await require_credential(connection, principal)
             raise NotFound(f"{name} is not registered", reason="WORKER_UNKNOWN", metadata={"resource": name})
         return _worker(row)
 
