@@ -73,7 +73,7 @@ def _services(
         Service(
             DATASETS,
             datasets_pb2_grpc.add_DatasetsServiceServicer_to_server,
-            DatasetsServicer(Datasets(database, intake), downloads),
+            DatasetsServicer(Datasets(database, intake), downloads, settings.transfer),
         ),
         Service(
             UPLOAD_ROLES,
@@ -83,7 +83,7 @@ def _services(
         Service(
             MODELS,
             models_pb2_grpc.add_ModelsServiceServicer_to_server,
-            ModelsServicer(Models(database, intake), downloads),
+            ModelsServicer(Models(database, intake), downloads, settings.transfer),
         ),
         Service(
             RESULTS,
@@ -93,7 +93,7 @@ def _services(
         Service(
             STAGING,
             staging_pb2_grpc.add_StagingServiceServicer_to_server,
-            StagingServicer(staging, promotion, downloads, most),
+            StagingServicer(staging, promotion, downloads, most, settings.transfer),
         ),
         Service(
             HISTORY,
@@ -153,6 +153,7 @@ async def _run(
             await server.stop()
             for task in running:
                 task.cancel()
+            await collector.settle()
     finally:
         ops.stop()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from guidehall.core.errors import InvalidArgument, OutOfRange
@@ -33,7 +33,7 @@ class Downloads:
         self._transfers = transfers
         self._timing = timing
 
-    async def pieces(self, content: Content, offset: int) -> AsyncIterator[Piece]:
+    async def pieces(self, content: Content, offset: int) -> AsyncGenerator[Piece]:
         """The content from `offset` on.
 
         Each block is read by a call of its own, so a slow receiver holds memory for one and no connection.

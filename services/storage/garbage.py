@@ -67,6 +67,13 @@ class Collector:
             except TimeoutError:
                 continue
 
+    async def settle(self) -> None:
+        """Writes down, as the process ends, which uploads have ended."""
+        try:
+            await self._drop_ended()
+        except AppError as error:
+            logger.warning("%d objects are left to the sweep: %s", len(self._ended), error.message)
+
     async def _drop_ended(self) -> None:
         ended = frozenset(self._ended)
         if ended:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from guidehall.core.errors import AppError
+from guidehall.core.errors import AppError, Unavailable
 from guidehall.core.grpc_server import GrpcServer
 from services.storage.database import Database
 from services.storage.objects import ObjectStore
@@ -39,15 +39,27 @@ class Health:
         self._without_objects = without_objects
         self._with_objects = with_objects
         self._last: tuple[bool, bool] | None = None
+        self._prepared = False
 
     async def run(self, server: GrpcServer) -> None:
         """Goes on until cancelled."""
         while True:
-            found = (await self._has_database(), await self._store.probe())
+            found = (await self._has_database(), await self._has_store())
             if found != self._last:
                 self._last = found
                 await self._tell(server, *found)
             await asyncio.sleep(self._seconds)
+
+    async def _has_store(self) -> bool:
+        if self._prepared:
+            return await self._store.probe()
+        # Once: a bucket that goes away later is missed, not replaced by an empty one.
+        try:
+            await self._store.prepare()
+        except Unavailable:
+            return False
+        self._prepared = True
+        return True
 
     async def _tell(self, server: GrpcServer, database: bool, store: bool) -> None:
         self.ready = database and store

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Text, cast, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -31,6 +31,9 @@ _FILTERS: dict[str, Field] = {
     "job": TextField(history.c.job),
     "model_version": TextField(history.c.model_version),
 }
+_LISTED_BYTES = func.octet_length(cast(history.c.summary, Text)) + func.octet_length(
+    cast(history.c.params, Text)
+)
 _LISTED = [column for column in history.c if column not in (history.c.result, history.c.summary)]
 
 
@@ -133,7 +136,8 @@ class History:
             history.c.user_id == user, *conditions(filter_text, _FILTERS)
         )
         async with self._database.transaction() as connection:
-            rows, token = await page(connection, query, history.c.seq, paging, "history", parent, filter_text)
+            bound = ("history", parent, filter_text)
+            rows, token = await page(connection, query, history.c.seq, paging, *bound, weight=_LISTED_BYTES)
         return [_entry(row._mapping) for row in rows], token
 
     async def rename(self, caller: Caller, name: str, display_name: str) -> Entry:

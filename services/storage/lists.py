@@ -13,6 +13,9 @@ from guidehall.core import pages
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.filters import Term, parse
 
+# Above this a page ends before it has as many rows as were asked for, so that an answer stays one message.
+MAX_PAGE_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class Paging:
@@ -92,13 +95,17 @@ async def page(
     key: ColumnElement[int],
     paging: Paging,
     *arguments: object,
+    weight: ColumnElement[int] | None = None,
 ) -> tuple[Sequence[Row[Any]], str]:
     """One page of a query in falling order of `key`, and the token of the next.
 
     Args:
+        connection: of the transaction.
         query: without order and limit; it selects `key`.
         key: a unique integer.
+        paging: which page.
         arguments: what else makes up the question; a token is good for the same ones only.
+        weight: the bytes of a row, where rows may be large.
 
     Raises:
         InvalidArgument: a negative size, or a token of another question.
@@ -107,10 +114,24 @@ async def page(
     cursor = pages.cursor_of(paging.token, *arguments)
     if cursor is not None:
         query = query.where(key < _position(cursor, paging.token))
-    rows = (await connection.execute(query.order_by(key.desc()).limit(size + 1))).all()
+    query = query.order_by(key.desc())
+    if weight is not None:
+        weights = query.limit(size).with_only_columns(weight, maintain_column_froms=True)
+        size = _fitting((await connection.scalars(weights)).all())
+    rows = (await connection.execute(query.limit(size + 1))).all()
     if len(rows) <= size:
         return rows, ""
     return rows[:size], pages.next_token([rows[size - 1]._mapping[key]], *arguments)
+
+
+def _fitting(weights: Sequence[int]) -> int:
+    """How many rows fit into one page; one always does."""
+    total = 0
+    for count, weight in enumerate(weights):
+        total += weight
+        if count and total > MAX_PAGE_BYTES:
+            return count
+    return max(1, len(weights))
 
 
 def _position(cursor: list[Any], token: str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, insert, select
+from sqlalchemy import ColumnElement, Select, Text, cast, exists, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -244,7 +244,8 @@ class Models:
                 )
                 query = query.where(model_versions.c.model == series.id)
             bound = ("versions", parent, filter_text, principal.subject)
-            rows, token = await page(connection, query, model_versions.c.seq, paging, *bound)
+            weight = func.octet_length(cast(model_versions.c.manifest, Text))
+            rows, token = await page(connection, query, model_versions.c.seq, paging, *bound, weight=weight)
         return [_version(row._mapping) for row in rows], token
 
     async def _read(self, connection: AsyncConnection, principal: Principal, name: str) -> ModelVersion:

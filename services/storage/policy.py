@@ -16,6 +16,7 @@ _JOB = Policy(frozenset({"job"}))
 _TRAINER = Policy(frozenset({"service"}), services=frozenset({"trainer"}))
 _SERVICE = Policy(frozenset({"service"}))
 _OPERATOR = Policy(_PEOPLE_AND_SERVICES, Role.OPERATOR)
+_USER = Policy(frozenset({"user"}), Role.VIEWER)
 _ADMIN = Policy(frozenset({"user"}), Role.ADMIN)
 
 _BY_SERVICE: dict[str, dict[str, Policy]] = {
@@ -68,10 +69,10 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "GetUser": _READ,
         "ListUsers": _OPERATOR,
         "UpdateUser": _ADMIN,
-        # For oneself; an operator sees, and so serves, others too.
-        "CreateApiKey": _WRITE,
-        "ListApiKeys": _READ,
-        "RevokeApiKey": _WRITE,
+        # For oneself; an operator sees, and so serves, others too. No service makes itself somebody.
+        "CreateApiKey": _USER,
+        "ListApiKeys": _USER,
+        "RevokeApiKey": _USER,
         "IntrospectApiKey": _SERVICE,
     },
     "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},

@@ -44,6 +44,7 @@ class LimitSettings(_Group):
     max_document_bytes: int = Field(4 * _MIB, ge=1024, description="of one JSON document, as canonical text")
     max_staged_objects: int = Field(1000, ge=1, description="of one attempt of a job")
     max_transfers: int = Field(64, ge=1, description="uploads and downloads under way at one time")
+    max_transfers_per_caller: int = Field(16, ge=1, description="so that no one keeps out the others")
     retry_after_seconds: float = Field(1.0, gt=0, description="what a refused transfer is told to wait")
 
 
@@ -60,6 +61,12 @@ class TransferSettings(_Group):
     call_seconds: float = Field(60.0, gt=0, description="one call to the object store")
     idle_seconds: float = Field(60.0, gt=0, description="without a message from the sender of an upload")
     upload_seconds: float = Field(3600.0, gt=0, description="a whole upload")
+    # A client that is still sending when its call ends loses the refusal and sees an internal error instead.
+    refusal_bytes: int = Field(32 * _MIB, ge=0, description="read and thrown away before a refusal is sent")
+    refusal_seconds: float = Field(2.0, ge=0, description="for the same")
+    refusal_pause_seconds: float = Field(
+        0.1, ge=0, description="without a message the sender counts as waiting"
+    )
     max_url_seconds: int = Field(86_400, ge=1, le=604_800, description="how long a presigned URL may live")
 
 

@@ -12,21 +12,37 @@ from typing import Any
 
 import grpc
 import pytest
+import urllib3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import identity_pb2
+from guidehall.contracts.models.v1 import models_pb2
 from guidehall.core.errors import (
     DataLoss,
     DeadlineExceeded,
     InvalidArgument,
+    NotFound,
     ResourceExhausted,
     Unavailable,
 )
 from guidehall.local.backing import BackingServers
 from services.storage.objects import new_key
-from tests.fixtures.storage import MIB, READY, StorageSite, Stubs, eventually, received, sha256, upload
+from tests.fixtures.storage import (
+    MIB,
+    READY,
+    People,
+    StorageSite,
+    Stubs,
+    eventually,
+    manifest,
+    model_name,
+    received,
+    sha256,
+    upload,
+    weights,
+)
 from tests.fixtures.trainer import refused
 
 
@@ -81,89 +97,92 @@ async def test_a_file_above_the_limit_is_refused_as_soon_as_it_shows(
     assert len(await site.without_leaks()) == 1
 
 
+async def is_writing(site: StorageSite) -> None:
+    """Returns once an upload has reached storage."""
+
+    async def begun() -> bool:
+        return "writing" in await stored_states(site)
+
+    await eventually(begun)
+
+
 async def test_the_object_store_goes_away_in_the_middle_of_an_upload(
-    backing: BackingServers, own_storage: Callable[..., StorageSite]
+    backing: BackingServers, people: People
 ) -> None:
-    site = own_storage()
-    process = site.start()
-    async with site.user("ada") as ada:
-        call = await begin(ada, "d", 9)
+    site, ada, name = people.site, people.user(), people.name("d")
+    before = await site.without_leaks()
+    call = await begin(ada, name, 9)
+    await is_writing(site)
+    backing.kill("s3")
+    try:
+        async with refused(Unavailable) as refusal:
+            # Storage answers as soon as it knows.
+            with suppress(asyncio.InvalidStateError):
+                for number in range(9, 30):
+                    await call.write(chunk(number * MIB, bytes(MIB)))
+            await call
+    finally:
+        backing.restart("s3")
 
-        async def has_begun() -> bool:
-            return "writing" in await stored_states(site)
-
-        await eventually(has_begun)
-        backing.kill("s3")
-        try:
-            async with refused(Unavailable) as refusal:
-                # Storage answers as soon as it knows.
-                with suppress(asyncio.InvalidStateError):
-                    for number in range(9, 30):
-                        await call.write(chunk(number * MIB, bytes(MIB)))
-                await call
-        finally:
-            backing.restart("s3")
-        assert refusal[0].reason == "OBJECT_STORE_UNAVAILABLE"
-        assert refusal[0].retry_after_seconds
-        process.wait_serving()
-        assert await site.without_leaks() == set()
-        # The same again now works.
-        assert (await ada.upload("d", bytes(9 * MIB))).version == 1
-    assert len(await site.without_leaks()) == 1
+    assert refusal[0].reason == "OBJECT_STORE_UNAVAILABLE"
+    assert refusal[0].retry_after_seconds
+    site.processes[0].wait_serving()
+    assert await site.without_leaks() == before
+    # The same again now works.
+    assert (await ada.upload(name, bytes(9 * MIB))).version == 1
+    assert len(await site.without_leaks()) == len(before) + 1
 
 
-async def test_health_follows_what_is_needed(
-    backing: BackingServers, own_storage: Callable[..., StorageSite]
-) -> None:
-    site = own_storage()
-    process = site.start()
-    async with site.user("ada") as ada:
-        stub: Any = health_pb2_grpc.HealthStub(ada.channel)
+async def test_health_follows_what_is_needed(backing: BackingServers, people: People) -> None:
+    ada, process = people.user(), people.site.processes[0]
+    stub: Any = health_pb2_grpc.HealthStub(ada.channel)
 
-        async def serving(service: str) -> bool:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-            return bool(answer.status == answer.SERVING)
+    async def serving(service: str) -> bool:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return bool(answer.status == answer.SERVING)
 
-        async def not_ready() -> bool:
-            return not await serving(READY)
+    async def not_ready() -> bool:
+        return not await serving(READY)
 
-        version = await ada.upload("d", b"data")
-        backing.kill("s3")
-        try:
-            await eventually(not_ready)
-            assert await serving("")
-            assert await serving("guidehall.identity.v1.IdentityService")
-            who = await ada.identity.WhoAmI(identity_pb2.WhoAmIRequest())
-            request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
-            async with refused(Unavailable):
-                await received(ada.datasets.DownloadDatasetVersion(request))
-        finally:
-            backing.restart("s3")
-        process.wait_serving()
-        assert who.subject == "ada"
-        assert (await received(ada.datasets.DownloadDatasetVersion(request)))[1] == b"data"
+    version = await ada.upload(people.name("d"), b"data")
+    request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+    backing.kill("s3")
+    try:
+        await eventually(not_ready)
+        others = [await serving(service) for service in ("", "guidehall.identity.v1.IdentityService")]
+        who = await ada.identity.WhoAmI(identity_pb2.WhoAmIRequest())
+        async with refused(Unavailable):
+            await received(ada.datasets.DownloadDatasetVersion(request))
+    finally:
+        backing.restart("s3")
+    process.wait_serving()
+
+    assert others == [True, True]
+    assert who.subject == people.name("ada")
+    assert (await received(ada.datasets.DownloadDatasetVersion(request)))[1] == b"data"
 
 
-async def test_the_database_goes_away_and_comes_back(
-    backing: BackingServers, own_storage: Callable[..., StorageSite]
-) -> None:
-    site = own_storage()
-    process = site.start()
-    async with site.user("ada") as ada:
-        call = await begin(ada, "d", 9)
-        backing.kill("postgres")
-        try:
-            end = datasets_pb2.UploadEnd(size_bytes=9 * MIB, sha256=sha256(bytes(9 * MIB)))
-            await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
-            await call.done_writing()
-            async with refused(Unavailable):
-                await call
-            async with refused(Unavailable):
-                await ada.datasets.ListDatasets(datasets_pb2.ListDatasetsRequest())
-        finally:
-            backing.restart("postgres")
-        process.wait_serving()
-        assert await site.without_leaks() == set()
+async def test_the_database_goes_away_and_comes_back(backing: BackingServers, people: People) -> None:
+    site, ada = people.site, people.user()
+    before = await site.without_leaks()
+    call = await begin(ada, people.name("d"), 9)
+    await is_writing(site)
+    # Not SIGKILL: the test's database does not wait for the disk, and would forget what it had committed.
+    backing.kill("postgres", signal.SIGINT)
+    try:
+        end = datasets_pb2.UploadEnd(size_bytes=9 * MIB, sha256=sha256(bytes(9 * MIB)))
+        await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
+        await call.done_writing()
+        async with refused(Unavailable):
+            await call
+        async with refused(Unavailable):
+            await ada.datasets.ListDatasets(datasets_pb2.ListDatasetsRequest())
+    finally:
+        backing.restart("postgres")
+    site.processes[0].wait_serving()
+
+    assert await site.without_leaks() == before
+    assert (await ada.upload(people.name("d"), b"data")).version == 1
 
 
 async def test_what_a_killed_process_was_receiving_is_swept(own_storage: Callable[..., StorageSite]) -> None:
@@ -193,6 +212,7 @@ async def test_a_drain_lets_a_running_upload_end(own_storage: Callable[..., Stor
     process = site.start()
     async with site.user("ada") as ada:
         call = await begin(ada, "d", 1)
+        await is_writing(site)
         stopped = asyncio.create_task(asyncio.to_thread(process.stop))
         await asyncio.sleep(0.3)
         end = datasets_pb2.UploadEnd(size_bytes=MIB, sha256=sha256(bytes(MIB)))
@@ -235,6 +255,87 @@ async def test_one_transfer_too_many_is_refused_at_once(own_storage: Callable[..
         await ada.upload("late", b"data")
 
     assert refusal[0].retry_after_seconds == 1.0
+
+
+async def test_nobody_keeps_out_the_others(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start(LIMITS__MAX_TRANSFERS_PER_CALLER=1, TRANSFER__BLOCK_BYTES=MIB)
+    async with site.user("ada") as ada, site.user("bob") as bob:
+        version = await ada.upload("d", bytes(40 * MIB))
+        request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+        slow = ada.datasets.DownloadDatasetVersion(request)
+        await slow.read()
+        async with refused(ResourceExhausted):
+            await ada.upload("e", b"data")
+        await bob.upload("f", b"data")
+        slow.cancel()
+
+        async def freed() -> bool:
+            try:
+                await ada.upload("e", b"data")
+            except grpc.aio.AioRpcError as error:
+                return error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED
+            return True
+
+        # Whoever hangs up is free to begin anew.
+        await eventually(freed)
+
+
+async def test_the_bucket_is_made_at_the_first_start(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage(S3__BUCKET=f"new-{uuid.uuid4().hex[:12]}")
+    site.start()
+    async with site.user("ada") as ada:
+        assert (await ada.upload("d", b"data")).version == 1
+
+
+async def test_a_presigned_url_gives_the_content_and_nothing_else(
+    backing: BackingServers, own_storage: Callable[..., StorageSite]
+) -> None:
+    site = own_storage(S3__PUBLIC_ENDPOINT=f"http://{backing.s3.endpoint}")
+    site.start()
+    async with site.user("ada") as ada, site.user("bob") as bob:
+        version = await ada.upload("d", b"the content")
+        request = datasets_pb2.CreateDatasetVersionUrlRequest(name=version.name, expires_in_seconds=60)
+        answer = await ada.datasets.CreateDatasetVersionUrl(request)
+        async with refused(NotFound):
+            await bob.datasets.CreateDatasetVersionUrl(request)
+        for seconds in (-1, 86_401):
+            async with refused(InvalidArgument):
+                request.expires_in_seconds = seconds
+                await ada.datasets.CreateDatasetVersionUrl(request)
+
+    def get(url: str) -> tuple[int, bytes]:
+        pool = urllib3.PoolManager(timeout=5.0, retries=False)
+        try:
+            reply = pool.request("GET", url)
+            return reply.status, reply.data
+        finally:
+            pool.clear()
+
+    assert answer.expires_in_seconds == 60
+    assert await asyncio.to_thread(get, answer.url) == (200, b"the content")
+    assert (await asyncio.to_thread(get, answer.url.partition("?")[0]))[0] >= 400
+
+
+async def test_a_list_of_large_rows_comes_in_pages_of_bounded_size(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage()
+    site.start()
+    async with site.user("ada") as ada:
+        for number in range(20):
+            content = weights(fill=number)
+            large = manifest(content, arguments={"text": "x" * 1_000_000})
+            await ada.publish("film", content, manifest=large)
+        request = models_pb2.ListModelVersionsRequest(parent=model_name("film"), page_size=1000)
+        first = await ada.models.ListModelVersions(request)
+        request.page_token = first.next_page_token
+        second = await ada.models.ListModelVersions(request)
+
+    assert first.ByteSize() < 18 * MIB
+    versions = [version.version for version in (*first.versions, *second.versions)]
+    assert versions == list(range(20, 0, -1))
+    assert not second.next_page_token
 
 
 async def test_strays_in_the_bucket_are_found_and_deleted(own_storage: Callable[..., StorageSite]) -> None:

@@ -155,6 +155,8 @@ async def test_a_key_gives_no_more_than_its_maker_has(people: People) -> None:
         await create_key(ada, user, roles=[ADMIN])
     async with refused(NotFound):
         await create_key(bob, user)
+    async with refused(PermissionDenied):
+        await create_key(people.service("gateway"), user)
     async with refused(NotFound):
         await create_key(people.user("root", Role.ADMIN), people.name("nobody"))
     async with refused(InvalidArgument):

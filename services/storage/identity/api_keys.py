@@ -177,9 +177,7 @@ class ApiKeys:
 
 def _granted(principal: Principal, user: users.User, wanted: Sequence[Role]) -> set[str]:
     """The roles of a new key: none above its user's, nor above those of who makes it."""
-    highest = user.highest_role
-    if principal.kind == "user":
-        highest = min(highest, max(principal.roles, default=0))
+    highest = min(user.highest_role, max(principal.roles, default=0))
     too_high = [role.name for role in wanted if role > highest]
     if too_high:
         raise PermissionDenied(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.core import names
 from guidehall.core.auth import current_principal
-from guidehall.core.errors import InvalidArgument
+from guidehall.core.errors import AppError, InvalidArgument
 from services.storage import documents, fields
 from services.storage.database import Caller
 from services.storage.documents import Document
@@ -22,6 +24,7 @@ from services.storage.downloads import Content, Downloads
 from services.storage.intake import Claim, End, Piece
 from services.storage.lists import Paging
 from services.storage.series import Series
+from services.storage.settings import TransferSettings
 
 Answer = TypeVar("Answer")
 
@@ -80,7 +83,7 @@ def struct(value: Any) -> Struct:
 
 
 def document(field: str, message: Struct, max_bytes: int) -> Document:
-    """A JSON object that travelled.
+    """A JSON object that travelled. A large one takes long enough to be read in a thread.
 
     Raises:
         InvalidArgument: too large, or something in it that cannot be kept.
@@ -147,9 +150,33 @@ async def pieces(requests: AsyncIterator[Any]) -> AsyncIterator[Piece | End]:
                 raise InvalidArgument.field("message", other, "a chunk or the end")
 
 
+@asynccontextmanager
+async def hearing_out(requests: AsyncIterator[Any], timing: TransferSettings) -> AsyncIterator[None]:
+    """Lets the sender of an upload come to a pause before a refusal by the block reaches it."""
+    try:
+        yield
+    except AppError:
+        await _drain(requests, timing)
+        raise
+
+
+async def _drain(requests: AsyncIterator[Any], timing: TransferSettings) -> None:
+    left = timing.refusal_bytes
+    try:
+        async with asyncio.timeout(timing.refusal_seconds):
+            while left > 0:
+                async with asyncio.timeout(timing.refusal_pause_seconds):
+                    message = await anext(requests, None)
+                if message is None:
+                    return
+                left -= message.ByteSize()
+    except (TimeoutError, AppError):
+        return
+
+
 async def send(
     downloads: Downloads, content: Content, offset: int, answer: Callable[..., Answer]
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer]:
     """A download: a header, then the content in chunks.
 
     Args:
@@ -158,17 +185,16 @@ async def send(
         offset: where to begin.
         answer: the message type, with a header or a chunk.
     """
-    header = common_pb2.ObjectHeader(
-        object=object_ref(content), filename=content.filename, offset_bytes=offset
-    )
-    stream = downloads.pieces(content, offset)
-    first = await anext(stream, None)
-    # Not before it is sure that there is something to send.
-    yield answer(header=header)
-    if first is not None:
-        yield answer(chunk=common_pb2.Chunk(offset_bytes=first.offset, data=first.data))
-    async for piece in stream:
-        yield answer(chunk=common_pb2.Chunk(offset_bytes=piece.offset, data=piece.data))
+    reference = object_ref(content)
+    header = common_pb2.ObjectHeader(object=reference, filename=content.filename, offset_bytes=offset)
+    async with aclosing(downloads.pieces(content, offset)) as stream:
+        # Not the header before it is sure that the content can be read.
+        first = await anext(stream, None)
+        yield answer(header=header)
+        if first is not None:
+            yield answer(chunk=common_pb2.Chunk(offset_bytes=first.offset, data=first.data))
+        async for piece in stream:
+            yield answer(chunk=common_pb2.Chunk(offset_bytes=piece.offset, data=piece.data))
 
 
 def url(downloads: Downloads, content: Content, seconds: int) -> common_pb2.PresignedUrl:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from guidehall.contracts.common.v1 import common_pb2
@@ -15,6 +16,7 @@ from services.storage.datasets import Datasets, DatasetVersion, NewDataset, Uplo
 from services.storage.downloads import Downloads
 from services.storage.series import Series
 from services.storage.servicers import common
+from services.storage.settings import TransferSettings
 from services.storage.upload_roles import UploadRoles, UploadRolesUseCases
 
 DATASETS = "guidehall.datasets.v1.DatasetsService"
@@ -24,8 +26,9 @@ UPLOAD_ROLES = "guidehall.datasets.v1.UploadRolesService"
 class DatasetsServicer(datasets_pb2_grpc.DatasetsServiceServicer):
     """Decode, call, encode."""
 
-    def __init__(self, datasets: Datasets, downloads: Downloads) -> None:
+    def __init__(self, datasets: Datasets, downloads: Downloads, timing: TransferSettings) -> None:
         self._datasets = datasets
+        self._timing = timing
         self._downloads = downloads
 
     async def CreateDataset(
@@ -66,18 +69,19 @@ class DatasetsServicer(datasets_pb2_grpc.DatasetsServiceServicer):
     async def UploadDatasetVersion(
         self, request_iterator: AsyncIterator[datasets_pb2.UploadDatasetVersionRequest], context: Any
     ) -> datasets_pb2.DatasetVersion:
-        header = await common.first_message(request_iterator)
-        ids = names.DATASET.parse(header.parent, "header.parent")
-        upload = Upload(
-            ids["project"],
-            ids["dataset"],
-            header.filename,
-            dict(header.labels),
-            common.claim("header", header.media_type, header.size_bytes, header.sha256, required=False),
-            header.request_id and common.identifier("header.request_id", header.request_id),
-        )
-        caller = common.caller(DATASETS, "UploadDatasetVersion")
-        return _version(await self._datasets.upload(caller, upload, common.pieces(request_iterator)))
+        async with common.hearing_out(request_iterator, self._timing):
+            header = await common.first_message(request_iterator)
+            ids = names.DATASET.parse(header.parent, "header.parent")
+            upload = Upload(
+                ids["project"],
+                ids["dataset"],
+                header.filename,
+                dict(header.labels),
+                common.claim("header", header.media_type, header.size_bytes, header.sha256, required=False),
+                header.request_id and common.identifier("header.request_id", header.request_id),
+            )
+            caller = common.caller(DATASETS, "UploadDatasetVersion")
+            return _version(await self._datasets.upload(caller, upload, common.pieces(request_iterator)))
 
     async def GetDatasetVersion(
         self, request: datasets_pb2.GetDatasetVersionRequest, context: Any
@@ -97,8 +101,11 @@ class DatasetsServicer(datasets_pb2_grpc.DatasetsServiceServicer):
     ) -> AsyncIterator[datasets_pb2.DownloadDatasetVersionResponse]:
         version = await self._datasets.get_version(current_principal(), request.name)
         answer = datasets_pb2.DownloadDatasetVersionResponse
-        async for message in common.send(self._downloads, version.content, request.offset_bytes, answer):
-            yield message
+        async with aclosing(
+            common.send(self._downloads, version.content, request.offset_bytes, answer)
+        ) as messages:
+            async for message in messages:
+                yield message
 
     async def CreateDatasetVersionUrl(
         self, request: datasets_pb2.CreateDatasetVersionUrlRequest, context: Any

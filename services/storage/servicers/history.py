@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+from google.protobuf.struct_pb2 import Struct
 
 from guidehall.contracts.results.v1 import history_pb2, history_pb2_grpc
 from guidehall.core.auth import current_principal
+from services.storage.documents import Document
 from services.storage.history import Entry, History, NewEntry
 from services.storage.servicers import common
 
@@ -28,8 +32,8 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
         new = NewEntry(
             user=common.user_of(request.parent),
             display_name=given.display_name,
-            params=common.document("entry.params", given.params, self._max_document_bytes),
-            result=common.document("entry.result", given.result, self._max_document_bytes),
+            params=await self._document("entry.params", given.params),
+            result=await self._document("entry.result", given.result),
             job=given.job,
             model_version=given.model_version,
         )
@@ -39,7 +43,7 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
     async def GetHistoryEntry(
         self, request: history_pb2.GetHistoryEntryRequest, context: Any
     ) -> history_pb2.HistoryEntry:
-        return _entry(await self._history.get(current_principal(), request.name))
+        return await asyncio.to_thread(_entry, await self._history.get(current_principal(), request.name))
 
     async def ListHistoryEntries(
         self, request: history_pb2.ListHistoryEntriesRequest, context: Any
@@ -60,6 +64,9 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
     ) -> history_pb2.DeleteHistoryEntryResponse:
         await self._history.delete(common.caller(HISTORY, "DeleteHistoryEntry"), request.name)
         return history_pb2.DeleteHistoryEntryResponse()
+
+    async def _document(self, field: str, message: Struct) -> Document:
+        return await asyncio.to_thread(common.document, field, message, self._max_document_bytes)
 
 
 def _entry(entry: Entry) -> history_pb2.HistoryEntry:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from guidehall.contracts.common.v1 import common_pb2
@@ -17,6 +18,7 @@ from services.storage.manifests import TensorSpec
 from services.storage.models import Models, ModelVersion, Publication
 from services.storage.series import Series
 from services.storage.servicers import common
+from services.storage.settings import TransferSettings
 
 MODELS = "guidehall.models.v1.ModelsService"
 WEIGHTS_MEDIA_TYPE = "application/octet-stream"
@@ -25,8 +27,9 @@ WEIGHTS_MEDIA_TYPE = "application/octet-stream"
 class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     """Decode, call, encode."""
 
-    def __init__(self, models: Models, downloads: Downloads) -> None:
+    def __init__(self, models: Models, downloads: Downloads, timing: TransferSettings) -> None:
         self._models = models
+        self._timing = timing
         self._downloads = downloads
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Any) -> models_pb2.Model:
@@ -68,26 +71,30 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     async def PublishModelVersion(
         self, request_iterator: AsyncIterator[models_pb2.PublishModelVersionRequest], context: Any
     ) -> models_pb2.ModelVersion:
-        header = await common.first_message(request_iterator)
-        ids = names.MODEL.parse(header.parent, "header.parent")
-        publication = Publication(
-            ids["project"],
-            ids["model"],
-            manifests.read("manifest", common.plain("manifest", header.manifest)),
-            dict(header.labels),
-            common.claim("header", WEIGHTS_MEDIA_TYPE, header.size_bytes, header.sha256, required=True),
-            header.request_id and common.identifier("header.request_id", header.request_id),
-        )
-        caller = common.caller(MODELS, "PublishModelVersion")
-        return _version(await self._models.publish(caller, publication, common.pieces(request_iterator)))
+        async with common.hearing_out(request_iterator, self._timing):
+            header = await common.first_message(request_iterator)
+            ids = names.MODEL.parse(header.parent, "header.parent")
+            publication = Publication(
+                ids["project"],
+                ids["model"],
+                manifests.read("manifest", common.plain("manifest", header.manifest)),
+                dict(header.labels),
+                common.claim("header", WEIGHTS_MEDIA_TYPE, header.size_bytes, header.sha256, required=True),
+                header.request_id and common.identifier("header.request_id", header.request_id),
+            )
+            caller = common.caller(MODELS, "PublishModelVersion")
+            return _version(await self._models.publish(caller, publication, common.pieces(request_iterator)))
 
     async def DownloadModelVersion(
         self, request: models_pb2.DownloadModelVersionRequest, context: Any
     ) -> AsyncIterator[models_pb2.DownloadModelVersionResponse]:
         version = await self._models.get_version(current_principal(), request.name)
         answer = models_pb2.DownloadModelVersionResponse
-        async for message in common.send(self._downloads, version.content, request.offset_bytes, answer):
-            yield message
+        async with aclosing(
+            common.send(self._downloads, version.content, request.offset_bytes, answer)
+        ) as messages:
+            async for message in messages:
+                yield message
 
     async def CreateModelVersionUrl(
         self, request: models_pb2.CreateModelVersionUrlRequest, context: Any

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from guidehall.contracts.common.v1 import common_pb2
@@ -18,6 +20,7 @@ from services.storage.jobs import read_job
 from services.storage.promotion import Commit, Promotion, Reference
 from services.storage.results import Result, Results
 from services.storage.servicers import common
+from services.storage.settings import TransferSettings
 from services.storage.staging import Checkpoint, Kind, Output, Staging
 
 RESULTS = "guidehall.results.v1.ResultsService"
@@ -39,7 +42,7 @@ class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
         self._downloads = downloads
 
     async def GetResult(self, request: results_pb2.GetResultRequest, context: Any) -> results_pb2.Result:
-        return _result(await self._results.get(current_principal(), request.name))
+        return await asyncio.to_thread(_result, await self._results.get(current_principal(), request.name))
 
     async def ListResults(
         self, request: results_pb2.ListResultsRequest, context: Any
@@ -55,8 +58,9 @@ class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
     ) -> AsyncIterator[results_pb2.DownloadArtifactResponse]:
         content = await self._results.artifact(current_principal(), request.name)
         answer = results_pb2.DownloadArtifactResponse
-        async for message in common.send(self._downloads, content, request.offset_bytes, answer):
-            yield message
+        async with aclosing(common.send(self._downloads, content, request.offset_bytes, answer)) as messages:
+            async for message in messages:
+                yield message
 
     async def CreateArtifactUrl(
         self, request: results_pb2.CreateArtifactUrlRequest, context: Any
@@ -69,9 +73,15 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
     """Decode, call, encode."""
 
     def __init__(
-        self, staging: Staging, promotion: Promotion, downloads: Downloads, max_document_bytes: int
+        self,
+        staging: Staging,
+        promotion: Promotion,
+        downloads: Downloads,
+        max_document_bytes: int,
+        timing: TransferSettings,
     ) -> None:
         self._staging = staging
+        self._timing = timing
         self._promotion = promotion
         self._downloads = downloads
         self._max_document_bytes = max_document_bytes
@@ -79,28 +89,33 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
     async def StageObject(
         self, request_iterator: AsyncIterator[staging_pb2.StageObjectRequest], context: Any
     ) -> staging_pb2.StageObjectResponse:
-        header = await common.first_message(request_iterator)
-        said = header.object
-        output = Output(
-            job=read_job(header.job, "header.job"),
-            epoch=header.lease_epoch,
-            kind=_kind(header.kind),
-            object_id=header.object_id,
-            claim=common.claim("header.object", said.media_type, said.size_bytes, said.sha256, required=True),
-            manifest=manifests.read("manifest", common.plain("manifest", header.manifest))
-            if header.HasField("manifest")
-            else None,
-        )
-        stored = await self._staging.stage(current_principal(), output, common.pieces(request_iterator))
-        reference = common_pb2.ObjectRef(
-            sha256=stored.sha256, size_bytes=stored.size_bytes, media_type=stored.media_type
-        )
-        return staging_pb2.StageObjectResponse(object=reference)
+        async with common.hearing_out(request_iterator, self._timing):
+            header = await common.first_message(request_iterator)
+            said = header.object
+            output = Output(
+                job=read_job(header.job, "header.job"),
+                epoch=header.lease_epoch,
+                kind=_kind(header.kind),
+                object_id=header.object_id,
+                claim=common.claim(
+                    "header.object", said.media_type, said.size_bytes, said.sha256, required=True
+                ),
+                manifest=manifests.read("manifest", common.plain("manifest", header.manifest))
+                if header.HasField("manifest")
+                else None,
+            )
+            stored = await self._staging.stage(current_principal(), output, common.pieces(request_iterator))
+            reference = common_pb2.ObjectRef(
+                sha256=stored.sha256, size_bytes=stored.size_bytes, media_type=stored.media_type
+            )
+            return staging_pb2.StageObjectResponse(object=reference)
 
     async def StageResult(
         self, request: staging_pb2.StageResultRequest, context: Any
     ) -> staging_pb2.StageResultResponse:
-        document = common.document("document", request.document, self._max_document_bytes)
+        document = await asyncio.to_thread(
+            common.document, "document", request.document, self._max_document_bytes
+        )
         job = read_job(request.job)
         await self._staging.stage_result(
             current_principal(), job, request.lease_epoch, request.pipeline, document
@@ -115,8 +130,11 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
     ) -> AsyncIterator[staging_pb2.ReadCheckpointResponse]:
         checkpoint = Checkpoint(request.lease_epoch, request.ordinal)
         content = await self._staging.checkpoint(current_principal(), read_job(request.job), checkpoint)
-        async for message in common.send(self._downloads, content, 0, staging_pb2.ReadCheckpointResponse):
-            yield message
+        async with aclosing(
+            common.send(self._downloads, content, 0, staging_pb2.ReadCheckpointResponse)
+        ) as messages:
+            async for message in messages:
+                yield message
 
     async def Promote(self, request: staging_pb2.PromoteRequest, context: Any) -> staging_pb2.PromoteResponse:
         outputs = {name: Reference(ref.sha256, ref.size_bytes) for name, ref in request.outputs.items()}
