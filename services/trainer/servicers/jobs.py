@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
 
@@ -76,8 +77,10 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def WatchJob(  # noqa: N802
         self, request: jobs_pb2.WatchJobRequest, _context: Any
     ) -> AsyncIterator[jobs_pb2.JobEvent]:
-        async for stored in self._watching.events(current_principal(), request.name, request.after_seq):
-            yield messages.event(request.name, stored)
+        events = self._watching.events(current_principal(), request.name, request.after_seq)
+        async with aclosing(events):
+            async for stored in events:
+                yield messages.event(request.name, stored)
 
     async def CancelJob(self, request: jobs_pb2.CancelJobRequest, _context: Any) -> jobs_pb2.Job:  # noqa: N802
         return messages.job(await self._jobs.cancel(current_principal(), request.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
@@ -66,8 +67,10 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
         self, request_iterator: AsyncIterator[workers_pb2.SessionRequest], _context: Any
     ) -> AsyncIterator[workers_pb2.SessionResponse]:
         reports = (self._report(request) async for request in request_iterator)
-        async for answer in self._sessions.converse(current_principal(), reports):
-            yield _answer(answer)
+        answers = self._sessions.converse(current_principal(), reports)
+        async with aclosing(answers):
+            async for answer in answers:
+                yield _answer(answer)
 
     def _report(self, request: workers_pb2.SessionRequest) -> Report:
         match request.WhichOneof("message"):
