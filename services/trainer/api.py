@@ -43,11 +43,8 @@ logger = logging.getLogger(__name__)
 class Readiness:
     """Whether the api can answer: it needs its database, and nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: GrpcServer) -> None:
         self.ready = False
-        self._server: GrpcServer | None = None
-
-    async def attach(self, server: GrpcServer) -> None:
         self._server = server
 
     async def tell(self, ready: bool) -> None:
@@ -56,9 +53,8 @@ class Readiness:
             return
         self.ready = ready
         logger.log(logging.INFO if ready else logging.WARNING, "ready: %s", ready)
-        if self._server is not None:
-            for name in (jobs.FULL_NAME, workers.FULL_NAME, pools.FULL_NAME):
-                await self._server.set_serving(name, ready)
+        for name in (jobs.FULL_NAME, workers.FULL_NAME, pools.FULL_NAME):
+            await self._server.set_serving(name, ready)
 
 
 async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
@@ -78,72 +74,61 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
         bus = None
         if settings.nats.url is not None:
-            bus = await EventBus.connect(settings.nats, SERVICE, owns_streams=True)
+            bus = await EventBus.connect(settings.nats, SERVICE)
             stack.push_async_callback(bus.close)
-        wakes = Wakes()
-        database = Database(engine, wakes)
+
+        database = Database(engine, Wakes())
         journal = Journal(settings.lease)
         workers_table = Workers(database, settings.lease)
         leases = Leases(database, journal, workers_table, issuer, settings.lease)
-        reports = Reports(database, journal, settings.lease)
-        readiness = Readiness()
+        datasets = Datasets(channel, settings.storage_seconds)
+        services = _services(database, journal, workers_table, leases, datasets, settings)
+        server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE), POLICIES)
+        readiness = Readiness(server)
         ops = OpsServer(settings.ops, lambda: readiness.ready)
         ops.start()
         stack.callback(ops.stop)
-        server = GrpcServer(
-            settings.grpc,
-            [
-                Service(
-                    jobs.FULL_NAME,
-                    add_JobsServiceServicer_to_server,
-                    jobs.JobsServicer(
-                        Submissions(
-                            database, journal, Datasets(channel, settings.storage_seconds), settings.jobs
-                        ),
-                        Jobs(database, journal),
-                        Watching(database, settings.watch),
-                        workers_table,
-                    ),
-                ),
-                Service(
-                    workers.FULL_NAME,
-                    add_WorkerServiceServicer_to_server,
-                    workers.WorkerServicer(
-                        workers_table,
-                        leases,
-                        reports,
-                        Sessions(leases, reports, wakes, settings.lease),
-                        settings.lease,
-                    ),
-                ),
-                Service(
-                    pools.FULL_NAME, add_PoolsServiceServicer_to_server, pools.PoolsServicer(workers_table)
-                ),
-            ],
-            Authenticator(settings.auth, SERVICE),
-            POLICIES,
-        )
-        bus_relay = Relay(database, BusTellers(database, bus).tellers(), settings.relay)
-        storage = StorageTellers(database, channel, settings.storage_seconds)
-        storage_relay = Relay(database, storage.tellers(), settings.relay)
-        sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
 
         port = await server.start()
-        await readiness.attach(server)
         logger.info("listening", extra={"port": port})
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(database.listener(settings.postgres).run())
-            tasks.create_task(bus_relay.run())
-            tasks.create_task(storage_relay.run())
+            storage = StorageTellers(database, channel, settings.storage_seconds)
+            for tellers in (BusTellers(database, bus).tellers(), storage.tellers()):
+                tasks.create_task(Relay(database, tellers, settings.relay).run())
+            sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             if bus is not None:
                 tasks.create_task(_provision(bus))
             await until_signalled()
             logger.info("stopping")
             # Held calls and streams end now, with word to ask again; then what is left may finish.
-            wakes.close()
+            database.wakes.close()
             await server.stop()
             listening.cancel()
+
+
+def _services(
+    database: Database,
+    journal: Journal,
+    workers_table: Workers,
+    leases: Leases,
+    datasets: Datasets,
+    settings: TrainerSettings,
+) -> list[Service]:
+    """What the api answers."""
+    submissions = Submissions(database, journal, datasets, settings.jobs)
+    watching = Watching(database, settings.watch)
+    for_owners = jobs.JobsServicer(submissions, Jobs(database, journal), watching, workers_table)
+    reports = Reports(database, journal, settings.lease)
+    sessions = Sessions(leases, reports, database.wakes, settings.lease)
+    for_workers = workers.WorkerServicer(workers_table, leases, reports, sessions, settings.lease)
+    for_operators = pools.PoolsServicer(workers_table)
+    return [
+        Service(jobs.FULL_NAME, add_JobsServiceServicer_to_server, for_owners),
+        Service(workers.FULL_NAME, add_WorkerServiceServicer_to_server, for_workers),
+        Service(pools.FULL_NAME, add_PoolsServiceServicer_to_server, for_operators),
+    ]
 
 
 async def _provision(bus: EventBus) -> None:
