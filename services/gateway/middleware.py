@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guidehall.core.auth import Principal, set_principal
 from guidehall.core.errors import AppError
-from guidehall.core.telemetry import begin_request
+from guidehall.core.telemetry import begin_request, end_request
 from services.gateway.problems import respond, respond_http
 
 _HEADERS = (
@@ -31,14 +31,20 @@ class Trace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = begin_request(Request(scope).headers)
+        request_id = begin_request(Request(scope).headers, f"HTTP {scope['method']}")
+        status = 500
 
         async def send_named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
             await send(message)
 
-        await self._app(scope, receive, send_named)
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            end_request(failed=status >= 500)
 
 
 class SecurityHeaders:
