@@ -146,7 +146,14 @@ async def _run(
                 Sweeper(database, store, collector, settings.upkeep).run(),
             ]
             if bus is not None:
-                background.append(Relay(engine, bus, database.announced, settings.relay_seconds).run())
+                relay = Relay(
+                    engine,
+                    bus,
+                    database.announced,
+                    settings.relay_retry_seconds,
+                    settings.upkeep.sweep_seconds,
+                )
+                background.append(relay.run())
             running = [tasks.create_task(task) for task in background]
             await until_signalled()
             logger.info("draining")

@@ -50,11 +50,19 @@ async def enqueue(connection: AsyncConnection, announcements: Sequence[Announcem
 class Relay:
     """Publishes what waits, oldest first. Several may run: no two take the same row at one time."""
 
-    def __init__(self, engine: AsyncEngine, bus: EventBus, announced: asyncio.Event, seconds: float) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        bus: EventBus,
+        announced: asyncio.Event,
+        retry_seconds: float,
+        idle_seconds: float,
+    ) -> None:
         self._engine = engine
         self._bus = bus
         self._announced = announced
-        self._seconds = seconds
+        self._retry_seconds = retry_seconds
+        self._idle_seconds = idle_seconds
 
     async def run(self) -> None:
         """Goes on until cancelled, whatever is away meanwhile."""
@@ -65,11 +73,11 @@ class Relay:
                     pass
             except AppError as error:
                 logger.debug("announcements wait: %s", error.message)
-                await asyncio.sleep(self._seconds)
+                await asyncio.sleep(self._retry_seconds)
                 continue
             # Woken by a commit of this process; the time is for what another left behind.
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(self._idle_seconds):
                     await self._announced.wait()
             except TimeoutError:
                 continue

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.access import may_see, sees_everything
 from guidehall.core.auth import Principal
-from guidehall.core.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from guidehall.core.errors import AlreadyExists, FailedPrecondition, NotFound
 from guidehall.core.names import Pattern
 from services.storage.database import Mutation
+from services.storage.etags import require_etag
 from services.storage.lists import Field, LabelField, Paging, SearchField, TextField, conditions, page
 
 
@@ -212,16 +213,6 @@ class SeriesTable:
 def visible(principal: Principal, owner: ColumnElement[str]) -> list[ColumnElement[bool]]:
     """`access.may_see` as SQL conditions."""
     return [] if sees_everything(principal) else [owner == principal.subject, owner != ""]
-
-
-def require_etag(given: str, current: str) -> None:
-    """Raises Aborted when the caller says what it has seen and that is no longer so."""
-    if given and given != current:
-        raise Aborted(
-            f"etag: got {given[:80]!r}, but it has changed since; read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"etag": current},
-        )
 
 
 def _series(row: Any) -> Series:

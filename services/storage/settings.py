@@ -120,6 +120,4 @@ class StorageSettings(ServiceSettings):
     probe_seconds: float = Field(
         5.0, gt=0, description="how often database and object store are asked for health"
     )
-    relay_seconds: float = Field(
-        2.0, gt=0, description="how often announcements are looked for without being told"
-    )
+    relay_retry_seconds: float = Field(2.0, gt=0, description="before the bus is tried again")

@@ -18,7 +18,7 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.storage.database import Caller, Database
 from services.storage.documents import Document
-from services.storage.series import require_etag
+from services.storage.etags import require_etag
 from services.storage.tables import upload_roles
 
 MAX_ROLES = 64

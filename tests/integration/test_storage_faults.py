@@ -225,6 +225,43 @@ async def test_a_drain_lets_a_running_upload_end(own_storage: Callable[..., Stor
     site.processes.pop()
 
 
+async def test_an_upload_that_outlasts_the_drain_is_given_up(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    process = site.start(GRPC__DRAIN_SECONDS=0.2)
+    async with site.user("ada") as ada:
+        call = await begin(ada, "d", 9)
+        await is_writing(site)
+        status = await asyncio.to_thread(process.stop)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+    site.processes.pop()
+
+    assert status == 0
+    assert await stored_states(site) == ["garbage"]
+    site.start()
+    assert await site.without_leaks() == set()
+
+
+async def test_two_processes_share_the_work(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    targets = [site.start().target for _ in range(2)]
+    assert len(set(targets)) == 2
+    job = str(uuid.uuid4())
+    tokens = [site.job(job, 1, target=target) for target in targets]
+    people = [site.user("ada", target=target) for target in targets]
+
+    published = await asyncio.gather(
+        *(people[number % 2].publish("film", weights(fill=number)) for number in range(12)),
+        *(tokens[number % 2].stage(job, 1, "checkpoint", "1", b"%d" % number) for number in range(12)),
+    )
+    for stubs in (*tokens, *people):
+        await stubs.channel.close()
+
+    assert sorted(version.version for version in published[:12]) == list(range(1, 13))
+    # Twelve models, and the last of twelve checkpoints under one name.
+    assert len(await site.without_leaks()) == 13
+
+
 async def test_a_sender_that_falls_silent_is_given_up(own_storage: Callable[..., StorageSite]) -> None:
     site = own_storage()
     site.start(TRANSFER__IDLE_SECONDS=0.3)

@@ -16,10 +16,10 @@ from guidehall.core.access import require_visible
 from guidehall.core.auth import Principal, Role
 from guidehall.core.errors import AlreadyExists, InvalidArgument, NotFound
 from services.storage.database import Caller, Database
+from services.storage.etags import require_etag
 from services.storage.fields import text
 from services.storage.identity.tables import users
 from services.storage.lists import Paging, page
-from services.storage.series import require_etag
 
 MAX_GROUPS = 256
 

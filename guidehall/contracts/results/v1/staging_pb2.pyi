@@ -319,7 +319,9 @@ class DiscardRequest(_message.Message):
     KEEP_CHECKPOINT_ORDINAL_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     keep_checkpoint_epoch: _builtins.int
-    """Keep this checkpoint; 0 keeps none. Everything else that the job staged goes."""
+    """Keep this checkpoint, and what is newer, for the attempt that made it may be finishing; what is older goes.
+    Ordinal 0 keeps none: everything that the job staged goes.
+    """
     keep_checkpoint_ordinal: _builtins.int
     def __init__(
         self,
