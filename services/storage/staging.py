@@ -187,11 +187,14 @@ class Staging:
         if (await connection.scalar(select(func.count()).where(attempt)) or 0) >= most:
             message = f"the attempt has staged {most} objects, which is the limit"
             raise ResourceExhausted(message, reason="TOO_MANY_OUTPUTS")
+        if output.kind == "checkpoint":
+            return
         # The trainer names outputs by id alone.
-        other = and_(staged_objects.c.object_id == output.object_id, staged_objects.c.kind != output.kind)
-        kinds = (await connection.scalars(select(staged_objects.c.kind).where(attempt, other))).all()
-        if "checkpoint" not in (output.kind, *kinds) and kinds:
-            raise AlreadyExists(f"object_id: {output.object_id!r} is staged as {kinds[0]} already")
+        others = staged_objects.c.kind.not_in([output.kind, "checkpoint"])
+        same_id = staged_objects.c.object_id == output.object_id
+        kind = await connection.scalar(select(staged_objects.c.kind).where(attempt, same_id, others))
+        if kind is not None:
+            raise AlreadyExists(f"object_id: {output.object_id!r} is staged as {kind} already")
 
 
 async def lock(connection: AsyncConnection, job: Job) -> None:

@@ -19,6 +19,7 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import identity_pb2
 from guidehall.contracts.models.v1 import models_pb2
+from guidehall.contracts.results.v1 import staging_pb2
 from guidehall.core.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -36,6 +37,7 @@ from tests.fixtures.storage import (
     StorageSite,
     Stubs,
     eventually,
+    job_name,
     manifest,
     model_name,
     received,
@@ -205,6 +207,38 @@ async def test_what_a_killed_process_was_receiving_is_swept(own_storage: Callabl
     site.start(UPKEEP__WRITING_MAX_AGE_SECONDS=0.1)
 
     assert await site.without_leaks() == set()
+
+
+async def test_a_promotion_that_was_cut_off_is_repeated_to_the_same_end(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage()
+    process = site.start()
+    requests = []
+    for number in range(12):
+        job = str(uuid.uuid4())
+        async with site.job(job, 1) as token:
+            outputs = {
+                "result": await token.stage_result(job, 1, {"number": number}),
+                "film": await token.stage(job, 1, "model", "film", weights(fill=number)),
+            }
+        requests.append(
+            staging_pb2.PromoteRequest(job=job_name(job), lease_epoch=1, owner="ada", outputs=outputs)
+        )
+
+    async with site.service("trainer") as trainer:
+        calls = [trainer.staging.Promote(request) for request in requests]
+        await calls[0]
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.gather(*calls, return_exceptions=True)
+    site.processes.pop().stop()
+    site.start()
+    async with site.service("trainer") as trainer:
+        answers = [await trainer.staging.Promote(request) for request in requests]
+
+    versions = [int(answer.model_versions[0].rpartition("/")[2]) for answer in answers]
+    assert sorted(versions) == list(range(1, 13))
+    assert len(await site.without_leaks()) == 12
 
 
 async def test_a_drain_lets_a_running_upload_end(own_storage: Callable[..., StorageSite]) -> None:

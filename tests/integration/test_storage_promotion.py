@@ -232,9 +232,14 @@ async def test_an_output_has_one_kind(people: People) -> None:
     job = str(uuid.uuid4())
     token = people.job(job, 1)
     await token.stage(job, 1, "model", "film", weights())
+    # Ordinals are no names.
+    await token.stage(job, 1, "artifact", "1", b"data")
+    await token.stage(job, 1, "checkpoint", "1", b"state")
 
     async with refused(AlreadyExists):
         await token.stage(job, 1, "artifact", "film", b"data")
+    async with refused(AlreadyExists):
+        await token.stage(job, 1, "model", "1", weights())
     async with refused(InvalidArgument):
         await token.stage(job, 1, "artifact", "a.txt", b"data", manifest=manifest(b"data"))
     async with refused(InvalidArgument):
