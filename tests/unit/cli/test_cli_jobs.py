@@ -213,6 +213,8 @@ def test_interrupted_watch_says_that_the_job_goes_on(peer: Peer) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Tests that were started in the background inherit that the keyboard's interrupt is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with watch:
         assert watch.stdout is not None
