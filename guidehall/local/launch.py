@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
-    # A new program inherits what is ignored: the first two by Python, the others by nohup and background shells.
+    # A new program inherits what is ignored: by Python the first two, the others by nohup.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     os.execv(command[0], command)  # noqa: S606 (no shell wanted)
