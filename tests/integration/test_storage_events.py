@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -137,7 +136,6 @@ async def test_what_a_killed_process_left_is_announced_by_another(
             return bool(events)
 
         await eventually(told)
-        await asyncio.sleep(0)
     assert [event.dataset_version_created.dataset_version for _, event in events] == [
         "projects/default/datasets/d/versions/1"
     ]

@@ -34,6 +34,7 @@ from tests.fixtures.storage import (
     MIB,
     READY,
     People,
+    StorageProcess,
     StorageSite,
     Stubs,
     eventually,
@@ -63,6 +64,15 @@ def chunk(offset: int, data: bytes) -> datasets_pb2.UploadDatasetVersionRequest:
 
 async def stored_states(site: StorageSite) -> list[str]:
     return [row["state"] for row in await site.fetch("SELECT state FROM storage.objects")]
+
+
+async def logged(process: StorageProcess, text: str) -> None:
+    """Returns once a process has logged something."""
+
+    async def found() -> bool:
+        return any(text in line for line in process.log)
+
+    await eventually(found)
 
 
 async def test_a_large_upload_takes_little_memory(own_storage: Callable[..., StorageSite]) -> None:
@@ -248,7 +258,7 @@ async def test_a_drain_lets_a_running_upload_end(own_storage: Callable[..., Stor
         call = await begin(ada, "d", 1)
         await is_writing(site)
         stopped = asyncio.create_task(asyncio.to_thread(process.stop))
-        await asyncio.sleep(0.3)
+        await logged(process, "draining")
         end = datasets_pb2.UploadEnd(size_bytes=MIB, sha256=sha256(bytes(MIB)))
         await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
         await call.done_writing()
@@ -418,8 +428,10 @@ async def test_strays_in_the_bucket_are_found_and_deleted(own_storage: Callable[
     site.put(new_key(), b"stray")
     site.stop()
 
-    site.start(UPKEEP__STRAY_MAX_AGE_SECONDS=0.1, UPKEEP__MAX_STRAYS=0)
-    await asyncio.sleep(1)
+    suspicious = site.start(
+        UPKEEP__STRAY_MAX_AGE_SECONDS=0.1, UPKEEP__MAX_STRAYS=0, UPKEEP__RECONCILE_SECONDS=0.2
+    )
+    await logged(suspicious, "it is not touched")
     untouched = site.stored_keys()
     site.stop()
     site.start(UPKEEP__STRAY_MAX_AGE_SECONDS=0.1, UPKEEP__RECONCILE_SECONDS=0.2)
