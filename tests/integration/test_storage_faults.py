@@ -75,20 +75,26 @@ async def logged(process: StorageProcess, text: str) -> None:
     await eventually(found)
 
 
-async def test_a_large_upload_takes_little_memory(own_storage: Callable[..., StorageSite]) -> None:
+async def test_large_transfers_take_little_memory(own_storage: Callable[..., StorageSite]) -> None:
     site = own_storage()
     process = site.start()
-    async with site.user("ada") as ada:
-        await ada.upload("warm-up", bytes(20 * MIB))
-        before = process.peak_bytes()
-        size = 64 * MIB
-        version = await ada.upload("large", bytes(size))
-        header, content = await received(
-            ada.datasets.DownloadDatasetVersion(datasets_pb2.DownloadDatasetVersionRequest(name=version.name))
-        )
 
-    assert header.object.size_bytes == len(content) == size
-    assert process.peak_bytes() - before < size / 2
+    async def transfer(dataset: str, size: int) -> int:
+        """Uploads and downloads; gives the most memory that storage has held so far."""
+        version = await ada.upload(dataset, bytes(size))
+        request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+        _, content = await received(ada.datasets.DownloadDatasetVersion(request))
+        assert len(content) == size
+        return process.peak_bytes()
+
+    async with site.user("ada") as ada:
+        start = process.peak_bytes()
+        first = await transfer("first", 64 * MIB)
+        second = await transfer("second", 128 * MIB)
+
+    # A part of 8 MiB for each of the threads that took turns, and their allocators' habits.
+    assert first - start < 96 * MIB
+    assert second - first < 32 * MIB
 
 
 async def test_a_file_above_the_limit_is_refused_as_soon_as_it_shows(
