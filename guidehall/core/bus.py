@@ -59,6 +59,7 @@ class Message:
             await self._raw.ack()
         except NatsError:
             logger.debug("acknowledgement lost; it will come again")
+        _heed_cancellation()
 
     async def decline(self) -> None:
         """Gives it back, for somebody else to hear at once."""
@@ -66,6 +67,7 @@ class Message:
             await self._raw.nak()
         except NatsError:
             logger.debug("refusal lost; it will be delivered again all the same")
+        _heed_cancellation()
 
 
 class EventBus:
@@ -194,6 +196,8 @@ class EventBus:
             # A broker whose streams were wiped says "no responders": make them anew for the next try.
             await self._restore_streams()
             raise Unavailable("the event bus did not store the message", reason="BUS_UNAVAILABLE") from error
+        finally:
+            _heed_cancellation()
 
     async def _restore_streams(self) -> None:
         if not (self._owns_streams and self.connected):
@@ -225,6 +229,7 @@ class EventBus:
                 try:
                     while self.connected:
                         raw = await self._fetch(subscription)
+                        _heed_cancellation()
                         if raw is None:
                             # Nothing came, or the consumer is gone: they look alike.
                             await subscription.consumer_info()
@@ -236,6 +241,7 @@ class EventBus:
             except (NatsError, Unavailable, TimeoutError, OSError) as error:
                 logger.warning("bus: consumer %s of %s: %s", name, stream, str(error) or type(error).__name__)
                 await self._restore_streams()
+                _heed_cancellation()
                 await asyncio.sleep(self._settings.retry_seconds)
 
     async def _bind(self, stream: str, config: ConsumerConfig) -> JetStreamContext.PullSubscription:
@@ -279,3 +285,10 @@ class EventBus:
             await asyncio.wait([self._connecting])
         if not self._client.is_closed:
             await self._client.close()
+
+
+def _heed_cancellation() -> None:
+    """Ends a task that was cancelled: the client swallows a cancellation that meets it while it writes."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

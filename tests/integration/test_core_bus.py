@@ -160,6 +160,29 @@ async def test_a_declined_message_comes_again(bus: EventBus) -> None:
         assert await heard(rings) == b"1"
 
 
+async def test_a_cancelled_consumer_ends_whatever_it_is_doing(bus: EventBus) -> None:
+    for number in range(90):
+        # More than one: who is cancelled may take one along.
+        await bus.publish("jobs.busy", b"ring", str(number))
+
+    async def decline_for_ever() -> None:
+        # A declined message comes again at once: the task writes most of the time.
+        async for message in bus.durable(JOBS, "jobs.busy", "busy"):
+            await message.decline()
+            heard.set()
+
+    heard = asyncio.Event()
+    for pauses in range(60):
+        heard.clear()
+        task = asyncio.create_task(decline_for_ever())
+        await heard.wait()
+        for _ in range(pauses % 15):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done, f"still runs; cancelled after {pauses % 15} turns of the loop"
+
+
 async def test_a_message_that_is_not_acknowledged_comes_again(bus: EventBus) -> None:
     await bus.publish("jobs.cpu", b"1", "a")
     async with aclosing(bus.durable(JOBS, "jobs.cpu", "workers-cpu", ack_seconds=0.2)) as rings:
