@@ -98,6 +98,18 @@ def _get(config: Config, name: str) -> Operation[types.Job]:
     return _decode.job(message)
 
 
+def _get_patiently(config: Config, name: str) -> Operation[types.Job]:
+    """One job, also when its service is away for a while: who waits for a job waits for that too."""
+    patience = Patience(config.timeouts)
+    while True:
+        try:
+            return (yield from _get(config, name))
+        except Unavailable:
+            if patience.exhausted:
+                raise
+        yield Pause(patience.next_pause())
+
+
 def cancel(config: Config, text: str) -> Operation[types.Job]:
     """Asks for the end of a job."""
     name = yield from resolve(config, text)
@@ -159,8 +171,8 @@ def wait(config: Config, text: str, timeout: float | None) -> Operation[types.Jo
     """Waits until a job is over and its result, if it has one, can be read."""
     deadline = None if timeout is None else time.monotonic() + timeout
     name = yield from resolve(config, text)
-    job = yield from _get(config, name)
+    job = yield from _get_patiently(config, name)
     # Of what was before only the last event matters: on a job that is over it ends the stream.
     events = watch(config, name, max(job.last_seq - 1, 0), deadline)
     yield from for_each(events, lambda _: None)
-    return (yield from _get(config, name))
+    return (yield from _get_patiently(config, name))

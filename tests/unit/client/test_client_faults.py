@@ -49,10 +49,15 @@ class Peer(jobs_pb2_grpc.JobsServiceServicer, datasets_pb2_grpc.DatasetsServiceS
     # Whether a watch stays open after its events, and what tells that its reader has gone.
     holds_on: bool = False
     answers_after: Event | None = None
+    # How often it is away when it is asked for a job.
+    absences: int = 0
     left: Event = field(default_factory=Event)
     upload_ids: set[str] = field(default_factory=set)
 
-    def GetJob(self, request: Any, _: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+    def GetJob(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
+        if self.absences > 0:
+            self.absences -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         if self.answers_after is not None:
             self.answers_after.wait(30)
         return jobs_pb2.Job(name=request.name, state=self.final, last_seq=self.events, result=RESULT)
@@ -218,6 +223,13 @@ def test_watch_raises_what_will_not_pass(peer: Peer, caller: Caller) -> None:
 
 def test_wait_answers_with_the_job_when_it_is_over(peer: Peer, caller: Caller) -> None:
     peer.breaks = [(0, grpc.StatusCode.UNAVAILABLE)]
+
+    assert caller.call("wait", JOB).state is JobState.SUCCEEDED
+
+
+def test_wait_outlasts_a_service_that_is_away(peer: Peer, caller: Caller) -> None:
+    # More than the channel repeats by itself.
+    peer.absences = 6
 
     assert caller.call("wait", JOB).state is JobState.SUCCEEDED
 
