@@ -22,25 +22,26 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.utils import InferenceServerException
 
-from tests.fixtures.inference import InferenceProcess, line_model, publish, reflectometry_model
+from tests.fixtures.inference import line_model, publish, reflectometry_model
 from tests.fixtures.storage import StorageSite
+from tests.processes import Server
 
 
 @pytest.fixture(scope="module")
-def models(storage: StorageSite, inference: InferenceProcess) -> None:
+def models(storage: StorageSite, inference: Server) -> None:
     """`contract-line` and `contract-film` are there and ready."""
     publish(storage, "contract-line", line_model(slope=2.0, intercept=1.0))
     publish(storage, "contract-film", reflectometry_model())
 
 
 @pytest.fixture
-def client(inference: InferenceProcess, models: None) -> Iterator[triton.InferenceServerClient]:
+def client(inference: Server, models: None) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(inference.target) as client:
         yield client
 
 
 @pytest.fixture
-def stub(inference: InferenceProcess, models: None) -> Iterator[pb_grpc.GRPCInferenceServiceStub]:
+def stub(inference: Server, models: None) -> Iterator[pb_grpc.GRPCInferenceServiceStub]:
     """For what the client's own checks would not let through."""
     with grpc.insecure_channel(inference.target) as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
@@ -123,7 +124,7 @@ def test_an_answer_carries_values_version_and_id(client: triton.InferenceServerC
     assert (answer.model_name, answer.model_version, answer.id) == ("contract-line", "1", "run-7")
 
 
-async def test_the_asyncio_client_gets_the_same(inference: InferenceProcess, models: None) -> None:
+async def test_the_asyncio_client_gets_the_same(inference: Server, models: None) -> None:
     async with triton_aio.InferenceServerClient(inference.target) as client:
         x = np.ones((2, 1), np.float32)
         result = await client.infer("contract-line", [x_tensor(x)])
@@ -252,7 +253,7 @@ def test_what_is_not_offered_says_so(stub: pb_grpc.GRPCInferenceServiceStub) -> 
 
 
 def test_an_unloaded_model_takes_no_work_until_it_is_loaded(
-    storage: StorageSite, inference: InferenceProcess, client: triton.InferenceServerClient
+    storage: StorageSite, inference: Server, client: triton.InferenceServerClient
 ) -> None:
     publish(storage, "contract-unload", line_model(slope=1.0))
     x = x_tensor(np.ones((1, 1), np.float32))

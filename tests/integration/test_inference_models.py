@@ -30,7 +30,6 @@ from guidehall.core.errors import (
 from tests.fixtures.inference import (
     OWNER,
     READY,
-    InferenceProcess,
     StartInference,
     as_user,
     line_model,
@@ -38,14 +37,13 @@ from tests.fixtures.inference import (
     publish,
 )
 from tests.fixtures.storage import StorageSite
+from tests.processes import Server
 
 Metadata = Sequence[tuple[str, str]]
 MODEL = "projects/default/models/{}"
 
 
-def predict(
-    server: InferenceProcess, model: str, rows: int = 1, *, metadata: Metadata = ()
-) -> tuple[list[float], int]:
+def predict(server: Server, model: str, rows: int = 1, *, metadata: Metadata = ()) -> tuple[list[float], int]:
     """The model's answers at x = 1, and the version that gave them."""
     x = np.ones((rows, 1), np.float32)
     tensor = common_pb2.Tensor(datatype="FP32", shape=x.shape, content=x.tobytes())
@@ -72,7 +70,7 @@ def eventually(condition: Any, seconds: float = 30) -> None:
 
 
 def test_a_version_answers_by_name_by_number_and_as_the_latest(
-    storage: StorageSite, inference: InferenceProcess
+    storage: StorageSite, inference: Server
 ) -> None:
     publish(storage, "numbers", line_model(slope=1))
     assert predict(inference, "numbers", rows=3) == ([1, 1, 1], 1)
@@ -82,9 +80,7 @@ def test_a_version_answers_by_name_by_number_and_as_the_latest(
     assert predict(inference, MODEL.format("numbers") + "/versions/latest") == ([2], 2)
 
 
-def test_a_new_version_takes_over_without_being_asked_for(
-    storage: StorageSite, inference: InferenceProcess
-) -> None:
+def test_a_new_version_takes_over_without_being_asked_for(storage: StorageSite, inference: Server) -> None:
     publish(storage, "takeover", line_model(slope=1))
     assert predict(inference, "takeover") == ([1], 1)
     publish(storage, "takeover", line_model(slope=2))
@@ -107,7 +103,7 @@ WRONG_EXAMPLE = {
     ],
 )
 def test_a_bad_newer_version_says_why_and_leaves_the_older_one_alone(
-    storage: StorageSite, inference: InferenceProcess, changes: dict[str, Any], reason: str
+    storage: StorageSite, inference: Server, changes: dict[str, Any], reason: str
 ) -> None:
     name = f"bad-{next(iter(changes)).replace('_', '-')}"
     good = line_model(slope=1)
@@ -149,7 +145,7 @@ def overwrite(storage: StorageSite, key: str, content: bytes) -> None:
     pool.clear()
 
 
-def test_a_deleted_model_is_gone_and_comes_back(storage: StorageSite, inference: InferenceProcess) -> None:
+def test_a_deleted_model_is_gone_and_comes_back(storage: StorageSite, inference: Server) -> None:
     publish(storage, "mortal", line_model(slope=1))
     assert predict(inference, "mortal") == ([1], 1)
     owner, name = as_user(storage, OWNER), MODEL.format("mortal")
@@ -160,7 +156,7 @@ def test_a_deleted_model_is_gone_and_comes_back(storage: StorageSite, inference:
     eventually(lambda: refused(inference, "mortal") is None)
 
 
-def refused(server: InferenceProcess, model: str) -> type[AppError] | None:
+def refused(server: Server, model: str) -> type[AppError] | None:
     try:
         predict(server, model)
     except AppError as error:
@@ -195,7 +191,7 @@ def test_restarts_find_the_models_on_disk_and_mend_what_is_damaged(
     server.stop()
     for path in (tmp_path / "cache" / "weights").iterdir():
         path.write_bytes(b"x" + path.read_bytes()[1:])
-    server.start()
+    server = start_inference()
     assert predict(server, "survivor") == ([7], 1)
     server.stop()
     alone = start_inference(STORAGE__TARGET="127.0.0.1:1")
@@ -210,7 +206,7 @@ def test_a_server_that_knows_nothing_is_up_but_not_ready(start_inference: StartI
     assert not server.serving(READY)
 
 
-def test_inputs_are_checked_by_name(storage: StorageSite, inference: InferenceProcess) -> None:
+def test_inputs_are_checked_by_name(storage: StorageSite, inference: Server) -> None:
     publish(storage, "strict", line_model(slope=1))
     with grpc.insecure_channel(inference.target) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
@@ -226,9 +222,7 @@ def test_inputs_are_checked_by_name(storage: StorageSite, inference: InferencePr
     assert named.value.violations[0].field == "model"
 
 
-def test_a_model_is_there_for_its_owner_and_operators_only(
-    storage: StorageSite, inference: InferenceProcess
-) -> None:
+def test_a_model_is_there_for_its_owner_and_operators_only(storage: StorageSite, inference: Server) -> None:
     publish(storage, "private", line_model(slope=1))
     mallory = as_user(storage, "mallory")
     assert predict(inference, "private", metadata=as_user(storage, OWNER)) == ([1], 1)

@@ -24,13 +24,13 @@ from guidehall.core.errors import (
     from_rpc_error,
 )
 from tests.fixtures.inference import (
-    InferenceProcess,
     StartInference,
     line_model,
     publish,
     reflectometry_model,
 )
 from tests.fixtures.storage import StorageSite
+from tests.processes import Server
 
 Stub = reflectometry_pb2_grpc.ReflectometryServiceStub
 NETWORK, REFINED = reflectometry_pb2.ANALYSIS_STAGE_NETWORK, reflectometry_pb2.ANALYSIS_STAGE_REFINED
@@ -51,7 +51,7 @@ def film_model(storage: StorageSite) -> str:
 
 
 @pytest.fixture
-def stub(inference: InferenceProcess, film_model: str) -> Iterator[Stub]:
+def stub(inference: Server, film_model: str) -> Iterator[Stub]:
     with grpc.insecure_channel(inference.target) as channel:
         yield Stub(channel)
 

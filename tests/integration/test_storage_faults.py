@@ -34,7 +34,6 @@ from tests.fixtures.storage import (
     MIB,
     READY,
     People,
-    StorageProcess,
     StorageSite,
     Stubs,
     eventually,
@@ -47,6 +46,7 @@ from tests.fixtures.storage import (
     weights,
 )
 from tests.fixtures.trainer import refused
+from tests.processes import Server
 
 
 async def begin(stubs: Stubs, dataset: str, megabytes: int, **header: Any) -> Any:
@@ -66,7 +66,7 @@ async def stored_states(site: StorageSite) -> list[str]:
     return [row["state"] for row in await site.fetch("SELECT state FROM storage.objects")]
 
 
-async def logged(process: StorageProcess, text: str) -> None:
+async def logged(process: Server, text: str) -> None:
     """Returns once a process has logged something."""
 
     async def found() -> bool:

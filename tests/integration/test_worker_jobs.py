@@ -23,7 +23,8 @@ from guidehall.contracts.results.v1 import results_pb2
 from guidehall.local.backing import BackingServers
 from tests.fixtures.storage import StorageSite, Stubs, eventually, received, storage_site
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
-from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, WorkerProcess, running_workers
+from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, running_workers
+from tests.processes import Program
 
 STEADY_POOL = "steady"
 
@@ -53,7 +54,7 @@ def sites(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def steady(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def steady(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A worker for all tests that leave it as it was."""
     folder = tmp_path_factory.mktemp("steady")
     with running_workers(sites.trainer, STEADY_POOL, folder, sites.storage.target) as workers:
@@ -61,7 +62,7 @@ def steady(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 
 
 @pytest.fixture
-async def owner(sites: Sites, steady: WorkerProcess) -> AsyncIterator[Owner]:
+async def owner(sites: Sites, steady: Program) -> AsyncIterator[Owner]:
     """Somebody whose jobs the steady worker runs."""
     cast = Cast(sites.trainer)
     cast.pool = STEADY_POOL

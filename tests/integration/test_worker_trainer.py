@@ -14,7 +14,8 @@ import pytest
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.local.backing import BackingServers
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
-from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, WorkerProcess, running_workers
+from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, running_workers
+from tests.processes import Program
 
 STEADY_POOL = "steady"
 
@@ -31,14 +32,14 @@ def site(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def steady(site: TrainerSite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def steady(site: TrainerSite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A worker for all tests that leave it as it was."""
     with running_workers(site, STEADY_POOL, tmp_path_factory.mktemp("steady")) as workers:
         yield workers(LOG__FORMAT="json")
 
 
 @pytest.fixture
-async def owner(site: TrainerSite, steady: WorkerProcess) -> AsyncIterator[Owner]:
+async def owner(site: TrainerSite, steady: Program) -> AsyncIterator[Owner]:
     """Somebody whose jobs the steady worker runs."""
     cast = Cast(site)
     cast.pool = STEADY_POOL
@@ -108,7 +109,7 @@ async def test_a_user_error_fails_the_job_at_once(owner: Owner) -> None:
 
 
 async def test_an_exception_is_told_by_an_id_that_the_worker_log_explains(
-    owner: Owner, steady: WorkerProcess
+    owner: Owner, steady: Program
 ) -> None:
     name = await submit(owner, "break_down", max_attempts=2)
     told = await events(owner, name)
@@ -282,7 +283,7 @@ async def test_a_doorbell_wakes_a_worker_that_would_ask_only_much_later(
     assert states(await events(lone_owner, name))[-1] == "FAILED"
 
 
-async def test_an_idle_worker_costs_next_to_nothing(owner: Owner, steady: WorkerProcess) -> None:
+async def test_an_idle_worker_costs_next_to_nothing(owner: Owner, steady: Program) -> None:
     name = await submit(owner, "refuse")
     await events(owner, name)
     before = processor_seconds(steady.pid)
@@ -306,7 +307,7 @@ async def test_a_worker_without_a_credential_waits_for_one(
     worker.wait_for("registered as")
 
 
-async def test_the_parent_never_imports_torch(owner: Owner, steady: WorkerProcess) -> None:
+async def test_the_parent_never_imports_torch(owner: Owner, steady: Program) -> None:
     name = await submit(owner, "refuse")
     await events(owner, name)
     assert "torch" not in Path(f"/proc/{steady.pid}/maps").read_text()

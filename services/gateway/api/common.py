@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -60,14 +61,28 @@ def resource(pattern: Pattern, **ids: str | int) -> str:
     return name
 
 
+async def messages(stream: Any) -> AsyncGenerator[Any]:
+    """Messages of a call that ends with its reader: the service goes on as long as nobody tells it."""
+    try:
+        async for message in stream:
+            yield message
+    finally:
+        stream.cancel()
+
+
 async def download(stream: Any) -> StreamingResponse:
     """A download stream of messages (header, then chunks) as an attachment, piece by piece."""
-    first = await stream.read()
-    header = first.header
+    pieces = messages(stream)
+    try:
+        header = (await anext(pieces)).header
+    except BaseException:
+        await pieces.aclose()
+        raise
 
     async def body() -> AsyncIterator[bytes]:
-        async for message in stream:
-            yield message.chunk.data
+        async with aclosing(pieces):
+            async for message in pieces:
+                yield message.chunk.data
 
     headers = {
         "Content-Length": str(header.object.size_bytes - header.offset_bytes),

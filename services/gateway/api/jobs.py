@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -15,7 +16,16 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import JOB, RESULT
-from services.gateway.api.common import BackendsDep, Filter, PageSize, PageToken, answer, resource, returns
+from services.gateway.api.common import (
+    BackendsDep,
+    Filter,
+    PageSize,
+    PageToken,
+    answer,
+    messages,
+    resource,
+    returns,
+)
 from services.gateway.messages import enum_choices, enum_number, to_json
 
 router = APIRouter(tags=["jobs"])
@@ -146,5 +156,6 @@ async def watch_job(
 ) -> AsyncIterator[ServerSentEvent]:
     """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are
     kept alive."""
-    async for event in backends.jobs.WatchJob(request):
-        yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))
+    async with aclosing(messages(backends.jobs.WatchJob(request))) as events:
+        async for event in events:
+            yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))
