@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     enrolment = programs.add_parser("enrol", help="make a credential for the workers of a pool")
     enrolment.add_argument("--pool", required=True, type=_pool)
     enrolment.add_argument(
-        "--out", required=True, type=Path, help="file for the credential; only its owner reads it"
+        "--out",
+        required=True,
+        help="file for the credential, which only its owner reads, or - for standard output",
     )
     enrolment.add_argument(
         "--days", type=float, default=365.0, help="how long it holds (default: %(default)g)"
@@ -119,8 +121,14 @@ async def _with_database(settings: TrainerSettings, chosen: argparse.Namespace) 
 
 async def _enrol(database: Database, issuer: TokenIssuer, chosen: argparse.Namespace) -> None:
     credential = await workers.enrol(database, issuer, chosen.pool, chosen.days * _DAY_SECONDS, chosen.note)
-    _write_secret(chosen.out, credential.token)
-    print(f"credential {credential.id} for pool {chosen.pool}: {chosen.out}")
+    made = f"credential {credential.id} for pool {chosen.pool}"
+    if chosen.out == "-":
+        # The token alone: it goes into a file or another program.
+        print(made, file=sys.stderr)
+        print(credential.token)
+    else:
+        _write_secret(Path(chosen.out), credential.token)
+        print(f"{made}: {chosen.out}")
 
 
 def _write_secret(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import jwt
 import pytest
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
@@ -389,8 +390,15 @@ async def test_enrolment_writes_a_file_for_its_owner_alone(cast: Cast) -> None:
     assert done.returncode == 0
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text() not in done.stdout + done.stderr
+    piped = cast.site.run("enrol", "--pool", cast.pool, "--out", "-")
+    assert piped.returncode == 0
+    assert f"credential {_credential_id(piped.stdout.strip())} for pool {cast.pool}" in piped.stderr
     assert cast.site.run("enrol", "--pool", "Not A Pool", "--out", str(path)).returncode == 2
     assert cast.site.run("revoke", "00000000-0000-4000-8000-000000000000").returncode == 1
+
+
+def _credential_id(token: str) -> str:
+    return str(jwt.decode(token, options={"verify_signature": False})["jti"])
 
 
 async def test_workers_of_another_pool_are_not_heard(cast: Cast) -> None:
