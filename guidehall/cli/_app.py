@@ -116,10 +116,15 @@ def _needs_more(error: ModuleNotFoundError) -> str:
 def _as_lines(error: AppError) -> str:
     from guidehall.cli._output import clean
 
-    violations = [f"{clean(item.field)}: {clean(item.description)}" for item in error.violations]
-    if len(violations) == 1:
-        return f"guidehall: {violations[0]}"
-    return "\n  ".join([f"guidehall: {clean(str(error))}", *violations])
+    violations = [f"{item.field}: {item.description}" for item in error.violations]
+    rest = message = error.message
+    for violation in violations:
+        rest = rest.replace(violation, "")
+    if violations and not rest.strip(" ;"):
+        # It says no more than the violations do, and may not say all of them.
+        message = violations.pop() if len(violations) == 1 else "these are refused:"
+    lines = [*message.splitlines(), *(violation for violation in violations if violation not in message)]
+    return "\n  ".join(["guidehall: " + clean(lines[0] if lines else ""), *map(clean, lines[1:])])
 
 
 def _as_json(error: AppError) -> str:

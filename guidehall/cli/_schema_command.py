@@ -11,6 +11,7 @@ import click
 
 from guidehall.cli import _schema
 from guidehall.cli._context import connect
+from guidehall.cli._flags import renamed
 from guidehall.cli._schema import Field, Kind
 
 if TYPE_CHECKING:
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
 _OPTIONS = "guidehall.schema.options"
 _FIELDS = "guidehall.schema.fields"
 _VALUES = "guidehall.schema.values"
+_UNREACHED = "guidehall.schema.unreached"
 _LARGEST_FILE = 8 << 20
+
+# Of what goes beside the parameters; "inputs.curves" becomes "--input curves".
+_FLAGS = {
+    "display_name": "--name",
+    "inputs": "--input",
+    "labels": "--label",
+    "pool": "--pool",
+    "priority": "--priority",
+    "seed": "--seed",
+    "timeout_seconds": "--time-limit",
+}
 
 _METAVARS = {
     Kind.INTEGER: "INTEGER",
@@ -94,12 +107,17 @@ class SchemaCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Adds the flags, then reads the arguments."""
-        from guidehall.client.errors import AppError
+        from guidehall.client.errors import AppError, DeadlineExceeded, Unavailable
 
         try:
             with connect(ctx) as client:
                 pipeline = client.pipeline(self.pipeline)
-        except AppError:
+        except AppError as error:
+            asked = any(flag in args for flag in ctx.help_option_names)
+            if asked and isinstance(error, (Unavailable, DeadlineExceeded)):
+                ctx.meta[_UNREACHED] = error.message
+                # Flags of the pipeline would be refused before the help is shown.
+                return super().parse_args(ctx, ["--help"])
             # While the shell completes a word there is nobody to tell.
             if not ctx.resilient_parsing:
                 raise
@@ -122,6 +140,11 @@ class SchemaCommand(click.Command):
         for heading, lines in self._help_groups(ctx.meta.get(_FIELDS, [])).items():
             with formatter.section(heading):
                 formatter.write_dl(lines)
+        if reason := ctx.meta.get(_UNREACHED):
+            with formatter.section("Parameters"):
+                formatter.write_text(
+                    f"those of {self.pipeline} are told by a running platform only: {reason}"
+                )
 
     def _options(self, known: Sequence[Field], args: Sequence[str]) -> list[_FieldOption]:
         """A flag for each field, and for each that `args` names inside a list."""
@@ -179,18 +202,13 @@ class SchemaCommand(click.Command):
         return params
 
     def in_flags(self, error: AppError) -> AppError:
-        """`error` with the names of flags in the place of the names of parameters."""
-        from guidehall.client.errors import Violation
-
-        violations = [Violation(self._flag_of(item.field), item.description) for item in error.violations]
-        message = error.message
-        if error.violations:
-            message = "these parameters are refused:" if len(violations) > 1 else "this parameter is refused:"
-        return type(error)(message, reason=error.reason, metadata=error.metadata, violations=violations)
+        """`error` with the names of flags in the place of the names of fields."""
+        return renamed(error, self._flag_of)
 
     def _flag_of(self, field: str) -> str:
         if not field.startswith("params."):
-            return field
+            head, _, rest = field.partition(".")
+            return f"{_FLAGS[head]} {rest}".rstrip() if head in _FLAGS else field
         path = field.removeprefix("params.").replace("[", ".").replace("]", "").split(".")
         return f"--{self.flag(Field(tuple(path), Kind.JSON))}"
 

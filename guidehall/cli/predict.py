@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from guidehall.cli._context import connect, json_option
+from guidehall.cli._flags import in_flags
 from guidehall.cli._output import clean, emit, number, pairs, table
 
 if TYPE_CHECKING:
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 # How near to a bound, in parts of the allowed range, a parameter counts as stuck to it.
 _AT_BOUND = 1e-3
+# Fields of a curve, as the client and as the server call them.
+_FLAGS = {"model": "--model"} | {
+    f"{prefix}{field}": flag
+    for prefix in ("", "curve.")
+    for field, flag in (
+        ("dq", "--dq"),
+        ("dq_convention", "--dq"),
+        ("relative_dq", "--resolution"),
+        ("q_unit", "--q-unit"),
+        ("beam_side", "--beam-side"),
+    )
+}
 
 
 @click.command(
@@ -80,9 +93,10 @@ def predict(
         from guidehall.cli._plot import require_matplotlib
 
         require_matplotlib()
-    curve = read_curve(file, dq, resolution, q_unit, beam_side)
-    with connect() as client:
-        analysis = client.analyze(curve, model, Stage.REFINED if refine else Stage.NETWORK)
+    with in_flags(_FLAGS):
+        curve = read_curve(file, dq, resolution, q_unit, beam_side)
+        with connect() as client:
+            analysis = client.analyze(curve, model, Stage.REFINED if refine else Stage.NETWORK)
     if plot is not None:
         from guidehall.cli._plot import draw_analysis
 

@@ -123,8 +123,59 @@ def test_refusals_of_the_server_name_flags(peer: Peer, capsys: pytest.CaptureFix
     said = capsys.readouterr().err.splitlines()
     assert said[1:] == [
         "  --stack.layers.1.sld.min: got 7; allowed: at most 5",
-        "  pool: got 'x'; allowed: cpu",
+        "  --pool: got 'x'; allowed: cpu",
     ]
+
+
+@pytest.mark.parametrize(
+    ("field", "flag"),
+    [
+        ("pool", "--pool"),
+        ("display_name", "--name"),
+        ("timeout_seconds", "--time-limit"),
+        ("inputs.curves", "--input curves"),
+        ("labels.run", "--label run"),
+    ],
+)
+def test_refusals_of_what_is_beside_the_parameters_name_flags(
+    peer: Peer, capsys: pytest.CaptureFixture[str], field: str, flag: str
+) -> None:
+    peer.error = InvalidArgument.field(field, "x", "y")
+
+    assert run(["submit", NR_SLD]) == 2
+
+    assert capsys.readouterr().err == f"guidehall: {flag}: got 'x'; allowed: y\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "violations", "said"),
+    [
+        ("none of 2 models fits: q is too low", [("model", "name one")], ["model: name one"]),
+        ("a: b; more than that", [("a", "b")], []),
+    ],
+)
+def test_message_that_says_more_than_its_violations_comes_first(
+    peer: Peer,
+    capsys: pytest.CaptureFixture[str],
+    message: str,
+    violations: list[tuple[str, str]],
+    said: list[str],
+) -> None:
+    peer.error = InvalidArgument(message, violations=[Violation(*item) for item in violations])
+
+    assert run(["submit", NR_SLD]) == 2
+
+    assert capsys.readouterr().err.splitlines() == [f"guidehall: {message}", *(f"  {line}" for line in said)]
+
+
+def test_message_that_repeats_its_violations_is_not_said(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.error = InvalidArgument("a: b; c: d", violations=[Violation("a", "b"), Violation("c", "d")])
+
+    assert run(["submit", NR_SLD]) == 2
+
+    assert capsys.readouterr().err.splitlines() == ["guidehall: these are refused:", "  a: b", "  c: d"]
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\t: x", "just text", b"\xff\xfe\x00x", ""])
@@ -180,6 +231,19 @@ def test_submit_has_help_without_a_server(
     assert run(["submit", "--help"]) == 0
 
     assert "none can be listed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["submit", NR_SLD]])
+def test_help_without_a_server_shows_the_flags_that_need_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1")
+
+    assert run([*command, "--stack.beam", "fronting", "--help"]) == 0
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--from FILE" in shown
+    assert "told by a running platform only: the trainer service at 127.0.0.1:1 cannot be reached" in shown
 
 
 def test_simulate_prints_columns(peer: Peer, capsys: pytest.CaptureFixture[str], film: Path) -> None:
