@@ -264,7 +264,10 @@ def from_rpc_error(error: grpc.RpcError) -> AppError:
     if status is not None:
         return from_status(status)
     number: int = error.code().value[0]
-    if number == Code.UNAVAILABLE.value:
+    if number == Code.UNAVAILABLE.value or (
+        # What grpc.aio makes of a call that breaks while something is written to it.
+        number == Code.INTERNAL.value and error.details() == "Internal error from Core"
+    ):
         # The transport's own words name addresses, which are no business of the caller.
         return Unavailable("the service cannot be reached")
     return _class_of(number)(error.details() or error.code().name)

@@ -55,7 +55,9 @@ class GrpcServer:
         self._settings = settings
         # Set when the server is to end: a method that would go on for ever ends then.
         self.draining = asyncio.Event()
-        limits = Limits(settings.default_deadline_seconds, settings.max_deadline_seconds)
+        limits = Limits(
+            settings.default_deadline_seconds, settings.max_deadline_seconds, settings.max_struct_bytes
+        )
         self._chain = Chain(authenticator, policies, limits)
         self._server = grpc.aio.server(interceptors=[self._chain], options=_options(settings))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -128,6 +130,7 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_receive_bytes),
         ("grpc.max_send_message_length", settings.max_send_bytes),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Clients ping no more often than every 20 s (ChannelSettings); a server that forbids it hangs up.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -24,6 +24,7 @@ from guidehall.core.errors import (
     Code,
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     PermissionDenied,
     Unavailable,
     Unimplemented,
@@ -31,7 +32,7 @@ from guidehall.core.errors import (
     to_status,
 )
 from guidehall.core.telemetry import begin_request, end_request
-from guidehall.core.validation import validate
+from guidehall.core.validation import MAX_STRUCT_DEPTH, validate
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 # What anybody may ask, without a credential.
 _OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+# A request that is checked beside the loop, so that the others need not wait for it.
+_LARGE_BYTES = 64 << 10
 _OURS_TO_MEND = (Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS)
 
 _CALLS = Counter("guidehall_rpc", "Finished calls", ["method", "code"])
@@ -48,10 +51,21 @@ _RUNNING = Gauge("guidehall_rpc_running", "Calls being answered", ["method"])
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds in seconds of unary calls: of those without a deadline, and of all."""
+    """What calls may ask for.
+
+    Attributes:
+        default_deadline_seconds: of unary calls that come without one.
+        max_deadline_seconds: of all unary calls.
+        max_struct_bytes: of one struct in a request.
+    """
 
     default_deadline_seconds: float
     max_deadline_seconds: float
+    max_struct_bytes: int
+
+
+class _HungUp(Exception):
+    """Nobody reads the answer any more."""
 
 
 class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -92,7 +106,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             wrapped = self._watched(behaviour) if handler.response_streaming else behaviour
         else:
             wrapped = self._guarded(behaviour, method, streams)
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, _reader(handler.request_deserializer), handler.response_serializer)
 
     def _guarded(
         self, behaviour: Any, method: str, streams: tuple[bool, bool]
@@ -100,15 +114,16 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         streams_requests, streams_answers = streams
         policy = self._policies.get(method) or self._policies.get(method.rpartition("/")[0] + "/*")
         limits = None if any(streams) else self._limits
+        most = self._limits.max_struct_bytes
 
         async def guarded(request: Any, context: Any) -> Any:
             measured = _Measured(method)
             try:
                 seconds = self._begin(method, policy, limits, context)
                 if streams_requests:
-                    request = _validated(request)
+                    request = _validated(request, most)
                 else:
-                    validate(request)
+                    await _validate(request, most)
                 answer = behaviour(request, context)
                 if streams_answers:
                     answer = _write(answer, context)
@@ -119,6 +134,9 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 if _is_from_outside(error):
                     measured.code = Code.CANCELLED.name
                     raise
+                if isinstance(error, _HungUp):
+                    measured.code = Code.CANCELLED.name
+                    raise asyncio.CancelledError from error
                 if isinstance(error, grpc.aio.AbortError):
                     measured.code = _code_name(context)
                     raise
@@ -171,9 +189,35 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return watched
 
 
-async def _validated(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+def _reader(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+    """Reads requests; one that cannot be read is None, for `_validate` to refuse in our own way."""
+
+    def read(data: bytes) -> Message | None:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+async def _validate(request: Message | None, max_struct_bytes: int) -> None:
+    if request is None:
+        raise InvalidArgument(
+            f"the request is no message of its kind, or nested more than {MAX_STRUCT_DEPTH} deep",
+            reason="UNREADABLE_REQUEST",
+        )
+    if request.ByteSize() > _LARGE_BYTES:
+        await asyncio.to_thread(validate, request, max_struct_bytes)
+    else:
+        validate(request, max_struct_bytes)
+
+
+async def _validated(
+    requests: AsyncIterator[Message | None], max_struct_bytes: int
+) -> AsyncIterator[Message | None]:
     async for request in requests:
-        validate(request)
+        await _validate(request, max_struct_bytes)
         yield request
 
 
@@ -187,7 +231,11 @@ async def _write(answer: Any, context: Any) -> None:
         return
     async with aclosing(answer) as messages:
         async for message in messages:
-            await context.write(message)
+            try:
+                await context.write(message)
+            except grpc.aio.InternalError as error:
+                # All that the transport says when the other side has gone.
+                raise _HungUp from error
 
 
 async def _within(seconds: float | None, answer: Awaitable[T], method: str) -> T:

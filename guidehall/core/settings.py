@@ -62,6 +62,12 @@ class GrpcSettings(_Group):
     port: int = Field(0, ge=0, le=65535)
     max_receive_bytes: int = Field(8 << 20, ge=4096)
     max_send_bytes: int = Field(64 << 20, ge=4096)
+    max_struct_bytes: int = Field(
+        256 << 10, ge=1024, description="of one JSON document in a request, as it travels"
+    )
+    max_streams_per_connection: int = Field(
+        10_000, ge=1, description="calls at a time; the gateway makes everybody's on one connection"
+    )
     default_deadline_seconds: float = Field(30.0, gt=0, description="for unary calls that come without one")
     max_deadline_seconds: float = Field(
         600.0, gt=0, description="no unary call runs longer, whatever it asks for"

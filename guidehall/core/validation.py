@@ -14,21 +14,28 @@ from guidehall.core.errors import InvalidArgument
 
 MAX_STRING_BYTES = 64 << 10
 MAX_PAGE_TOKEN_CHARACTERS = 1024
-MAX_STRUCT_DEPTH = 32
+# protobuf reads no more than 100 levels of messages, and a Struct takes three for each of its own.
+MAX_STRUCT_DEPTH = 30
 
 
-def validate(request: Message) -> None:
+def validate(request: Message, max_struct_bytes: int) -> None:
     """Checks a request's own fields.
 
     Raises:
-        InvalidArgument: a negative page size, a request id that is no UUID, a number in a struct that is not
-            finite, or a text that is too long.
+        InvalidArgument: a negative page size, a request id that is no UUID, a struct that is too large or too
+            deep or holds a number that is not finite, or a text that is too long.
     """
     for field, value in request.ListFields():
         if field.type == FieldDescriptor.TYPE_STRING:
             _check_texts(field, value)
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             if isinstance(value, Struct):
+                # Before anything walks through its values, each of which costs everybody's time.
+                size = value.ByteSize()
+                if size > max_struct_bytes:
+                    raise InvalidArgument.field(
+                        field.name, f"{size} bytes", f"at most {max_struct_bytes} bytes"
+                    )
                 _check_struct(field.name, value, 0)
         elif field.name == "page_size" and value < 0:
             raise InvalidArgument.field("page_size", value, "0 or more")

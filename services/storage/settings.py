@@ -29,6 +29,8 @@ class ListenSettings(GrpcSettings):
     """The gRPC listener."""
 
     port: int = Field(7102, ge=0, le=65535)
+    # Results are documents, with limits of their own.
+    max_struct_bytes: int = Field(8 * _MIB, ge=1024)
 
 
 class MetricsSettings(OpsSettings):

@@ -42,7 +42,7 @@ def plain(value: Any, path: str) -> Any:
                 raise InvalidArgument.field(path, value, "a finite number")
             return int(value) if value.is_integer() and abs(value) < EXACT_INTEGERS else value
         case Mapping():
-            return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
+            return {plain(key, path): plain(item, f"{path}.{key}") for key, item in value.items()}
         case list() | tuple():
             return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise TypeError(f"{path}: {type(value).__name__} is not JSON")

@@ -134,6 +134,8 @@ class Toy:
 
     async def many(self, request: SubmitJobRequest, context: Any) -> AsyncIterator[Job]:
         yield Job(name="first")
+        while request.display_name == "flood":
+            yield Job(name="x" * 100_000)
         yield await self.act(request, context)
 
     async def upload(self, requests: AsyncIterator[SubmitJobRequest], context: Any) -> Job:
@@ -385,6 +387,65 @@ async def test_requests_are_checked_before_any_handler(
 async def test_every_request_of_a_stream_is_checked(channel: grpc.aio.Channel, kind: str) -> None:
     with pytest.raises(InvalidArgument, match="request_id"):
         await call(channel, kind, do("a"), do("b", request_id="no uuid"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_struct_over_the_limit_is_refused(toy: Toy, kind: str) -> None:
+    large = do("a")
+    large.params["layers"] = [None] * 1000
+    async with connected(toy, max_struct_bytes=2000) as (_, channel):
+        with pytest.raises(
+            InvalidArgument, match=r"params: got '4\d\d\d bytes'; allowed: at most 2000 bytes"
+        ):
+            await call(channel, kind, large)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_request_that_cannot_be_read_is_refused(
+    channel: grpc.aio.Channel, kind: str, nested: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = _params_nested(60) if nested else b"\xff\xff"
+    streams_requests, streams_answers = KINDS[kind]
+    sides = ("stream" if streams_requests else "unary", "stream" if streams_answers else "unary")
+    method = getattr(channel, "_".join(sides))(f"/{NAME}/{kind}", response_deserializer=Job.FromString)
+    asked = method(iter([content]) if streams_requests else content)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [answer async for answer in asked] if streams_answers else await asked
+
+    assert from_rpc_error(caught.value).reason == "UNREADABLE_REQUEST"
+    assert not caplog.records
+
+
+def _params_nested(depth: int) -> bytes:
+    """A request as it travels, with lists in lists in its parameters: deeper than Python could write it."""
+    value = b""
+    for _ in range(depth):
+        value = _field(6, _field(1, value))
+    return _field(3, _field(1, _field(1, b"a") + _field(2, value)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    size, head = len(content), bytearray([number << 3 | 2])
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*head, size]) + content
+
+
+async def test_a_reader_that_hangs_up_is_no_fault_of_ours(
+    channel: grpc.aio.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = counted("Many", "CANCELLED")
+    for _ in range(20):
+        asked = start(channel, "Many", do("flood"))
+        await asked.read()
+        await asked.read()
+        asked.cancel()
+
+    await eventually(lambda: counted("Many", "CANCELLED") == before + 20)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_message_over_the_limit_is_refused(toy: Toy) -> None:

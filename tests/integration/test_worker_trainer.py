@@ -189,13 +189,16 @@ async def test_another_worker_takes_over_from_one_that_was_killed(
     await started(lone_owner, name)
     first.stop(signal.SIGKILL)
     second = workers()
-    second.wait_for("attempt 2")
+    leased = second.wait_for(", attempt ")
+    epoch = int(leased.rpartition(" ")[2])
+    # Its first one, unless the machine was so busy that this lease ran out too.
+    assert epoch >= 2
     # The second one has swept the first one's files.
     assert len(list(workers.temporary.iterdir())) == 1
     await lone_owner.cancel(name)
     told = await events(lone_owner, name)
     assert states(told)[-1] == "CANCELLED"
-    assert (await lone_owner.get(name)).lease_epoch == 2
+    assert (await lone_owner.get(name)).lease_epoch >= epoch
 
 
 async def test_a_worker_whose_lease_ran_out_ends_its_job_and_goes_on(

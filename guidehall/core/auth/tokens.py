@@ -119,7 +119,11 @@ class TokenVerifier:
         except (jwt.PyJWTError, RecursionError):
             raise _bad("the token does not hold") from None
         kind = claims.get("kind")
-        if kind not in key.may_issue or (kind == "service" and claims["sub"] != key.issuer):
+        if (
+            not isinstance(kind, str)
+            or kind not in key.may_issue
+            or (kind == "service" and claims["sub"] != key.issuer)
+        ):
             raise _bad("the token's issuer may not speak for that")
         return VerifiedToken(principal_of(claims), key, float(claims["exp"]))
 

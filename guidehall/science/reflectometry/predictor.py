@@ -84,12 +84,16 @@ class PhysicalPredictor:
         with torch.device("meta"):
             network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
         try:
-            network.load_state_dict(safetensors.torch.load(weights), assign=True)
+            state = safetensors.torch.load(weights)
+            network.load_state_dict(state, assign=True)
         except (safetensors.SafetensorError, RuntimeError) as error:
             raise InvalidModel(
                 "weights: they are not those of this architecture and these arguments"
             ) from error
-        return cls(arguments, network.float(), device)
+        # As many bytes in memory as in the file, which is what a server counts.
+        if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
+            raise InvalidModel(f"weights: got {', '.join(sorted(others))}; allowed: torch.float32")
+        return cls(arguments, network, device)
 
     def weights(self) -> bytes:
         """The network as a safetensors file."""
