@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,10 @@ from guidehall.science.reflectometry.prior import Prior
 ANALYSIS_VERSION = "1"
 # More than this share of the points outside the trained range, and the curve is not one for this model.
 MAX_CUT = 0.2
+# From here on an answer is no description of the curve: of the mean |log10 R|, and of a fit's chi-square per
+# degree of freedom, which is 1 where model and error bars are right.
+_POOR_LOG10_ERROR = 0.15
+_POOR_REDUCED_CHI_SQUARE = 10.0
 # Rounding of a q that was written with few digits must not cut it.
 _SLACK = 1e-4
 # Quadrature points of the resolution in what is reported: enough for sharp edges of total reflection.
@@ -200,6 +205,8 @@ def _describe(
     freedom = len(calculated) - len(unit)
     positive = (prepared.r > 0) & (calculated > 0)
     errors = np.abs(np.log10(prepared.r[positive] / calculated[positive]))
+    error = float(errors.mean()) if len(errors) else float("nan")
+    reduced = None if chi_square is None or freedom <= 0 else chi_square / freedom
     return Analysis(
         stage=stage,
         parameters=_parameters(prior, values[0].numpy(), standard_errors),
@@ -212,10 +219,22 @@ def _describe(
         calculated=calculated,
         residuals=residuals,
         chi_square=chi_square,
-        reduced_chi_square=None if chi_square is None or freedom <= 0 else chi_square / freedom,
-        mean_abs_log10_error=float(errors.mean()) if len(errors) else float("nan"),
-        notes=prepared.notes,
+        reduced_chi_square=reduced,
+        mean_abs_log10_error=error,
+        notes=(*prepared.notes, *_doubts(stage, error, reduced)),
     )
+
+
+def _doubts(stage: Stage, mean_abs_log10_error: float, reduced_chi_square: float | None) -> Iterator[Note]:
+    """What to say of an answer that does not explain the curve."""
+    poor = mean_abs_log10_error > _POOR_LOG10_ERROR
+    why = f"mean |log10 R| between curve and answer is {mean_abs_log10_error:.2g}"
+    # The network alone is judged on a scale where the few brightest points do not decide everything.
+    if stage == "refined" and reduced_chi_square is not None:
+        poor = poor or reduced_chi_square > _POOR_REDUCED_CHI_SQUARE
+        why += f", chi-square per degree of freedom {reduced_chi_square:.3g}"
+    if poor:
+        yield Note("POOR_FIT", f"{why}: the sample may not be one that this model was trained for")
 
 
 def _parameters(

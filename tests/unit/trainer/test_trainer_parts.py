@@ -22,14 +22,12 @@ from services.trainer.wakes import Wakes
 _NUMBERS = st.integers(-EXACT_INTEGERS + 1, EXACT_INTEGERS - 1) | st.floats(
     allow_nan=False, allow_infinity=False
 )
+_TEXTS = st.text(st.characters(exclude_characters="\x00", codec="utf-8"))
 _DOCUMENTS = st.dictionaries(
-    st.text(),
+    _TEXTS,
     st.recursive(
-        st.none()
-        | st.booleans()
-        | _NUMBERS
-        | st.text(st.characters(exclude_characters="\x00", codec="utf-8")),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        st.none() | st.booleans() | _NUMBERS | _TEXTS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
         max_leaves=8,
     ),
     max_size=4,
@@ -56,6 +54,11 @@ def test_what_cannot_travel_is_refused_by_its_path(value: object) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         plain({"stack": {"layers": [{"sld": 1}, {"sld": value}]}}, "params")
     assert refusal.value.violations[0].field == "params.stack.layers[1].sld"
+
+
+def test_a_key_is_a_text_too() -> None:
+    with pytest.raises(InvalidArgument, match="NUL"):
+        plain({"a": {"b\x00": 1}}, "preview")
 
 
 def test_only_json_is_a_document() -> None:

@@ -89,6 +89,20 @@ def test_answer_and_task_can_be_sent_to_another_process(model: PhysicalPredictor
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(there)).calculated, here.calculated)  # noqa: S301
 
 
+@pytest.mark.parametrize("stage", ["network", "refined"])
+def test_an_answer_that_explains_nothing_says_so(model: PhysicalPredictor, curve: Curve, stage: str) -> None:
+    # Of a film ten times as rough as any that the model knows.
+    other = replace(curve, r=curve.r * np.exp(-((30 * curve.q) ** 2)))
+    poor, good = (
+        answer if stage == "network" else refine(model.arguments, seen, answer.unit)
+        for seen in (other, curve)
+        for answer in (analyse(model, seen),)
+    )
+    assert [note.code for note in good.notes if note.code == "POOR_FIT"] == []
+    (note,) = (note for note in poor.notes if note.code == "POOR_FIT")
+    assert f"{poor.mean_abs_log10_error:.2g}" in note.message
+
+
 def test_points_outside_the_trained_range_are_cut_and_reported(
     model: PhysicalPredictor, curve: Curve
 ) -> None:

@@ -137,6 +137,15 @@ def test_a_stored_model_of_version_1_stays_loadable() -> None:
     assert [spec.name for spec in model.outputs] == ["parameters", "z", "sld", "reflectivity"]
 
 
+def test_weights_take_as_much_memory_as_their_file() -> None:
+    document = json.loads((STORED / "manifest.json").read_bytes())
+    tensors = safetensors.numpy.load((STORED / "model.safetensors").read_bytes())
+    halves = safetensors.numpy.save({name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+    document["weights_sha256"] = sha256(halves)
+    with pytest.raises(InvalidModel, match=r"weights: got torch\.float16; allowed: torch\.float32"):
+        registry.load_predictor(Manifest.from_document(document), halves)
+
+
 def test_wording_of_tensors_may_change_between_releases() -> None:
     document = json.loads((STORED / "manifest.json").read_bytes())
     document["inputs"][0]["description"] = "As an older release put it."
