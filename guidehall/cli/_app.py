@@ -15,6 +15,7 @@ import click
 
 from guidehall.cli import data, demo, jobs, local, platform, predict, submit
 from guidehall.cli._exit import ExitCode, exit_code
+from guidehall.cli._extras import needs_more
 
 if TYPE_CHECKING:
     from guidehall.core.errors import AppError
@@ -94,7 +95,7 @@ def _failed(error: Exception, as_json: bool) -> int:
     if os.environ.get("GUIDEHALL_DEBUG"):
         raise error
     if isinstance(error, ModuleNotFoundError):
-        error = Unimplemented(_needs_more(error), reason="NOT_INSTALLED")
+        error = Unimplemented(needs_more(error.name), reason="NOT_INSTALLED")
     elif isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         error = Internal(what, reason="LOCAL_FILE")
@@ -103,14 +104,6 @@ def _failed(error: Exception, as_json: bool) -> int:
         error = Internal(f"{kind} inside the command line; set GUIDEHALL_DEBUG=1 to see where", reason="BUG")
     click.echo(_as_json(error) if as_json else _as_lines(error), err=True)
     return exit_code(error)
-
-
-def _needs_more(error: ModuleNotFoundError) -> str:
-    # The bare install is the client. What runs the platform itself imports the rest when it needs it.
-    return (
-        f"this needs more than the client: there is no {error.name} here; in a checkout of the project: "
-        "pip install -e '.[science,services,local]', or ./run up"
-    )
 
 
 def _as_lines(error: AppError) -> str:

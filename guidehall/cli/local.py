@@ -12,6 +12,7 @@ import click
 
 from guidehall.cli._context import json_option
 from guidehall.cli._exit import ExitCode
+from guidehall.cli._extras import require_platform
 from guidehall.cli._output import clean, duration, emit, table
 
 
@@ -53,6 +54,7 @@ Examples
 @click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
 def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
     """Start the platform on this machine: database, broker, object store, services, workers."""
+    require_platform()
     from guidehall.local import control, stack
 
     options = stack.Options(data=data, workers=workers, auth_mode=auth_mode)
@@ -72,7 +74,9 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         emit(found)
     else:
         since = f" for {duration(found.uptime_seconds)}" if found.supervisor else ""
-        click.echo(f"{found.stage}{since} ({data})" + (f": {clean(found.error)}" if found.error else ""))
+        # The end of a log may follow the reason.
+        reason = clean(found.error.splitlines()[0]) if found.error else ""
+        click.echo(f"{found.stage}{since} ({data})" + (f": {reason}" if reason else ""))
         rows = [
             (
                 part.name,
@@ -96,12 +100,23 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Last lines to show."
 )
-def logs(data: Path, service: str, follow: bool, lines: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The lines as they were written, most of them JSON.")
+def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> None:
     """Show the log of one SERVICE of this machine's platform."""
     from guidehall.local import control
+    from guidehall.local.loglines import readable
 
-    for line in control.tail_logs(data, service, lines, follow):
-        click.echo(line, nl=False)
+    parts = control.tail_logs(data, service, lines, follow)
+    if as_json:
+        for part in parts:
+            click.echo(part, nl=False)
+        return
+    rest = ""
+    for part in parts:
+        *whole, rest = (rest + part).split("\n")
+        for line in whole:
+            # A traceback keeps its lines.
+            click.echo("\n".join(map(clean, readable(line).split("\n"))))
 
 
 @click.command()

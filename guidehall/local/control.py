@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guidehall.local import lock, record
-from guidehall.local.errors import AlreadyRunning, StackError
+from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.files import read_json
 from guidehall.local.logfiles import follow, last_lines
 from guidehall.local.probes import is_ready
@@ -120,12 +120,12 @@ def tail_logs(data: Path, service: str, lines: int = 50, following: bool = False
     """The last lines of a service's log, then, if `following`, what is added until the caller stops reading.
 
     Raises:
-        StackError: there is no such log; the message names those that there are.
+        UnknownService: there is no such log; the message names those that there are.
     """
     path = data / "logs" / f"{service}.log"
     if not path.is_file() or path.parent != data / "logs":
         known = ", ".join(sorted(log.stem for log in (data / "logs").glob("*.log"))) or "none yet"
-        raise StackError(f"no log of {service!r} in {data}; there are: {known}")
+        raise UnknownService(f"no log of {service!r} in {data}; there are: {known}")
     return _lines(path, lines, following)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from guidehall.core.errors import FailedPrecondition
+from guidehall.core.errors import FailedPrecondition, NotFound
 
 
 class StackError(FailedPrecondition):
     """The stack cannot start, or a part of it failed; the message is meant for the person at the terminal."""
+
+
+class UnknownService(NotFound):
+    """There is no part of that name in the stack."""
 
 
 class AlreadyRunning(StackError):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _READ_BYTES = 65_536
+# Enough for the end of a log with some tracebacks.
+_REMEMBERED_BYTES = 65_536
 
 
 class RotatingLog:
@@ -21,16 +23,25 @@ class RotatingLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
         self._size = os.fstat(self._descriptor).st_size
+        self._recent = bytearray()
 
     def write(self, data: bytes) -> None:
         """Appends `data`; a full disk loses it rather than stopping the writer."""
         with self._lock:
+            self._recent += data
+            if len(self._recent) > 2 * _REMEMBERED_BYTES:
+                del self._recent[:-_REMEMBERED_BYTES]
             if self._descriptor < 0:
                 return
             if self._size >= self._max_bytes:
                 data = self._finish_line(data)
                 self._rotate()
             self._append(data)
+
+    def recent_lines(self, count: int) -> list[str]:
+        """The last `count` lines that were written through this object: none of an earlier run."""
+        with self._lock:
+            return self._recent.decode("utf-8", "replace").splitlines()[-count:]
 
     def close(self) -> None:
         """Closes the file; later writes go nowhere."""

@@ -9,7 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from guidehall.local.errors import Interrupted, StackError
-from guidehall.local.logfiles import RotatingLog, last_lines
+from guidehall.local.logfiles import RotatingLog
+from guidehall.local.loglines import brief
 from guidehall.local.processes import Account, Process, Program, RestartPolicy, Run, run_once
 
 _LOG_LINES_SHOWN = 15
@@ -149,9 +150,9 @@ class Supervisor:
         return run
 
     def _end_of_log(self, name: str) -> str:
-        path = self.log(name).path
-        lines = "\n".join(f"  {line}" for line in last_lines(path, _LOG_LINES_SHOWN))
-        return f"the end of {path}:\n{lines}"
+        log = self.log(name)
+        lines = "\n".join(f"  {brief(line)}" for line in log.recent_lines(_LOG_LINES_SHOWN))
+        return f"the end of {log.path}:\n{lines}"
 
     def _stop_one(self, process: Process, needed_by: list[Future[None]]) -> None:
         wait(needed_by)

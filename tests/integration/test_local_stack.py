@@ -19,7 +19,7 @@ import pytest
 from guidehall.local import lock
 from guidehall.local.control import down, status, tail_logs, up_detached
 from guidehall.local.descendants import descendants, identity
-from guidehall.local.errors import AlreadyRunning, StackError
+from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.probes import is_ready
 from guidehall.local.stack import Options, up
 
@@ -97,9 +97,9 @@ def test_a_killed_service_comes_back_and_its_restart_is_counted(running: Path) -
 def test_logs_are_found_by_the_name_of_the_service(running: Path) -> None:
     assert "".join(tail_logs(running, "nats")).count("Server is ready") >= 1
 
-    with pytest.raises(StackError, match=r"no log of 'natz'.*nats"):
+    with pytest.raises(UnknownService, match=r"no log of 'natz'.*nats"):
         tail_logs(running, "natz")
-    with pytest.raises(StackError, match="no log of"):
+    with pytest.raises(UnknownService, match="no log of"):
         tail_logs(running, "../secrets/nats")
 
 

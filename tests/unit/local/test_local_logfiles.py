@@ -46,6 +46,18 @@ def test_appending_goes_on_where_an_earlier_log_stopped(tmp_path: Path) -> None:
     assert last_lines(path, 10) == ["one", "two"]
 
 
+def test_recent_lines_are_those_of_this_run(tmp_path: Path) -> None:
+    path = tmp_path / "nats.log"
+    for run in ("earlier", "this"):
+        log = RotatingLog(path, max_bytes=10, backups=1)
+        for piece in (f"{run} one\n", f"{run} tw", "o\n"):
+            log.write(piece.encode())
+        log.close()
+
+    assert log.recent_lines(10) == ["this one", "this two"]
+    assert log.recent_lines(1) == ["this two"]
+
+
 def test_the_last_lines_reach_back_into_older_files(tmp_path: Path) -> None:
     path = tmp_path / "nats.log"
     log = RotatingLog(path, max_bytes=8, backups=3)
