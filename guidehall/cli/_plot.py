@@ -22,12 +22,26 @@ _Q_LABEL = "Q (Å⁻¹)"
 _DOTS_PER_INCH = 160
 
 
-def require_matplotlib() -> None:
-    """Raises a ClickException that says how to get matplotlib where it is missing."""
+def check_plot(path: Path) -> None:
+    """Sees to it that a picture can be drawn into `path`, to be called before the work.
+
+    Raises:
+        ClickException: matplotlib is missing; it says how to get it.
+        BadParameter: there is no such folder, or no such format.
+    """
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
-        raise click.ClickException("--plot needs matplotlib: pip install 'guidehall[plot]'") from error
+        raise click.ClickException(
+            "--plot needs matplotlib; in a checkout of the project: pip install '.[plot]'"
+        ) from error
+    if not path.absolute().parent.is_dir():
+        raise click.BadParameter(f"{path}: there is no folder {path.parent}", param_hint="--plot")
+    known = FigureCanvasBase.get_supported_filetypes()
+    # Without a suffix matplotlib adds one, and the file is not the one that was asked for.
+    if path.suffix[1:].lower() not in known:
+        allowed = ", ".join(f".{suffix}" for suffix in known)
+        raise click.BadParameter(f"{path}: the suffix is one of {allowed}", param_hint="--plot")
 
 
 def draw_analysis(curve: Curve, analysis: Analysis, path: Path, title: str) -> None:
@@ -42,7 +56,7 @@ def draw_analysis(curve: Curve, analysis: Analysis, path: Path, title: str) -> N
     _profile(figure.add_subplot(grid[:, 1]), analysis.profile)
     # A dollar sign in a file name is no formula.
     figure.suptitle(f"{clean(title)}: {_summary(analysis)}".replace("$", r"\$"), fontsize=11)
-    _save(figure, path)
+    figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
 def draw_simulation(simulation: Simulation, path: Path) -> None:
@@ -54,22 +68,14 @@ def draw_simulation(simulation: Simulation, path: Path) -> None:
     _log_axes(left)
     left.set_xlabel(_Q_LABEL)
     _profile(right, simulation.profile)
-    _save(figure, path)
+    figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
 def _figure() -> Figure:
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     # A figure of its own, without pyplot: no display is needed and none is looked for.
     return Figure(figsize=(10, 5.2), layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=_DOTS_PER_INCH)
-    except ValueError as error:
-        raise click.BadParameter(f"{path}: {error}", param_hint="--plot") from error
 
 
 def _angstrom(curve: Curve) -> Any:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guidehall.cli._exit import ExitCode
+from guidehall.cli._extras import require_platform
 from guidehall.cli._output import number, short, table
+from guidehall.cli._plot import check_plot
 from guidehall.cli._watch import follow
 
 if TYPE_CHECKING:
@@ -39,9 +41,12 @@ WORST_MEAN_LOG10 = 0.15
 )
 def demo(data: Path, plot: Path) -> int:
     """Train a network for a film under water, serve it, and read a measured curve with it."""
+    require_platform("demo")
     from guidehall.client import Client
     from guidehall.local.demo import film_params, measured_file
     from guidehall.local.stack import ENDPOINTS, Options, Stack
+
+    check_plot(plot)
 
     started = time.monotonic()
     _step("Starting PostgreSQL, NATS, an S3 endpoint, four services and a worker")

@@ -90,9 +90,9 @@ def predict(
         raise click.UsageError("--resolution needs --dq: is it sigma or fwhm?")
     if plot is not None:
         # Before the work, so that it is not in vain.
-        from guidehall.cli._plot import require_matplotlib
+        from guidehall.cli._plot import check_plot
 
-        require_matplotlib()
+        check_plot(plot)
     with in_flags(_FLAGS):
         curve = read_curve(file, dq, resolution, q_unit, beam_side)
         with connect() as client:

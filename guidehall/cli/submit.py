@@ -162,6 +162,10 @@ def simulate(ctx: click.Context, file: Path | None, plot: Path | None, as_json: 
 
     command = ctx.command
     assert isinstance(command, SchemaCommand)  # noqa: S101 (for the type checker)
+    if plot is not None:
+        from guidehall.cli._plot import check_plot
+
+        check_plot(plot)
     params = command.params_from(ctx, file)
     with connect() as client:
         try:

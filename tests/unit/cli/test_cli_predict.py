@@ -128,12 +128,18 @@ def test_plot_is_drawn(
     assert path.read_bytes().startswith(magic)
 
 
-def test_unknown_picture_format_is_named(
-    answered: Peer, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "said"), [("fit.xyz", ".png"), ("fit", ".png"), ("nowhere/fit.png", "no folder")]
+)
+def test_picture_that_cannot_be_drawn_is_refused_before_the_work(
+    answered: Peer, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
 ) -> None:
-    assert run(["predict", str(measured), "--plot", str(tmp_path / "fit.xyz")]) == 2
+    assert run(["predict", str(measured), "--plot", str(tmp_path / name)]) == 2
 
-    assert "xyz" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert name in shown
+    assert said in shown
+    assert answered.requests == []
 
 
 def test_missing_matplotlib_is_said_before_the_work(answered: Peer, measured: Path, tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def test_missing_matplotlib_is_said_before_the_work(answered: Peer, measured: Pa
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
-    assert "pip install 'guidehall[plot]'" in finished.stderr
+    assert "pip install '.[plot]'" in finished.stderr
     assert answered.requests == []
 
 
