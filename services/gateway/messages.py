@@ -1,12 +1,14 @@
 """Protocol buffer messages as JSON, and their JSON Schema: one rule for every message.
 
 Field names stay as in the protos (snake_case); 64-bit integers are numbers, timestamps RFC 3339 strings,
-enum values drop the enum's own prefix (`JOB_STATE_RUNNING` reads `RUNNING`), structs are plain JSON.
+enum values drop the enum's own prefix (`JOB_STATE_RUNNING` reads `RUNNING`), structs are plain JSON, and
+doubles that JSON has no word for (NaN, infinities) are null.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
+
+from guidehall.core.errors import InvalidArgument, Violation
 
 Json = dict[str, Any]
 
@@ -26,6 +30,10 @@ _WELL_KNOWN: dict[str, Json] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Struct": {"type": "object", "additionalProperties": True},
 }
+_DOUBLES = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
+# A level costs three messages within each other on the wire, and decoders take a hundred.
+_MAX_STRUCT_DEPTH = 30
+_SHOWN_KEY_CHARACTERS = 80
 
 
 def enum_text(enum: EnumDescriptor, number: int) -> str:
@@ -84,26 +92,99 @@ def _element_json(field: FieldDescriptor) -> Callable[[Any], Any]:
         return lambda number: enum_text(enum, number)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return lambda data: base64.b64encode(data).decode("ascii")
-    return _plain
+    return _finite if field.type in _DOUBLES else _plain
 
 
-def struct_json(struct: Struct) -> Any:
+def struct_json(struct: Struct) -> Json:
     """A struct as plain JSON; its numbers are doubles on the wire, so whole ones become integers again."""
-    return _whole_numbers(MessageToDict(struct))
+    return {key: _value_json(value) for key, value in struct.fields.items()}
 
 
-def _whole_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
+def _value_json(value: Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return struct_json(value.struct_value)
+    if kind == "list_value":
+        return [_value_json(item) for item in value.list_value.values]
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() and abs(number) < 2**53 else _finite(number)
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _plain(value: Any) -> Any:
     return value
+
+
+def to_struct(document: Json, field: str) -> Struct:
+    """A caller's JSON object as a struct; `field` is where the request has it.
+
+    Raises:
+        InvalidArgument: nested too deep, a number that is no finite double, text that is not Unicode; it
+            names the place.
+    """
+    struct = Struct()
+    place: list[object] = [field]
+    try:
+        _fill_struct(struct, document, place)
+    except UnicodeEncodeError:
+        problem = "not Unicode text: it has half of a surrogate pair"
+    except OverflowError:
+        problem = "not a finite double"
+    except _TooDeep:
+        problem = f"nested deeper than {_MAX_STRUCT_DEPTH} levels"
+        # The place would be longer than any explanation.
+        place = [field]
+    else:
+        return struct
+    path = ".".join(str(part)[:_SHOWN_KEY_CHARACTERS] for part in place)
+    raise InvalidArgument(f"{path}: {problem}", violations=[Violation(path, problem)])
+
+
+class _TooDeep(Exception):
+    pass
+
+
+def _fill_struct(struct: Struct, document: Json, place: list[object]) -> None:
+    if len(place) > _MAX_STRUCT_DEPTH:
+        raise _TooDeep
+    for key, item in document.items():
+        place.append(key)
+        _fill(struct.fields[key], item, place)
+        place.pop()
+
+
+def _fill_list(values: ListValue, items: list[Any], place: list[object]) -> None:
+    if len(place) > _MAX_STRUCT_DEPTH:
+        raise _TooDeep
+    for index, item in enumerate(items):
+        place.append(index)
+        _fill(values.values.add(), item, place)
+        place.pop()
+
+
+def _fill(value: Value, item: Any, place: list[object]) -> None:
+    if item is None:
+        value.null_value = NullValue.NULL_VALUE
+    elif isinstance(item, bool):
+        value.bool_value = item
+    elif isinstance(item, str):
+        value.string_value = item
+    elif isinstance(item, dict):
+        value.struct_value.SetInParent()
+        _fill_struct(value.struct_value, item, place)
+    elif isinstance(item, list):
+        value.list_value.SetInParent()
+        _fill_list(value.list_value, item, place)
+    else:
+        number = float(item)
+        if not math.isfinite(number):
+            raise OverflowError
+        value.number_value = number
 
 
 def _is_map(field: FieldDescriptor) -> bool:
@@ -145,8 +226,8 @@ def _element_schema(field: FieldDescriptor, components: Json) -> Json:
         }
     if field.type in _INTEGERS:
         return {"type": "integer"}
-    if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        return {"type": "number"}
+    if field.type in _DOUBLES:
+        return {"type": ["number", "null"]}
     if field.type == FieldDescriptor.TYPE_BOOL:
         return {"type": "boolean"}
     if field.type == FieldDescriptor.TYPE_BYTES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 import grpc
 from fastapi import FastAPI, Request
@@ -25,48 +27,59 @@ from guidehall.core.telemetry import current_trace_id
 
 logger = logging.getLogger(__name__)
 
-MEDIA_TYPE = "application/problem+json"
+# As many violations as a person reads.
+_MAX_VIOLATIONS = 20
 
 
-def respond(request: Request, error: AppError) -> JSONResponse:
+class Problem(JSONResponse):
+    """Problem details. They name what the caller sent, which need not be text that UTF-8 can say."""
+
+    media_type = "application/problem+json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def respond(request: Request, error: AppError) -> Problem:
     """The answer that says what went wrong."""
     body = problem(error, instance=request.url.path, trace_id=current_trace_id())
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-    return JSONResponse(body, status_code=HTTP_STATUS[error.code], media_type=MEDIA_TYPE, headers=headers)
+    return Problem(body, status_code=HTTP_STATUS[error.code], headers=headers)
 
 
-async def _app_error(request: Request, error: AppError) -> JSONResponse:
+async def _app_error(request: Request, error: AppError) -> Problem:
     return respond(request, error)
 
 
-async def _rpc_error(request: Request, error: grpc.RpcError) -> JSONResponse:
+async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
     return respond(request, from_rpc_error(error))
 
 
-async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+async def _invalid_request(request: Request, error: RequestValidationError) -> Problem:
     violations = [
         Violation(".".join(str(part) for part in item["loc"] if part != "body") or "body", str(item["msg"]))
-        for item in error.errors()
+        for item in error.errors()[:_MAX_VIOLATIONS]
     ]
     message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:5])
     return respond(request, InvalidArgument(message, reason="INVALID_REQUEST", violations=violations))
 
 
-def respond_http(request: Request, error: HTTPException) -> JSONResponse:
+def respond_http(request: Request, error: HTTPException) -> Problem:
     """The same for what has an HTTP status only: unknown paths, wrong methods, bodies that are too long."""
     title = HTTPStatus(error.status_code).phrase
     body = {"type": "about:blank", "title": title, "status": error.status_code, "instance": request.url.path}
     body["detail"] = error.detail if isinstance(error.detail, str) else title
-    return JSONResponse(body, status_code=error.status_code, media_type=MEDIA_TYPE, headers=error.headers)
+    return Problem(body, status_code=error.status_code, headers=error.headers)
 
 
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: HTTPException) -> Problem:
     return respond_http(request, error)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Problem:
     error_id = uuid.uuid4().hex
     logger.error("unexpected error %s", error_id, exc_info=error)
     return respond(request, Internal("internal error", metadata={"error_id": error_id}))

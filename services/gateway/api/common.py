@@ -10,6 +10,7 @@ from urllib.parse import quote
 from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from google.protobuf.message import Message
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from guidehall.core.errors import InvalidArgument, NotFound
 from guidehall.core.names import DEFAULT_PROJECT, Pattern
@@ -28,6 +29,36 @@ PageToken = Annotated[str, Query(max_length=1024, description="`next_page_token`
 Filter = Annotated[
     str, Query(max_length=2000, description='Terms such as `state = "RUNNING"`, joined by AND')
 ]
+
+INT64 = 2**63
+_MAX_FIELDS = 64
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can name half of a surrogate pair, which no message holds.
+        raise ValueError("not Unicode text: it has half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+Version = Annotated[int, Field(ge=0, lt=INT64, description="0 takes the newest")]
+
+
+class Body(BaseModel):
+    """A JSON body, or an object in one: fields it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        # Each unknown field is an error of its own: a body full of them must not cost seconds to refuse.
+        if isinstance(given, dict) and len(given) > _MAX_FIELDS:
+            raise ValueError(f"got {len(given)} fields; allowed: at most {_MAX_FIELDS}")
+        return given
 
 
 def answer(message: Message, status_code: int = 200) -> JSONResponse:

@@ -3,68 +3,65 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2
 from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import MODEL, MODEL_VERSION
-from services.gateway.api.common import BackendsDep, answer, resource, returns
+from services.gateway.api.common import INT64, BackendsDep, Body, Text, Version, answer, resource, returns
+from services.gateway.messages import to_struct
 
 router = APIRouter(tags=["inference"])
 
 MAX_POINTS = 100_000
-Numbers = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_POINTS)]
+Numbers = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_POINTS, fail_fast=True)
+]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TensorBody(_Body):
+class TensorBody(Body):
     """A dense tensor: row-major, little-endian bytes in base64."""
 
-    datatype: str = Field(examples=["FP64"], max_length=8)
-    shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=8, examples=[[1, 3]])
+    datatype: Text = Field(examples=["FP64"], max_length=8)
+    shape: list[Annotated[int, Field(ge=0, lt=INT64)]] = Field(max_length=8, examples=[[1, 3]])
     content: str = Field(description="base64")
 
     def message(self, field: str) -> common_pb2.Tensor:
         """The tensor as the inference service takes it."""
         try:
             content = base64.b64decode(self.content, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise InvalidArgument.field(f"{field}.content", self.content[:40], "base64") from error
         return common_pb2.Tensor(datatype=self.datatype, shape=self.shape, content=content)
 
 
-class PredictBody(_Body):
+class PredictBody(Body):
     """Tensors for a model of any science."""
 
-    model: str = Field(max_length=128, description="Model id")
-    version: int = Field(0, ge=0, description="0 takes the newest")
-    inputs: dict[str, TensorBody] = Field(max_length=64)
-    outputs: list[str] = Field(default_factory=list, max_length=64, description="Empty for all")
+    model: Text = Field(max_length=128, description="Model id")
+    version: Version = 0
+    inputs: dict[Text, TensorBody] = Field(max_length=64)
+    outputs: list[Text] = Field(default_factory=list, max_length=64, description="Empty for all")
 
 
-class MediumBody(_Body):
+class MediumBody(Body):
     """A semi-infinite medium."""
 
-    material: str = Field("", max_length=100)
+    material: Text = Field("", max_length=100)
     sld: float = Field(ge=-10, le=150, allow_inf_nan=False, description="1e-6 per square angstrom")
     isld: float = Field(0.0, ge=0, le=150, allow_inf_nan=False)
 
 
-class CurveBody(_Body):
+class CurveBody(Body):
     """A measured reflectivity curve."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"q": [0.01, 0.02], "r": [0.9, 0.1], "relative_dq": 0.05, "dq_convention": "FWHM"}
@@ -83,7 +80,7 @@ class CurveBody(_Body):
     fronting: MediumBody | None = None
     backing: MediumBody | None = None
     mask: list[bool] = Field(
-        default_factory=list, max_length=MAX_POINTS, description="True leaves the point out"
+        default_factory=list, max_length=MAX_POINTS, fail_fast=True, description="True leaves the point out"
     )
 
     def message(self) -> curve_pb2.Curve:
@@ -110,16 +107,18 @@ class CurveBody(_Body):
         return curve
 
 
-class AnalyzeBody(_Body):
+class AnalyzeBody(Body):
     """A curve, and how it shall be answered."""
 
     curve: CurveBody
-    model: str = Field("", max_length=128, description="Model id; empty takes the newest that fits the curve")
-    version: int = Field(0, ge=0, description="0 takes the newest")
+    model: Text = Field(
+        "", max_length=128, description="Model id; empty takes the newest that fits the curve"
+    )
+    version: Version = 0
     stage: Literal["NETWORK", "REFINED"] = "NETWORK"
 
 
-class SimulateBody(_Body):
+class SimulateBody(Body):
     """Parameters of the pipeline `reflectometry.simulate`."""
 
     params: dict[str, Any]
@@ -154,6 +153,5 @@ async def analyze(body: AnalyzeBody, backends: BackendsDep) -> JSONResponse:
 @router.post("/simulate", **returns(reflectometry_pb2.SimulateResponse))
 async def simulate(body: SimulateBody, backends: BackendsDep) -> JSONResponse:
     """The reflectivity and profile of a film, at once."""
-    request = reflectometry_pb2.SimulateRequest()
-    request.params.update(body.params)
+    request = reflectometry_pb2.SimulateRequest(params=to_struct(body.params, "params"))
     return answer(await backends.reflectometry.Simulate(request, timeout=backends.timeouts.analysis))

@@ -10,51 +10,53 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
+    INT64,
     BackendsDep,
+    Body,
     Filter,
     PageSize,
     PageToken,
+    Text,
     answer,
     messages,
     resource,
     returns,
 )
-from services.gateway.messages import enum_choices, enum_number, to_json
+from services.gateway.messages import enum_choices, enum_number, to_json, to_struct
 
 router = APIRouter(tags=["jobs"])
 
 _PRIORITY = jobs_pb2.JobPriority.DESCRIPTOR
 
 
-class SubmitJob(BaseModel):
+class SubmitJob(Body):
     """A job to run."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]
         },
     )
 
-    pipeline: str = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
+    pipeline: Text = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
     params: dict[str, Any] = Field(default_factory=dict, description="By the pipeline's `params_schema`")
-    display_name: str = Field("", max_length=80)
+    display_name: Text = Field("", max_length=80)
     seed: int = Field(0, ge=0, lt=2**53, description="0 lets the server choose one")
-    inputs: dict[str, str] = Field(default_factory=dict, description="Dataset version names by role")
-    pool: str = Field("", max_length=63)
-    priority: str = Field("NORMAL", description="LOW, NORMAL or HIGH")
-    labels: dict[str, str] = Field(default_factory=dict)
-    timeout_seconds: int = Field(0, ge=0)
+    inputs: dict[Text, Text] = Field(default_factory=dict, description="Dataset version names by role")
+    pool: Text = Field("", max_length=63)
+    priority: Text = Field("NORMAL", description="LOW, NORMAL or HIGH")
+    labels: dict[Text, Text] = Field(default_factory=dict)
+    timeout_seconds: int = Field(0, ge=0, lt=INT64)
     max_attempts: int = Field(0, ge=0, le=100)
     validate_only: bool = False
-    request_id: str = Field("", description="UUID; a repeat answers with the first job")
+    request_id: Text = Field("", description="UUID; a repeat answers with the first job")
 
     def message(self) -> jobs_pb2.SubmitJobRequest:
         """The request as the trainer takes it."""
@@ -64,9 +66,11 @@ class SubmitJob(BaseModel):
             raise InvalidArgument.field(
                 "priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY))
             )
-        request = jobs_pb2.SubmitJobRequest(priority=jobs_pb2.JobPriority.ValueType(priority), **fields)
-        request.params.update(self.params)
-        return request
+        return jobs_pb2.SubmitJobRequest(
+            priority=jobs_pb2.JobPriority.ValueType(priority),
+            params=to_struct(self.params, "params"),
+            **fields,
+        )
 
 
 @router.get("/pipelines", **returns(jobs_pb2.ListPipelinesResponse))
@@ -132,7 +136,9 @@ async def _watched(
     job: str,
     backends: BackendsDep,
     last_event_id: Annotated[str | None, Header(description="Sequence number of the last event seen")] = None,
-    after_seq: Annotated[int, Query(ge=0, description="The same, for clients that cannot set headers")] = 0,
+    after_seq: Annotated[
+        int, Query(ge=0, lt=INT64, description="The same, for clients that cannot set headers")
+    ] = 0,
 ) -> jobs_pb2.WatchJobRequest:
     """Checks everything while an error can still be answered as one: a stream that has begun is a 200."""
     if last_event_id:

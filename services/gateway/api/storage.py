@@ -10,7 +10,7 @@ from typing import Annotated
 import grpc
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -19,10 +19,13 @@ from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
 from services.gateway.api.common import (
+    INT64,
     BackendsDep,
+    Body,
     Filter,
     PageSize,
     PageToken,
+    Text,
     answer,
     download,
     resource,
@@ -34,24 +37,22 @@ _CHUNK_BYTES = 1 << 20
 
 UploadCall = grpc.aio.StreamUnaryCall[datasets_pb2.UploadDatasetVersionRequest, datasets_pb2.DatasetVersion]
 
-Offset = Annotated[int, Query(ge=0, description="Start here, to go on with a broken download")]
+Offset = Annotated[int, Query(ge=0, lt=INT64, description="Start here, to go on with a broken download")]
 BINARY = {
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 }
 
 
-class CreateDataset(BaseModel):
+class CreateDataset(Body):
     """A series of versions, empty at first."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    dataset_id: str = Field(
+    dataset_id: Text = Field(
         "", max_length=63, description="Last part of the name; empty lets the server choose"
     )
-    display_name: str = Field("", max_length=200)
-    description: str = Field("", max_length=4000)
-    labels: dict[str, str] = Field(default_factory=dict)
-    request_id: str = ""
+    display_name: Text = Field("", max_length=200)
+    description: Text = Field("", max_length=4000)
+    labels: dict[Text, Text] = Field(default_factory=dict)
+    request_id: Text = ""
 
 
 @router.post("/datasets", status_code=201, tags=["datasets"], **returns(datasets_pb2.Dataset))

@@ -19,9 +19,9 @@ from services.gateway.settings import GatewaySettings, HttpSettings
 NOBODY = {"target": "127.0.0.1:1"}
 
 
-def _settings(**auth: object) -> GatewaySettings:
+def _settings(http: HttpSettings = HttpSettings(), **auth: object) -> GatewaySettings:  # noqa: B008 (frozen)
     return GatewaySettings(
-        http=HttpSettings(max_body_bytes=2048),
+        http=http,
         auth=AuthSettings.model_validate(auth),
         trainer=NOBODY,  # type: ignore[arg-type]
         storage=NOBODY,  # type: ignore[arg-type]
@@ -97,19 +97,72 @@ async def test_a_bad_body_is_a_400_that_names_the_field(
     assert [violation["field"] for violation in answer.json()["violations"]] == [field]
 
 
-async def test_a_body_over_the_limit_is_refused_declared_or_not(client: httpx.AsyncClient) -> None:
+JOB = '{"pipeline": "p", '
+TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "content": "%s"}}}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("jobs", JOB + '"params": {"x": "\\ud800"}}', "params.x"),
+        ("jobs", JOB + '"params": {"x": ' + "9" * 400 + "}}", "params.x"),
+        ("jobs", JOB + '"params": ' + '{"a":' * 60 + "1" + "}" * 61, "params"),
+        ("jobs", JOB + '"display_name": "\\ud800"}', "display_name"),
+        ("jobs", JOB + '"labels": {"a": "\\ud800"}}', "labels.a"),
+        ("jobs", JOB + '"priority": "\\ud800"}', "priority"),
+        ("jobs", JOB + '"\\ud800": 1}', "body"),
+        ("jobs", JOB + '"params": {"\\ud800": 1}}', "params.?"),
+        ("jobs", JOB + '"timeout_seconds": 9223372036854775808}', "timeout_seconds"),
+        ("jobs", "{" + ",".join(f'"{i}": 1' for i in range(100)) + "}", "body"),
+        ("datasets", '{"description": "\\ud800"}', "description"),
+        ("simulate", '{"params": {"a": [NaN]}}', "params.a.0"),
+        ("predict", TENSOR % (1, "é"), "inputs.a.content"),
+        ("predict", TENSOR % (2**63, ""), "inputs.a.shape.0"),
+        ("predict", '{"model": "m", "version": 9223372036854775808, "inputs": {}}', "version"),
+        ("analyze", '{"curve": {"q": ["a", "b"], "r": [1, 1]}}', "curve.q.0"),
+    ],
+)
+async def test_a_value_that_no_message_holds_is_a_400_that_names_it(
+    client: httpx.AsyncClient, path: str, body: str, field: str
+) -> None:
+    answer = await client.post(
+        f"/api/v1/{path}", content=body.encode(), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400, answer.text
+    assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+
+
+@pytest.mark.parametrize("path", ["jobs/a/events?after_seq", "datasets/a/versions/1/content?offset"])
+async def test_a_number_beyond_64_bits_in_a_query_is_a_400(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(f"/api/v1/{path}={2**63}")
+    assert answer.status_code == 400
+    assert answer.json()["violations"]
+
+
+@pytest.mark.parametrize("depth", [990, 100_000])
+async def test_json_that_is_too_deep_to_parse_is_a_400_and_no_line_in_the_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, depth: int
+) -> None:
+    body = JOB + '"params": {"a": ' + "[" * depth + "]" * depth + "}}"
+    answer = await client.post("/api/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert not caplog.records
+
+
+async def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
     large = b'{"pipeline": "' + b"a" * 4096 + b'"}'
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(large), 512):
             yield large[start : start + 512]
 
-    for content in (large, pieces()):
-        answer = await client.post(
-            "/api/v1/jobs", content=content, headers={"content-type": "application/json"}
-        )
-        assert answer.status_code == 413
-        assert "2048 bytes" in answer.json()["detail"]
+    async for client in _client(_settings(HttpSettings(max_body_bytes=2048))):
+        for content in (large, pieces()):
+            answer = await client.post(
+                "/api/v1/jobs", content=content, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 413
+            assert "2048 bytes" in answer.json()["detail"]
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
