@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -20,6 +24,7 @@ from guidehall.client import (
     errors,
     read_curve,
 )
+from guidehall.local.control import status
 from tests.fixtures.platform import Platform
 
 pytestmark = pytest.mark.slow
@@ -151,6 +156,37 @@ def _events(http: httpx.Client, job: str, headers: dict[str, str]) -> tuple[list
             if text.startswith("event: "):
                 kinds.append(text[7:])
     return seqs, kinds
+
+
+def test_browsers_that_leave_are_forgotten(platform: Platform) -> None:
+    base, ops = platform.endpoints["gateway"], status(platform.data).endpoints["ops"]["trainer"]
+    gateway = urlsplit(base)
+
+    def watchers() -> float:
+        text = httpx.get(f"{ops}/metrics").text
+        running = re.findall(r'guidehall_rpc_running{method="[^"]*/WatchJob"} (\S+)', text)
+        return sum(map(float, running))
+
+    with platform.client() as client:
+        job = client.submit("toy.line", {**LINE, "model_name": "watched", "steps": 1000, "step_seconds": 1})
+        before = watchers()
+        head = f"GET /api/v1/jobs/{job.id}/events HTTP/1.1\r\nHost: {gateway.netloc}\r\n\r\n".encode()
+        for pause in (0, 0.02, 0.1, 0.5):
+            # More than gRPC lets one connection carry unless it is told otherwise.
+            browsers = [socket.create_connection((gateway.hostname, gateway.port)) for _ in range(120)]
+            for browser in browsers:
+                browser.sendall(head)
+            # They leave in the middle of whatever the gateway does for them.
+            time.sleep(pause)
+            assert httpx.get(f"{base}/api/v1/jobs/{job.id}", timeout=20).status_code == 200
+            for browser in browsers:
+                browser.close()
+        deadline = time.monotonic() + 30
+        while watchers() > before:
+            assert time.monotonic() < deadline, f"{watchers()} watchers, {before} before"
+            time.sleep(0.1)
+        client.cancel(job.id)
+        client.wait(job.id, timeout=30)
 
 
 def test_http_upload_streams_and_comes_back_the_same(platform: Platform) -> None:
