@@ -24,7 +24,8 @@ _EPILOG = """\b
 Examples
   guidehall up                                  start a platform on this machine
   guidehall submit reflectometry.nr_sld --help  every parameter, with unit, default and range
-  guidehall submit reflectometry.nr_sld --from film.yml --training.epochs 5 --watch
+  guidehall submit reflectometry.nr_sld --from examples/film.yml --training.epochs 5 --watch
+  guidehall simulate --from examples/simulate.yml --plot film.png
   guidehall predict measured.dat --dq fwhm --refine --plot fit.png
 
 \b

@@ -140,6 +140,12 @@ class SchemaCommand(click.Command):
         for heading, lines in self._help_groups(ctx.meta.get(_FIELDS, [])).items():
             with formatter.section(heading):
                 formatter.write_dl(lines)
+        if any(_schema.ITEM in field.path for field in ctx.meta.get(_FIELDS, [])):
+            with formatter.section("Lists"):
+                formatter.write_text(
+                    "N stands for the number of a list's entry, from 0. "
+                    "A whole list or object may be given in JSON."
+                )
         if reason := ctx.meta.get(_UNREACHED):
             with formatter.section("Parameters"):
                 formatter.write_text(

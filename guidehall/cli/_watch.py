@@ -17,7 +17,9 @@ from guidehall.cli._output import clean, console, emit_line, number, short
 if TYPE_CHECKING:
     from guidehall.client import Client, JobEvent, Progress, StateChange
 
-_PROGRESS_LINE_SECONDS = 2.0
+# How many lines are enough for each phase of the work whose length is known, and how often one is else.
+_PROGRESS_LINES = 10
+_PROGRESS_LINE_SECONDS = 10.0
 
 
 class _View(Protocol):
@@ -64,15 +66,21 @@ class _Lines:
     """One line an event, but not each step of the work: a log file is read by people too."""
 
     def __init__(self) -> None:
-        self._next_progress = 0.0
+        self._shown: tuple[str, int] | None = None
 
     def show(self, event: JobEvent) -> None:
         from guidehall.client import Progress
 
         if isinstance(event.payload, Progress):
-            if time.monotonic() < self._next_progress:
+            work = event.payload
+            part = (
+                _PROGRESS_LINES * work.step // work.total
+                if work.total
+                else int(time.monotonic() / _PROGRESS_LINE_SECONDS)
+            )
+            if self._shown == (work.phase, part):
                 return
-            self._next_progress = time.monotonic() + _PROGRESS_LINE_SECONDS
+            self._shown = (work.phase, part)
         text = describe(event)
         if text:
             click.echo(f"{clock(event.time)} {text}")

@@ -13,6 +13,7 @@ from guidehall.cli._extras import require_platform
 from guidehall.cli._output import number, short, table
 from guidehall.cli._plot import check_plot
 from guidehall.cli._watch import follow
+from guidehall.cli.predict import at_bound
 
 if TYPE_CHECKING:
     from guidehall.client import Analysis, Client, Curve
@@ -50,7 +51,10 @@ def demo(data: Path, plot: Path) -> int:
 
     started = time.monotonic()
     _step("Starting PostgreSQL, NATS, an S3 endpoint, four services and a worker")
-    with Stack(Options(data=data), report=click.echo), Client(data.resolve() / ENDPOINTS) as client:
+    with (
+        Stack(Options(data=data), report=click.echo) as stack,
+        Client(data.resolve() / ENDPOINTS) as client,
+    ):
         _step("A film on silicon under heavy water: synthetic curves, and a network that learns to read them")
         prior = film_params()
         _end_earlier_runs(client)
@@ -63,9 +67,10 @@ def demo(data: Path, plot: Path) -> int:
         network, refined, curve = _analyze(client, model)
         _step("The same model within the same bounds, fitted by refnx (global, then least squares)")
         peer = _refnx(prior)
+        gateway = str(stack.endpoints["gateway"])
     _show(network, refined, peer)
     _draw(curve, refined, plot)
-    _next_steps(data, plot, time.monotonic() - started)
+    _next_steps(data, plot, gateway, time.monotonic() - started)
     return ExitCode.DONE if refined.mean_abs_log10_error <= WORST_MEAN_LOG10 else ExitCode.FAILED
 
 
@@ -113,12 +118,17 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
             number(peer.values[parameter.name]) if parameter.name in peer.values else "",
             parameter.unit,
             f"{number(parameter.lower)} to {number(parameter.upper)}",
+            at_bound(parameter),
         )
         for parameter in refined.parameters
     ]
-    table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT", "ALLOWED"), rows)
+    table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT", "ALLOWED", ""), rows)
     fits = [
-        ("chi-square", _chi(network), _chi(refined), number(peer.chi_square)),
+        ("chi-square", *map(_known, (network.chi_square, refined.chi_square, peer.chi_square))),
+        (
+            "per degree of freedom",
+            *map(_known, (network.reduced_chi_square, refined.reduced_chi_square, peer.reduced_chi_square)),
+        ),
         ("mean |Δ log10 R|", number(network.mean_abs_log10_error), number(refined.mean_abs_log10_error), ""),
     ]
     click.echo()
@@ -127,8 +137,8 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
         click.echo(f"note: {note.message} [{note.code}]")
 
 
-def _chi(analysis: Analysis) -> str:
-    return "" if analysis.chi_square is None else number(analysis.chi_square)
+def _known(value: float | None) -> str:
+    return "" if value is None else number(value)
 
 
 def _draw(curve: Curve, analysis: Analysis, plot: Path) -> None:
@@ -137,19 +147,26 @@ def _draw(curve: Curve, analysis: Analysis, plot: Path) -> None:
     draw_analysis(curve, analysis, plot, title="Film on silicon under heavy water")
 
 
-def _next_steps(data: Path, plot: Path, seconds: float) -> None:
+def _next_steps(data: Path, plot: Path, gateway: str, seconds: float) -> None:
     from guidehall.local.demo import measured_file
 
-    click.echo(
-        f"\nDone in {seconds:.0f} s; the picture is {plot}. All is stopped; the model stays in {data}.\n"
-        "\n"
-        "Try next\n"
-        f"  ./run up --data {data}                  the platform with this model; its HTTP pages at /docs\n"
-        f"  export GUIDEHALL_DATA={data}            in a second terminal\n"
-        "  ./run guidehall models                  what is served\n"
-        f"  ./run guidehall predict {measured_file()} --dq fwhm --resolution 0.05 --refine\n"
-        f"  ./run guidehall submit {PIPELINE} --help   every parameter, for a film of your own"
-    )
+    click.echo(f"\nDone in {seconds:.0f} s; the picture is {plot}.")
+    click.echo(f"All is stopped; the model stays in {data}.")
+    click.echo("\nTry next")
+    click.echo(f"  ./run up --data {data}  # the platform with this model; its HTTP pages at {gateway}/docs")
+    click.echo("and in a second terminal")
+    steps = {
+        f"export GUIDEHALL_DATA={data}": "where the commands find it",
+        "./run guidehall models": "what is served",
+        f"./run guidehall submit {PIPELINE} --from examples/film.yml --watch": "a smaller training",
+        f"./run guidehall submit {PIPELINE} --help": "every parameter, for a film of your own",
+        "./run guidehall simulate --from examples/simulate.yml --plot film.png": "the curve of a known film",
+    }
+    width = max(map(len, steps))
+    for command, about in steps.items():
+        click.echo(f"  {command:<{width}}  # {about}")
+    # Too long to stand in a column.
+    click.echo(f"  ./run guidehall predict {measured_file()} --dq fwhm --resolution 0.05 --refine")
 
 
 COMMANDS = (demo,)

@@ -18,12 +18,7 @@ _from_option = click.option(
 )
 
 
-@click.command(
-    epilog="""\b
-A list or an object may be given whole, in JSON:  --stack.layers '[{"thickness": 120, …}]'
-N stands for the number of a list's entry, from 0:  --stack.layers.0.thickness 120
-""",
-)
+@click.command()
 @_from_option
 @click.option("--dry-run", is_flag=True, help="Check everything, submit nothing.")
 @click.option("--watch", is_flag=True, help="Follow the job until it is over.")
@@ -100,7 +95,6 @@ class _Submit(click.Group):
             pipeline=cmd_name,
             params=_submit.params,
             callback=_submit.callback,
-            epilog=_submit.epilog,
         )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -132,8 +126,8 @@ class _Submit(click.Group):
     epilog="""\b
 Examples
   guidehall submit reflectometry.nr_sld --help
-  guidehall submit reflectometry.nr_sld --from film.yml --training.epochs 5 --watch
-  guidehall submit reflectometry.nr_sld --from film.yml --dry-run
+  guidehall submit reflectometry.nr_sld --from examples/film.yml --training.epochs 5 --watch
+  guidehall submit reflectometry.nr_sld --from examples/film.yml --dry-run
 """,
 )
 def submit() -> None:
@@ -146,8 +140,9 @@ def submit() -> None:
     pipeline="reflectometry.simulate",
     epilog="""\b
 Examples
-  guidehall simulate --from film.yml > curve.txt
-  guidehall simulate --from film.yml --stack.layers.0.thickness 120 --plot film.png
+  guidehall simulate --from examples/simulate.yml > curve.txt
+  guidehall simulate --from examples/simulate.yml --stack.layers.1.thickness 120 --plot film.png
+A training job takes another document, with ranges in the place of numbers: see examples/film.yml.
 """,
 )
 @_from_option

@@ -32,6 +32,7 @@ class PeerFit:
     """What refnx answers: sum of squared normalised residuals, and its values under our parameter names."""
 
     chi_square: float
+    reduced_chi_square: float
     values: dict[str, float]
 
 
@@ -76,6 +77,6 @@ def refnx_fit(prior: dict[str, Any], curve_file: Path) -> PeerFit:
     fitter = CurveFitter(objective)
     fitter.fit("differential_evolution", seed=_REFNX_SEED, verbose=False)
     fitter.fit("least_squares")
-    return PeerFit(
-        float(objective.chisqr()), {name: float(parameter.value) for name, parameter in free.items()}
-    )
+    chi_square = float(objective.chisqr())
+    values = {name: float(parameter.value) for name, parameter in free.items()}
+    return PeerFit(chi_square, chi_square / (objective.npoints - len(free)), values)

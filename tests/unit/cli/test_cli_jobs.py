@@ -75,6 +75,18 @@ def test_watch_prints_lines_where_there_is_no_terminal(
     ]
 
 
+def test_progress_in_a_file_is_one_line_in_ten_steps(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [jobs_pb2.Progress(phase="train", step=step, total=1000) for step in range(1, 1001)]
+    finished.events = [_event(seq, progress=step) for seq, step in enumerate(steps, start=1)]
+
+    assert run(["watch", JOB]) == 0
+
+    shown = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["1/1000", *(f"{step}/1000" for step in range(100, 1001, 100))]
+
+
 def test_watch_gives_programs_a_line_for_each_event(
     finished: Peer, capsys: pytest.CaptureFixture[str]
 ) -> None:
