@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from guidehall.core.errors import InvalidArgument, OutOfRange
+from guidehall.core.errors import DeadlineExceeded, InvalidArgument, OutOfRange
 from services.storage.intake import Piece
 from services.storage.limits import Transfers
 from services.storage.objects import ObjectStore
@@ -42,15 +43,30 @@ class Downloads:
             OutOfRange: an offset past the end.
             DataLoss: the object is not what was stored.
             Unavailable: the object store cannot be reached.
+            DeadlineExceeded: the receiver took nothing for too long.
         """
         if not 0 <= offset <= content.size_bytes:
             raise OutOfRange(f"offset_bytes: got {offset}; allowed: 0 to {content.size_bytes}")
-        with self._transfers.one():
+        limit = self._timing.idle_seconds
+        with self._transfers.one() as transfer:
             while offset < content.size_bytes:
                 length = min(self._timing.block_bytes, content.size_bytes - offset)
                 block = memoryview(await self._store.read(content.key, offset, length))
                 for start in range(0, length, self._timing.chunk_bytes):
-                    yield Piece(offset + start, bytes(block[start : start + self._timing.chunk_bytes]))
+                    piece = Piece(offset + start, bytes(block[start : start + self._timing.chunk_bytes]))
+                    try:
+                        # Interrupts the task of the call where it waits for the receiver; that closes this
+                        # generator.
+                        async with asyncio.timeout(limit) as waiting:
+                            yield piece
+                    except GeneratorExit:
+                        if not waiting.expired():
+                            raise
+                        transfer.stalled = True
+                        # The call may live on for long, and its error holds this frame.
+                        block.release()
+                        message = f"nothing of the download was taken for {limit:g} s"
+                        raise DeadlineExceeded(message, reason="DOWNLOAD_STALLED") from None
                 offset += length
 
     def url(self, content: Content, seconds: int) -> tuple[str, int]:

@@ -45,7 +45,11 @@ class LimitSettings(_Group):
     max_object_bytes: int = Field(2_000_000_000, ge=1, description="of one uploaded or staged file")
     max_document_bytes: int = Field(4 * _MIB, ge=1024, description="of one JSON document, as canonical text")
     max_staged_objects: int = Field(1000, ge=1, description="of one attempt of a job")
-    max_transfers: int = Field(64, ge=1, description="uploads and downloads under way at one time")
+    max_transfers: int = Field(
+        64,
+        ge=1,
+        description="uploads and downloads under way at one time; a quarter is kept for jobs and services",
+    )
     max_transfers_per_caller: int = Field(16, ge=1, description="so that no one keeps out the others")
     retry_after_seconds: float = Field(1.0, gt=0, description="what a refused transfer is told to wait")
 
@@ -61,7 +65,9 @@ class TransferSettings(_Group):
     connect_seconds: float = Field(2.0, gt=0)
     read_seconds: float = Field(10.0, gt=0, description="without a byte from the object store")
     call_seconds: float = Field(60.0, gt=0, description="one call to the object store")
-    idle_seconds: float = Field(60.0, gt=0, description="without a message from the sender of an upload")
+    idle_seconds: float = Field(
+        60.0, gt=0, description="without a message from a sender, or without one that a receiver takes"
+    )
     upload_seconds: float = Field(3600.0, gt=0, description="a whole upload")
     # A client that is still sending when its call ends loses the refusal and sees an internal error instead.
     refusal_bytes: int = Field(32 * _MIB, ge=0, description="read and thrown away before a refusal is sent")

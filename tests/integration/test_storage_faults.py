@@ -344,6 +344,19 @@ async def test_one_transfer_too_many_is_refused_at_once(own_storage: Callable[..
     assert refusal[0].retry_after_seconds == 1.0
 
 
+async def is_admitted(ada: Stubs, dataset: str) -> None:
+    """Returns once a caller has room for one more transfer."""
+
+    async def admitted() -> bool:
+        try:
+            await ada.upload(dataset, b"data")
+        except grpc.aio.AioRpcError as error:
+            return error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED
+        return True
+
+    await eventually(admitted)
+
+
 async def test_nobody_keeps_out_the_others(own_storage: Callable[..., StorageSite]) -> None:
     site = own_storage()
     site.start(LIMITS__MAX_TRANSFERS_PER_CALLER=1, TRANSFER__BLOCK_BYTES=MIB)
@@ -357,15 +370,54 @@ async def test_nobody_keeps_out_the_others(own_storage: Callable[..., StorageSit
         await bob.upload("f", b"data")
         slow.cancel()
 
-        async def freed() -> bool:
-            try:
-                await ada.upload("e", b"data")
-            except grpc.aio.AioRpcError as error:
-                return error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED
-            return True
-
         # Whoever hangs up is free to begin anew.
-        await eventually(freed)
+        await is_admitted(ada, "e")
+
+
+async def test_a_receiver_that_takes_nothing_keeps_out_nobody_but_itself(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage()
+    site.start(LIMITS__MAX_TRANSFERS=1, LIMITS__MAX_TRANSFERS_PER_CALLER=1, TRANSFER__IDLE_SECONDS=1.0)
+    async with site.user("ada") as ada, site.user("bob") as bob:
+        version = await ada.upload("d", bytes(40 * MIB))
+        request = datasets_pb2.DownloadDatasetVersionRequest(name=version.name)
+        for reads_on in (True, False):
+            stalled = ada.datasets.DownloadDatasetVersion(request)
+            await stalled.read()
+            async with refused(ResourceExhausted):
+                await bob.upload("e", b"data")
+            await is_admitted(bob, "e")
+            # What its receiver has not taken is still held in memory.
+            async with refused(ResourceExhausted):
+                await ada.upload("e", b"data")
+            if reads_on:
+                async with refused(DeadlineExceeded) as refusal:
+                    while await stalled.read() is not grpc.aio.EOF:
+                        pass
+            else:
+                stalled.cancel()
+            await is_admitted(ada, "e")
+
+    assert refusal[0].reason == "DOWNLOAD_STALLED"
+
+
+async def test_people_leave_room_for_jobs(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage()
+    site.start(LIMITS__MAX_TRANSFERS=4)
+    job = str(uuid.uuid4())
+    async with site.user("ada") as ada, site.user("bob") as bob, site.job(job, 1) as token:
+        calls = [await begin(ada, f"d{number}", 1) for number in range(3)]
+
+        async def begun() -> bool:
+            return len(await stored_states(site)) == 3
+
+        await eventually(begun)
+        async with refused(ResourceExhausted):
+            await bob.upload("late", b"data")
+        await token.stage(job, 1, "artifact", "a.txt", b"data")
+        for call in calls:
+            call.cancel()
 
 
 async def test_the_bucket_is_made_at_the_first_start(own_storage: Callable[..., StorageSite]) -> None:
