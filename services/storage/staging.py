@@ -29,7 +29,7 @@ from services.storage.jobs import Job, require_holder
 from services.storage.manifests import Manifest
 from services.storage.models import require_digest
 from services.storage.settings import LimitSettings
-from services.storage.tables import objects, results, staged_objects, staged_results
+from services.storage.tables import objects, requests, results, staged_objects, staged_results
 from services.storage.weights import WeightsInspector
 
 Kind = Literal["artifact", "model", "checkpoint"]
@@ -94,7 +94,7 @@ class Staging:
         Raises:
             PermissionDenied: the token is for another job or another lease.
             InvalidArgument: a field or the content is not as it may be or as it was said.
-            FailedPrecondition: the job's result is published already.
+            FailedPrecondition: the job is over.
             ResourceExhausted: the attempt has staged too many.
         """
         self.check(principal, output)
@@ -125,7 +125,7 @@ class Staging:
 
         Raises:
             PermissionDenied: the token is for another job or another lease.
-            FailedPrecondition: the job's result is published already.
+            FailedPrecondition: the job is over.
         """
         require_holder(principal, job, epoch)
         values: dict[str, Any] = {
@@ -166,7 +166,8 @@ class Staging:
     async def discard(self, job: Job, keep_checkpoint: Checkpoint | None) -> None:
         """Drops what a job staged: all of it, or what is older than the checkpoint from which it may go on.
 
-        What is newer than that checkpoint stays: the attempt that made it may be finishing just now.
+        What is newer than that checkpoint stays: the attempt that made it may be finishing just now. Without
+        a checkpoint the job is over, and nothing can be staged for it any more.
         """
         objects_gone, results_gone = of_job(staged_objects, job), of_job(staged_results, job)
         if keep_checkpoint is not None:
@@ -177,6 +178,9 @@ class Staging:
             await lock(connection, job)
             await drop(connection, objects_gone)
             await connection.execute(delete(staged_results).where(results_gone))
+            if keep_checkpoint is None:
+                done = {**_discarding(job), "content_digest": "", "resource": job.name}
+                await connection.execute(insert(requests).values(done).on_conflict_do_nothing())
         self._collector.wake()
 
     async def _require_room(self, connection: AsyncConnection, output: Output) -> None:
@@ -215,9 +219,17 @@ async def drop(connection: AsyncConnection, condition: ColumnElement[bool]) -> N
 
 
 async def _require_open(connection: AsyncConnection, job: Job) -> None:
-    query = select(results.c.lease_epoch).where(results.c.project == job.project, results.c.id == job.id)
-    if (await connection.execute(query)).one_or_none() is not None:
+    published = select(results.c.id).where(results.c.project == job.project, results.c.id == job.id)
+    if (await connection.execute(published)).first() is not None:
         raise FailedPrecondition(f"the result of {job.name} is published already", reason="JOB_OVER")
+    discarded = select(requests.c.resource).filter_by(**_discarding(job))
+    if (await connection.execute(discarded)).first() is not None:
+        raise FailedPrecondition(f"{job.name} has ended without a result", reason="JOB_OVER")
+
+
+def _discarding(job: Job) -> dict[str, str]:
+    """Among the requests, which are kept about as long as a token can live: that a job was discarded."""
+    return {"caller": job.name, "method": "Discard", "request_id": job.id}
 
 
 def _this(output: Output) -> ColumnElement[bool]:

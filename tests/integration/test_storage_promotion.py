@@ -292,6 +292,29 @@ async def test_discarding_keeps_a_checkpoint_and_what_is_newer(people: People) -
     await people.site.without_leaks()
 
 
+async def test_nothing_is_staged_for_a_job_that_was_discarded(people: People) -> None:
+    trainer, job = people.service("trainer"), str(uuid.uuid4())
+    token, slow = people.job(job, 2), people.job(job, 1)
+    await token.stage(job, 2, "checkpoint", "1", b"state")
+    keep = staging_pb2.DiscardRequest(job=job_name(job), keep_checkpoint_epoch=2, keep_checkpoint_ordinal=1)
+    await trainer.staging.Discard(keep)
+    await token.stage(job, 2, "artifact", "a.txt", b"data")
+    await trainer.staging.Discard(staging_pb2.DiscardRequest(job=job_name(job)))
+    # A repeat that comes late.
+    await trainer.staging.Discard(keep)
+
+    for caller, epoch in ((token, 2), (slow, 1)):
+        async with refused(FailedPrecondition) as refusal:
+            await caller.stage(job, epoch, "artifact", "a.txt", b"data")
+        assert refusal[0].reason == "JOB_OVER"
+        async with refused(FailedPrecondition):
+            await caller.stage_result(job, epoch, DOCUMENT)
+    await people.site.without_leaks()
+    # Another job is not concerned.
+    other = str(uuid.uuid4())
+    await people.job(other, 1).stage(other, 1, "artifact", "a.txt", b"data")
+
+
 async def test_a_model_name_of_somebody_else_is_not_taken_over(people: People) -> None:
     bob, trainer, job, model = (
         people.user("bob"),
