@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -24,4 +27,20 @@ def connect(ctx: click.Context | None = None) -> Client:
     ctx = ctx or click.get_current_context()
     options = ctx.find_root().params
     timeout = _COMPLETION_SECONDS if ctx.resilient_parsing else options["timeout"]
-    return Client(options["endpoints"], timeout=timeout, project=options["project"])
+    token = None if options["endpoints"] else _own_token()
+    return Client(options["endpoints"], token, timeout=timeout, project=options["project"])
+
+
+def _own_token() -> str | None:
+    """The administrator's token of the stack of this machine, for who started it, unless another is named."""
+    from guidehall.client._endpoints import data_folder
+
+    if any(os.environ.get(f"GUIDEHALL_{name}") for name in ("ENDPOINTS", "TOKEN", "TOKEN_FILE")):
+        return None
+    try:
+        known = json.loads((data_folder() / "endpoints.json").read_text(encoding="utf-8"))
+        path = Path(known["credentials"]["token_file"])
+        return path.read_text(encoding="ascii") if path.stat().st_uid == os.geteuid() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        # None runs here, or it needs no token.
+        return None

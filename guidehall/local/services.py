@@ -12,7 +12,7 @@ from pathlib import Path
 
 from guidehall.local.access import Backing
 from guidehall.local.errors import StackError
-from guidehall.local.files import read_json, write_json
+from guidehall.local.files import Secrets, read_json, write_json
 from guidehall.local.identity import Identity
 from guidehall.local.ports import LOOPBACK, Ports
 from guidehall.local.processes import Program, Run
@@ -29,6 +29,7 @@ _CREDENTIAL_DAYS = 365
 _DAY_SECONDS = 86_400.0
 # For a running job to reach its next checkpoint when the stack stops.
 _WORKER_DRAIN_SECONDS = 15.0
+_PROXY_SECRET = "proxy-secret"  # noqa: S105 (a file's name)
 # Variables of the person at the terminal that every service gets as they are.
 _SHARED_PREFIX = "GUIDEHALL_SCIENCE_"
 
@@ -100,6 +101,20 @@ def endpoints(site: Site) -> dict[str, object]:
         "inference": _target(site, "inference"),
         "ops": {name: f"http://{LOOPBACK}:{site.ops_port(name)}" for name in (*services, *workers)},
     }
+
+
+def write_credentials(site: Site) -> dict[str, str]:
+    """Writes what people need where not everybody on this machine may do everything; the files, by name.
+
+    Each start makes a new token for an administrator; in proxy mode the proxy's secret stays the same.
+    """
+    if site.auth_mode == "single":
+        return {}
+    secrets = Secrets(site.data / "secrets")
+    token = secrets.keep("administrator.token", site.identity.administrator_token())
+    if not _proxy(site):
+        return {"token_file": str(token)}
+    return {"token_file": str(token), "proxy_secret_file": str(secrets.path(_PROXY_SECRET))}
 
 
 def find_root() -> Path:
@@ -256,6 +271,7 @@ def _gateway(site: Site) -> Program:
             "gateway",
             "GATEWAY",
             _auth(site, "gateway"),
+            _proxy(site),
             {
                 "HTTP__HOST": LOOPBACK,
                 "HTTP__PORT": str(site.port("gateway")),
@@ -310,6 +326,13 @@ def _auth(site: Site, service: str) -> dict[str, str]:
         "AUTH__SERVICE_KEY_FILE": str(site.identity.key_file(service)),
         "AUTH__TRUST_FILE": str(site.identity.trust_file),
     }
+
+
+def _proxy(site: Site) -> dict[str, str]:
+    given = any(name.startswith("GUIDEHALL_GATEWAY__AUTH__PROXY_SECRET") for name in site.inherited)
+    if site.auth_mode != "proxy" or given:
+        return {}
+    return {"AUTH__PROXY_SECRET_FILE": str(Secrets(site.data / "secrets").path(_PROXY_SECRET))}
 
 
 def _postgres(site: Site, service: str) -> dict[str, str]:

@@ -161,6 +161,8 @@ class Stack:
         site.temporary.mkdir(mode=0o700)
         self._supervisor.start([*backing.programs, *services.programs(site)])
         self.endpoints = services.endpoints(site)
+        if credentials := services.write_credentials(site):
+            self.endpoints["credentials"] = credentials
         write_json(self._data / ENDPOINTS, self.endpoints, mode=0o644)
         self._record("ready")
 
@@ -222,7 +224,16 @@ def _obey(stack: Stack, asked: SimpleQueue[int]) -> None:
 def summary(endpoints: Mapping[str, object]) -> str:
     """Lines for people that say where everything is."""
     names = ("gateway", "trainer", "storage", "inference")
-    return "\n".join(["", *(f"  {name:<10} {endpoints[name]}" for name in names), ""])
+    lines = [f"  {name:<10} {endpoints[name]}" for name in names]
+    credentials = endpoints.get("credentials")
+    if isinstance(credentials, Mapping):
+        lines += [
+            "",
+            f"  an administrator's token, which guidehall reads by itself: {credentials['token_file']}",
+        ]
+        if secret := credentials.get("proxy_secret_file"):
+            lines.append(f"  what the proxy sends in X-Guidehall-Proxy-Secret: {secret}")
+    return "\n".join(["", *lines, ""])
 
 
 def _backing(

@@ -11,7 +11,9 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,41 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_start_succeeds(runnin
     assert status(running).stage == "stopped"
     up_detached(_options(running))
     assert status(running).healthy
+
+
+@pytest.mark.slow
+def test_where_callers_must_be_known_the_start_says_how_to_be(folder: Path) -> None:
+    down(folder)
+    said: list[str] = []
+    options = replace(_options(folder), auth_mode="proxy", workers=0)
+    up_detached(options, said.append)
+    gateway = status(folder).endpoints["gateway"]
+    credentials = status(folder).endpoints["credentials"]
+    secret = Path(credentials["proxy_secret_file"]).read_text()
+
+    def who(**variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "guidehall.cli", "whoami", "--json"]
+        environment = options.environment | {"GUIDEHALL_DATA": str(folder), **variables}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    request = urllib.request.Request(
+        f"{gateway}/api/v1/whoami", headers={"X-User-ID": "ada", "X-Guidehall-Proxy-Secret": secret}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        through_proxy = json.loads(answer.read())
+    by_itself, with_token_file, with_a_guess = (
+        who(),
+        who(GUIDEHALL_TOKEN_FILE=credentials["token_file"]),
+        who(GUIDEHALL_TOKEN="guess"),
+    )
+    down(folder)
+
+    assert all(path in "\n".join(said) for path in credentials.values())
+    assert secret not in "\n".join(said)
+    assert through_proxy["subject"] == "ada"
+    assert json.loads(by_itself.stdout) == json.loads(with_token_file.stdout)
+    assert json.loads(by_itself.stdout)["roles"] == ["ADMIN"]
+    assert with_a_guess.returncode == 5
 
 
 @pytest.mark.slow

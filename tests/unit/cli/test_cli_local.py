@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from guidehall.cli import _context
 from guidehall.cli._app import run
 
 _LINE = json.dumps(
@@ -39,3 +41,42 @@ def test_log_of_nobody_is_not_found(data: Path, capsys: pytest.CaptureFixture[st
     assert run(["logs", "nosuch", "--data", str(data)]) == 3
 
     assert "there are: gateway" in capsys.readouterr().err
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The token of a stack in the folder that is looked at by default."""
+    for name in ("ENDPOINTS", "TOKEN", "TOKEN_FILE"):
+        monkeypatch.delenv(f"GUIDEHALL_{name}", raising=False)
+    monkeypatch.setenv("GUIDEHALL_DATA", str(tmp_path))
+    path = tmp_path / "administrator.token"
+    path.write_text("the-token")
+    (tmp_path / "endpoints.json").write_text(json.dumps({"credentials": {"token_file": str(path)}}))
+    return path
+
+
+def test_token_of_the_stack_of_this_machine_is_found(token_file: Path) -> None:
+    assert _context._own_token() == "the-token"
+
+
+@pytest.mark.parametrize("name", ["ENDPOINTS", "TOKEN", "TOKEN_FILE"])
+def test_token_of_the_stack_is_not_sent_where_another_is_named(
+    token_file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"GUIDEHALL_{name}", "something")
+
+    assert _context._own_token() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_token_of_somebody_else_is_not_taken(token_file: Path) -> None:
+    os.chown(token_file, 65_534, 65_534)
+
+    assert _context._own_token() is None
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"credentials": {"token_file": "/nowhere"}}'])
+def test_stack_that_needs_no_token_has_none(token_file: Path, content: str) -> None:
+    (token_file.parent / "endpoints.json").write_text(content)
+
+    assert _context._own_token() is None

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.auth import Authenticator, KeyPair, Role, TokenIssuer
 from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import AuthSettings
 from guidehall.local import services
@@ -118,6 +119,41 @@ def test_endpoints_are_those_that_the_services_are_told(tmp_path: Path, ports: P
 
     assert programs["trainer"].probe == f"grpc://{endpoints['trainer']}"
     assert programs["gateway"].environment["GUIDEHALL_GATEWAY__STORAGE__TARGET"] == endpoints["storage"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [("single", []), ("token", ["token_file"]), ("proxy", ["proxy_secret_file", "token_file"])],
+)
+def test_people_get_credentials_where_they_need_some(
+    tmp_path: Path, ports: Ports, mode: str, names: list[str]
+) -> None:
+    site = replace(_site(tmp_path, ports), auth_mode=mode)
+    site.identity.ensure()
+    gateway = {program.name: program for program in services.programs(site)}["gateway"].environment
+
+    written = services.write_credentials(site)
+
+    assert sorted(written) == names
+    assert {Path(path).stat().st_mode & 0o777 for path in written.values()} <= {0o600}
+    assert gateway.get("GUIDEHALL_GATEWAY__AUTH__PROXY_SECRET_FILE") == written.get("proxy_secret_file")
+    if "token_file" in written:
+        token = Path(written["token_file"]).read_text()
+        settings = AuthSettings(mode="token", trust_file=site.identity.trust_file)
+        who = Authenticator(settings, "trainer").authenticate({"authorization": f"Bearer {token}"}, "")
+        assert (who.subject, who.kind, who.has(Role.ADMIN)) == ("local", "user", True)
+
+
+def test_a_proxy_secret_of_ones_own_counts_more(tmp_path: Path, ports: Ports) -> None:
+    inherited = {"GUIDEHALL_GATEWAY__AUTH__PROXY_SECRET": _PASSWORD}
+    site = replace(_site(tmp_path, ports, inherited), auth_mode="proxy")
+
+    gateway = {program.name: program for program in services.programs(site)}["gateway"].environment
+
+    assert gateway["GUIDEHALL_GATEWAY__AUTH__PROXY_SECRET"] == _PASSWORD
+    assert "GUIDEHALL_GATEWAY__AUTH__PROXY_SECRET_FILE" not in gateway
+    site.identity.ensure()
+    assert list(services.write_credentials(site)) == ["token_file"]
 
 
 def test_keys_are_made_once_and_readable_by_nobody_else(tmp_path: Path) -> None:
