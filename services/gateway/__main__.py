@@ -13,6 +13,7 @@ from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
+from services.gateway.connections import ImpatientProtocol, allow_open_files
 from services.gateway.identity import HttpIdentity
 from services.gateway.settings import GatewaySettings
 
@@ -22,6 +23,7 @@ NAME = "gateway"
 def serve() -> None:
     """Serves until it is told to end; running requests get the drain time."""
     settings = GatewaySettings.load()
+    allow_open_files()
     configure_logging(settings.log, NAME)
     configure_tracing(settings.telemetry, NAME)
     if settings.auth.service_key_file is None:
@@ -40,6 +42,8 @@ def serve() -> None:
             host=http.host,
             port=http.port,
             loop="uvloop",
+            http=ImpatientProtocol.within(http.head_seconds),
+            limit_concurrency=http.max_connections,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from google.protobuf.descriptor import Descriptor
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from guidehall import __version__
 from services.gateway import problems
@@ -19,11 +19,9 @@ from services.gateway.api import inference, jobs, storage, system
 from services.gateway.api.common import DOCUMENTED
 from services.gateway.backends import Backends
 from services.gateway.messages import schema
-from services.gateway.middleware import BodyLimit, Identify, SecurityHeaders, Trace
+from services.gateway.middleware import BodyLimit, Identify, LocalHost, SameSite, SecurityHeaders, Trace
 from services.gateway.settings import GatewaySettings
 
-# Names by which a browser on this machine reaches a gateway that trusts everybody on it.
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 DESCRIPTION = "Measured curves in, physics out. Errors are problem details (RFC 9457)."
 
 
@@ -51,11 +49,18 @@ def create_app(
     for module in (system, jobs, storage, inference):
         api.include_router(module.router)
     app.include_router(api)
+    app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, limit_bytes=settings.http.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        limit_bytes=settings.http.max_body_bytes,
+        array_limit_bytes=settings.http.max_array_body_bytes,
+        seconds=settings.http.body_seconds,
+    )
     app.add_middleware(Identify, authenticate=identify)
+    app.add_middleware(SameSite, allowed_origins=settings.http.cors_origins)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
@@ -68,9 +73,13 @@ def create_app(
     if settings.auth.mode == "single":
         # Without credentials the host name is what tells this machine's user from a page that rebound its
         # name here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS), www_redirect=False)
+        app.add_middleware(LocalHost)
     app.add_middleware(Trace)
     return app
+
+
+async def _front_page() -> RedirectResponse:
+    return RedirectResponse("/docs")
 
 
 def _documented(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:

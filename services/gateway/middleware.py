@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guidehall.core.auth import Principal, set_principal
-from guidehall.core.errors import AppError
+from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
 from services.gateway.problems import respond, respond_http
 
@@ -92,31 +95,101 @@ class Identify:
         await self._app(scope, receive, send)
 
 
-class BodyLimit:
-    """Refuses bodies over a limit, declared or not, before they are read whole. Raw uploads have their
-    own."""
+class LocalHost:
+    """Takes requests only that name this machine as it names itself: a page elsewhere whose name was rebound
+    to this machine is another host."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    _LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if not self._LOCAL.fullmatch(host):
+                error = InvalidArgument.field("Host", host, "localhost, 127.0.0.1 or [::1]")
+                await respond(Request(scope), error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class SameSite:
+    """Refuses what a page of another site would have a browser write: browsers send such requests with the
+    user's standing, and without asking first when they look like a form's."""
+
+    _READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+    def __init__(self, app: ASGIApp, allowed_origins: Collection[str]) -> None:
+        self._app = app
+        self._allowed_origins = frozenset(allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in self._READS and self._foreign(scope):
+            error = PermissionDenied("a page of another site may not write here", reason="CROSS_SITE")
+            await respond(Request(scope), error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _foreign(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if "*" in self._allowed_origins or origin in self._allowed_origins:
+            return False
+        if origin is None:
+            return site == "cross-site"
+        # Behind a proxy that ends TLS the browser's scheme is not ours, but the browser says that it is our
+        # page.
+        return site != "same-origin" and origin != f"{scope['scheme']}://{headers.get('host')}"
+
+
+class BodyLimit:
+    """Refuses bodies over a limit, declared or not, before they are read whole, and those that do not arrive
+    in time. Raw uploads have their own limits.
+
+    Args:
+        app: what follows.
+        limit_bytes: of a body.
+        array_limit_bytes: of the bodies that hold measured curves and tensors.
+        seconds: longest wait for a whole body.
+    """
+
+    _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict"})
+
+    def __init__(self, app: ASGIApp, limit_bytes: int, array_limit_bytes: int, seconds: float) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
+        self._array_limit_bytes = array_limit_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_upload(scope):
             await self._app(scope, receive, send)
             return
-        error = HTTPException(413, f"the body is larger than {self._limit_bytes} bytes")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._limit_bytes:
-            await respond_http(Request(scope), error)(scope, receive, send)
+        limit = self._array_limit_bytes if scope["path"] in self._ARRAYS else self._limit_bytes
+        # What is still on its way is not waited for.
+        headers = {"Connection": "close"}
+        too_large = HTTPException(413, f"the body is larger than {limit} bytes", headers)
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdigit() or int(declared) > limit:
+            await respond_http(Request(scope), too_large)(scope, receive, send)
             return
-        received = 0
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        received, whole = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"the body has not arrived within {self._seconds:g} seconds", headers
+                ) from None
+            whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
-            if received > self._limit_bytes:
-                raise error
+            if received > limit:
+                raise too_large
             return message
 
         await self._app(scope, receive_limited, send)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from guidehall.core.errors import (
@@ -19,6 +19,7 @@ from guidehall.core.errors import (
     AppError,
     Internal,
     InvalidArgument,
+    Unavailable,
     Violation,
     from_rpc_error,
     problem,
@@ -27,8 +28,14 @@ from guidehall.core.telemetry import current_trace_id
 
 logger = logging.getLogger(__name__)
 
+# Where Python's names differ between its versions.
+_REASONS = {413: "BODY_TOO_LARGE"}
 # As many violations as a person reads.
 _MAX_VIOLATIONS = 20
+
+
+class NothingMore(Exception):
+    """There is nothing to answer, now or later: 204."""
 
 
 class Problem(JSONResponse):
@@ -55,6 +62,14 @@ async def _app_error(request: Request, error: AppError) -> Problem:
 
 
 async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
+    if isinstance(error, grpc.aio.AioRpcError):
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in details:
+            # The transport's refusal: another try would be as large.
+            return respond_http(request, HTTPException(413, "more than one message to a service can hold"))
+        if code is grpc.StatusCode.INTERNAL and details.startswith("Internal error from Core"):
+            # What grpc.aio makes of a call that breaks while something is written to it.
+            return respond(request, Unavailable("the service went away during the call"))
     return respond(request, from_rpc_error(error))
 
 
@@ -69,14 +84,25 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> P
 
 def respond_http(request: Request, error: HTTPException) -> Problem:
     """The same for what has an HTTP status only: unknown paths, wrong methods, bodies that are too long."""
-    title = HTTPStatus(error.status_code).phrase
-    body = {"type": "about:blank", "title": title, "status": error.status_code, "instance": request.url.path}
-    body["detail"] = error.detail if isinstance(error.detail, str) else title
-    return Problem(body, status_code=error.status_code, headers=error.headers)
+    status = HTTPStatus(error.status_code)
+    body = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": str(error.detail),
+        "instance": request.url.path,
+        "reason": _REASONS.get(status.value, status.name),
+        "trace_id": current_trace_id(),
+    }
+    return Problem(body, status_code=status.value, headers=error.headers)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Problem:
     return respond_http(request, error)
+
+
+async def _nothing_more(request: Request, error: NothingMore) -> Response:  # noqa: ARG001 (of every handler)
+    return Response(status_code=204)
 
 
 async def _unexpected(request: Request, error: Exception) -> Problem:
@@ -87,6 +113,7 @@ async def _unexpected(request: Request, error: Exception) -> Problem:
 
 def install(app: FastAPI) -> None:
     """Registers a handler for everything that can go wrong in a route."""
+    app.exception_handler(NothingMore)(_nothing_more)
     app.exception_handler(AppError)(_app_error)
     app.exception_handler(grpc.RpcError)(_rpc_error)
     app.exception_handler(RequestValidationError)(_invalid_request)

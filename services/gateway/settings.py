@@ -24,8 +24,19 @@ class HttpSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     tls: TlsSettings = TlsSettings()
-    max_body_bytes: int = Field(4 << 20, ge=1024, description="of a JSON body; uploads have their own limit")
+    # A job's parameters are converted value by value: a MiB of them takes a second in which nobody is served.
+    max_body_bytes: int = Field(
+        256 << 10, ge=1024, description="of a JSON body; arrays and uploads have their own"
+    )
+    max_array_body_bytes: int = Field(
+        4 << 20, ge=1024, description="of a JSON body that holds a curve or tensors"
+    )
     max_upload_bytes: int = Field(2_000_000_000, ge=1)
+    max_connections: int = Field(
+        2000, ge=1, description="more are answered 503; each needs an open file of the process"
+    )
+    head_seconds: float = Field(10.0, gt=0, description="longest wait for a request's head to arrive whole")
+    body_seconds: float = Field(30.0, gt=0, description="longest wait for a JSON body to arrive whole")
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://127.0.0.1:3000")
     drain_seconds: float = Field(10.0, gt=0)
 

@@ -30,6 +30,7 @@ from services.gateway.api.common import (
     returns,
 )
 from services.gateway.messages import enum_choices, enum_number, to_json, to_struct
+from services.gateway.problems import NothingMore
 
 router = APIRouter(tags=["jobs"])
 
@@ -141,20 +142,35 @@ async def _watched(
     ] = 0,
 ) -> jobs_pb2.WatchJobRequest:
     """Checks everything while an error can still be answered as one: a stream that has begun is a 200."""
+    field = "after_seq"
     if last_event_id:
+        field = "Last-Event-ID"
         if not re.fullmatch(r"\d{1,18}", last_event_id):
-            raise InvalidArgument.field("Last-Event-ID", last_event_id, "a sequence number")
+            raise InvalidArgument.field(field, last_event_id, "a sequence number")
         after_seq = int(last_event_id)
     name = resource(JOB, job=job)
-    await backends.jobs.GetJob(jobs_pb2.GetJobRequest(name=name), timeout=backends.timeouts.call)
+    found = await backends.jobs.GetJob(jobs_pb2.GetJobRequest(name=name), timeout=backends.timeouts.call)
+    if after_seq > found.last_seq:
+        raise InvalidArgument.field(field, after_seq, f"at most {found.last_seq}, the job's newest event")
+    if after_seq == found.last_seq and _complete(found):
+        # An EventSource takes the end of a stream for a broken one and comes again, until it is told this.
+        raise NothingMore
     return jobs_pb2.WatchJobRequest(name=name, after_seq=after_seq)
+
+
+def _complete(job: jobs_pb2.Job) -> bool:
+    """Whether no event can follow: a job that succeeded has one more when its result can be read."""
+    if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
+        return bool(job.result)
+    return job.state in (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 
 
 @router.get(
     "/jobs/{job}/events",
     response_class=EventSourceResponse,
     responses={
-        200: {"description": "`id` is the event's `seq`, `event` its kind, `data` the JobEvent as JSON"}
+        200: {"description": "`id` is the event's `seq`, `event` its kind, `data` the JobEvent as JSON"},
+        204: {"description": "The job is over and its last event has been seen"},
     },
 )
 async def watch_job(

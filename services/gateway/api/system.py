@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from guidehall import __version__
 from guidehall.contracts.identity.v1 import identity_pb2
@@ -13,12 +16,21 @@ from services.gateway.api.common import BackendsDep, PageSize, PageToken, answer
 router = APIRouter(tags=["system"])
 
 
+class Health(BaseModel):
+    """How the platform is."""
+
+    status: Literal["ready", "degraded"]
+    version: str
+    services: dict[str, bool] = Field(description="Which services behind the gateway serve")
+
+
 @router.get("/health")
-async def health(backends: BackendsDep) -> JSONResponse:
+async def health(backends: BackendsDep) -> Health:
     """The gateway answers: 200. `status` is "ready" when every service behind it serves, else "degraded"."""
     services = await backends.health()
-    status = "ready" if all(services.values()) else "degraded"
-    return JSONResponse({"status": status, "version": __version__, "services": services})
+    return Health(
+        status="ready" if all(services.values()) else "degraded", version=__version__, services=services
+    )
 
 
 @router.get("/whoami", **returns(identity_pb2.Principal))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import AuthSettings
+from services.gateway import problems
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
@@ -55,6 +58,11 @@ async def test_documentation_pages_load_nothing_from_elsewhere(client: httpx.Asy
             assert (await client.get(source)).status_code == 200
 
 
+async def test_the_front_page_leads_to_the_documentation(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/docs")
+
+
 async def test_every_operation_says_what_it_answers_and_how_it_fails(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert len(document["paths"]) >= 25
@@ -62,6 +70,8 @@ async def test_every_operation_says_what_it_answers_and_how_it_fails(client: htt
         for method, operation in operations.items():
             assert "default" in operation["responses"], f"{method} {path}"
             assert operation["summary"], f"{method} {path}"
+    health = document["paths"]["/api/v1/health"]["get"]["responses"]["200"]
+    assert health["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Health"}
 
 
 async def test_a_service_that_is_away_is_a_503_problem(client: httpx.AsyncClient) -> None:
@@ -165,13 +175,54 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
             assert "2048 bytes" in answer.json()["detail"]
 
 
+async def test_parameters_have_a_smaller_limit_than_arrays(client: httpx.AsyncClient) -> None:
+    large = b'{"a": "' + b"a" * (1 << 20) + b'"}'
+    for path, status in (("jobs", 413), ("simulate", 413), ("analyze", 400), ("predict", 400)):
+        answer = await client.post(
+            f"/api/v1/{path}", content=large, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == status, path
+
+
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
-    for answer, status in (
-        (await client.get("/api/v1/nothing"), 404),
-        (await client.put("/api/v1/jobs"), 405),
+    large = {"content": b"a" * (1 << 20), "headers": {"content-type": "application/json"}}
+    for answer, status, reason in (
+        (await client.get("/api/v1/nothing"), 404, "NOT_FOUND"),
+        (await client.put("/api/v1/jobs"), 405, "METHOD_NOT_ALLOWED"),
+        (await client.post("/api/v1/jobs", **large), 413, "BODY_TOO_LARGE"),
+        (await client.get("/", headers={"Host": "evil.example"}), 400, "INVALID_ARGUMENT"),
     ):
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["reason"] == reason
+        assert len(answer.json()["trace_id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "status", "reason"),
+    [
+        ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 4)", 413, "BODY_TOO_LARGE"),
+        ("RESOURCE_EXHAUSTED", "the queue is full", 429, "RESOURCE_EXHAUSTED"),
+        ("INTERNAL", "Internal error from Core", 503, "UNAVAILABLE"),
+        ("INTERNAL", "a fault", 500, "INTERNAL"),
+    ],
+)
+async def test_what_the_transport_says_is_told_from_what_a_service_says(
+    code: str, details: str, status: int, reason: str
+) -> None:
+    app = FastAPI()
+    problems.install(app)
+
+    @app.get("/")
+    async def call() -> None:
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode[code], grpc.aio.Metadata(), grpc.aio.Metadata(), details=details
+        )
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.get("/")
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
 
 
 async def test_a_path_segment_that_is_no_name_does_not_exist(client: httpx.AsyncClient) -> None:
@@ -185,7 +236,51 @@ async def test_single_mode_trusts_this_machine_only() -> None:
 
 
 async def test_single_mode_refuses_a_host_name_that_was_rebound_here(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/api/v1/health", headers={"host": "evil.example"})).status_code == 400
+    for host in ("evil.example", "localhost.evil.example", "localhost@evil.example", "evil.example:80", ""):
+        assert (await client.get("/api/v1/health", headers={"Host": host})).status_code == 400, host
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000"):
+        assert (await client.get("/api/v1/health", headers={"Host": host})).status_code == 200, host
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"},
+        # Another program's page on this machine is another site.
+        {"Origin": "http://localhost:9999", "Sec-Fetch-Site": "same-site"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_a_page_of_another_site_writes_nothing(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    headers = headers | {"Content-Type": "text/plain"}
+    for method, path in (
+        ("POST", "datasets/csrf/versions?filename=a.txt"),
+        ("POST", "jobs/a:cancel"),
+        ("DELETE", "datasets/a"),
+    ):
+        answer = await client.request(method, f"/api/v1/{path}", content=b"1 2\n", headers=headers)
+        assert answer.status_code == 403
+        assert answer.json()["reason"] == "CROSS_SITE"
+    assert (await client.get("/api/v1/jobs", headers=headers)).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://localhost:8000"},
+        {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "https://localhost:8000", "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+    ],
+    ids=["a program", "our page", "a listed page", "our page behind TLS", "the address bar"],
+)
+async def test_programs_and_our_own_pages_write(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    assert (await client.post("/api/v1/jobs/a:cancel", headers=headers)).status_code == 503
 
 
 async def test_proxy_mode_counts_the_user_header_only_with_the_secret(tmp_path: Path) -> None:

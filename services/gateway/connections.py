@@ -1,0 +1,66 @@
+"""Connections: a client that does not finish its request's head is not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class ImpatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, with a limit on the time that a request's head takes.
+
+    It runs from the connection's start, and later from the first byte of the next request or of a rest that
+    nobody reads any more; more bytes do not prolong it.
+    """
+
+    head_seconds: ClassVar[float]
+    _head_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def within(cls, head_seconds: float) -> type[ImpatientProtocol]:
+        """The protocol with its limit."""
+        return type(cls.__name__, (cls,), {"head_seconds": head_seconds})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the clock."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what came, then starts or stops the clock."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clock."""
+        super().connection_lost(exc)
+        self._stop()
+
+    def _watch(self) -> None:
+        if self._answering():
+            self._stop()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._too_late)
+
+    def _answering(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _too_late(self) -> None:
+        self._head_timer = None
+        if not self._answering():
+            self.transport.close()
+
+    def _stop(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def allow_open_files() -> None:
+    """As many open files as the system lets this process have: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

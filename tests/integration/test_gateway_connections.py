@@ -1,0 +1,116 @@
+"""The gateway as a process: what it does about clients that leave it waiting."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from guidehall.local.identity import Identity
+from tests.processes import Program
+
+HEAD = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+_WAIT_SECONDS = 20
+
+
+class Gateway(Program):
+    """A gateway in single mode with nothing behind it."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        identity = Identity(folder)
+        identity.ensure()
+        values = {
+            "HTTP__PORT": 0,
+            "OPS__PORT": 0,
+            "AUTH__SERVICE_KEY_FILE": identity.key_file("gateway"),
+            "AUTH__TRUST_FILE": identity.trust_file,
+            **{f"{service}__TARGET": "127.0.0.1:1" for service in ("TRAINER", "STORAGE", "INFERENCE")},
+            **settings,
+        }
+        variables = {f"GUIDEHALL_GATEWAY__{name}": str(value) for name, value in values.items()}
+        super().__init__("services.gateway", "serve", environ={**os.environ, **variables})
+        told = self.wait_for("Uvicorn running on")
+        self.port = int(told.split("127.0.0.1:")[1].split()[0])
+
+    def connect(self, *sent: bytes) -> socket.socket:
+        """A connection that has sent this much."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=_WAIT_SECONDS)
+        connection.sendall(b"".join(sent))
+        return connection
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    with ExitStack() as stack:
+
+        def run(**settings: object) -> Gateway:
+            gateway = Gateway(tmp_path / "identity", **settings)
+            stack.callback(gateway.stop)
+            return gateway
+
+        yield run
+
+
+def _to_the_end(connection: socket.socket) -> bytes:
+    """What comes until the other side closes; a test that waits too long fails."""
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def test_a_head_that_does_not_come_whole_in_time_ends_its_connection(start: Callable[..., Gateway]) -> None:
+    gateway = start(HTTP__HEAD_SECONDS=1)
+    silent, begun = gateway.connect(), gateway.connect(HEAD, b"X-A: ")
+    # It has had one answer, and is now as slow with the next request.
+    second = gateway.connect(HEAD, b"\r\n")
+    with second.makefile("rb") as answer:
+        assert answer.readline().startswith(b"HTTP/1.1 200")
+    second.sendall(b"GET /")
+    for connection in (silent, begun):
+        assert _to_the_end(connection) == b""
+    assert b"HTTP/1.1" not in _to_the_end(second)
+
+
+def test_more_bytes_do_not_prolong_the_time_for_a_head(start: Callable[..., Gateway]) -> None:
+    gateway = start(HTTP__HEAD_SECONDS=1)
+    with gateway.connect(HEAD) as connection:
+        connection.settimeout(0.1)
+        for _ in range(_WAIT_SECONDS * 10):
+            try:
+                connection.sendall(b"X: y\r\n")
+                assert connection.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                pass
+            return
+    raise AssertionError("it still listens")
+
+
+def test_a_body_that_does_not_come_whole_in_time_is_a_408(start: Callable[..., Gateway]) -> None:
+    gateway = start(HTTP__BODY_SECONDS=0.5)
+    head = b"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    answer = _to_the_end(gateway.connect(head, b"Content-Length: 100\r\n\r\n{"))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"application/problem+json" in answer
+
+
+def test_connections_over_the_limit_are_told_503(start: Callable[..., Gateway]) -> None:
+    gateway = start(HTTP__MAX_CONNECTIONS=3)
+    with gateway.connect(), gateway.connect():
+        over = gateway.connect(HEAD, b"Connection: close\r\n\r\n")
+        assert _to_the_end(over).startswith(b"HTTP/1.1 503")
+
+
+def test_it_takes_all_the_open_files_that_it_may_have(start: Callable[..., Gateway]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+    try:
+        gateway = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE) == (hard, hard)

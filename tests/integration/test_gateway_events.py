@@ -1,0 +1,77 @@
+"""Server-sent events of the gateway, with the trainer behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.channels import ServiceTokens, credentials_interceptors
+from guidehall.core.settings import AuthSettings, ChannelSettings
+from services.gateway.app import create_app
+from services.gateway.backends import Backends
+from services.gateway.identity import HttpIdentity
+from services.gateway.settings import GatewaySettings
+from tests.fixtures.trainer import Cast, TrainerSite, progress
+
+
+@pytest.fixture
+async def http(trainer: TrainerSite) -> AsyncIterator[httpx.AsyncClient]:
+    identity = trainer.identity
+    settings = GatewaySettings(
+        auth=AuthSettings(mode="token", trust_file=identity.trust_file),
+        trainer=ChannelSettings(target=trainer.target),
+    )
+    tokens = ServiceTokens(TokenIssuer("gateway", KeyPair.load(identity.key_file("gateway"))))
+    app = create_app(
+        settings,
+        HttpIdentity(settings.auth, Authenticator(settings.auth, "gateway")),
+        lambda: Backends(settings, credentials_interceptors(tokens, delegate=True)),
+    )
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {trainer.token('ada')}"}
+    base = "http://localhost/api/v1"
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url=base, headers=headers) as client,
+    ):
+        yield client
+
+
+async def test_a_number_beyond_the_newest_event_is_refused(cast: Cast, http: httpx.AsyncClient) -> None:
+    job = await cast.owner().submit()
+    events = f"/jobs/{job.name.rpartition('/')[2]}/events"
+    by_query = await http.get(events, params={"after_seq": job.last_seq + 1})
+    by_header = await http.get(events, headers={"Last-Event-ID": str(job.last_seq + 1)})
+    for answer, field in ((by_query, "after_seq"), (by_header, "Last-Event-ID")):
+        assert answer.status_code == 400
+        assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+        assert f"at most {job.last_seq}" in answer.json()["detail"]
+
+
+async def test_who_has_seen_the_last_event_of_a_job_is_told_not_to_come_again(
+    cast: Cast, http: httpx.AsyncClient
+) -> None:
+    owner = cast.owner()
+    job = await owner.submit()
+    await owner.cancel(job.name)
+    ended = await owner.wait(job.name, "CANCELLED")
+    events = f"/jobs/{job.name.rpartition('/')[2]}/events"
+    before = await http.get(events, headers={"Last-Event-ID": str(ended.last_seq - 1)})
+    after = await http.get(events, headers={"Last-Event-ID": str(ended.last_seq)})
+    assert (before.status_code, after.status_code) == (200, 204)
+    assert f"id: {ended.last_seq}\n" in before.text
+    assert after.content == b""
+
+
+async def test_a_job_whose_numbers_are_not_finite_is_answered(cast: Cast, http: httpx.AsyncClient) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    async with worker.session(lease) as session:
+        await session.report(1, [progress(1, loss=float("nan"), rate=0.5)])
+    answer = await http.get(f"/jobs/{job.name.rpartition('/')[2]}")
+    assert answer.status_code == 200
+    assert answer.json()["progress"]["metrics"] == {"loss": None, "rate": 0.5}
