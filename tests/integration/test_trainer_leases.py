@@ -12,7 +12,15 @@ import pytest
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
-from tests.fixtures.trainer import LEASE_SECONDS, Cast, TalkingWorker, TrainerSite, object_ref, refused
+from tests.fixtures.trainer import (
+    LEASE_SECONDS,
+    RETRY_FIRST_SECONDS,
+    Cast,
+    TalkingWorker,
+    TrainerSite,
+    object_ref,
+    refused,
+)
 
 # Choosing -----------------------------------------------------------------------------------------------
 
@@ -232,9 +240,10 @@ async def test_a_passing_failure_is_tried_again_after_a_while(cast: Cast) -> Non
     owner, worker = cast.owner(), await cast.worker()
     job = await owner.submit(max_attempts=2)
     first = await worker.must_lease()
+    failed_at = time.monotonic()
     assert await worker.finish(first, "FAILED", "TRANSIENT_ERROR") == "QUEUED"
-    assert await worker.lease() is None
     second = await worker.must_lease()
+    assert time.monotonic() - failed_at >= RETRY_FIRST_SECONDS
     assert second.attempt == 2
     error = {"code": "INTERNAL", "reason": "BROKEN", "message": "out of\x00luck"}
     assert await worker.finish(second, "FAILED", "OUT_OF_MEMORY", error=error) == "FAILED"
