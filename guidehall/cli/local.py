@@ -121,11 +121,24 @@ def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> N
 
 @click.command()
 @_data_option
-def down(data: Path) -> None:
-    """Stop the platform of this machine. Everything that it keeps stays."""
+@click.option("--delete-data", is_flag=True, help="Then delete everything that it keeps: jobs, models, data.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def down(data: Path, delete_data: bool, yes: bool) -> int:
+    """Stop the platform of this machine. Everything that it keeps stays, unless it is to be deleted."""
     from guidehall.local import control
 
+    kept = control.folders(data) if delete_data else []
+    names = " and ".join(map(str, kept))
+    if kept and not yes and not click.confirm(f"Delete all jobs, models and data in {names}?", err=True):
+        click.echo("nothing was stopped or deleted")
+        return ExitCode.FAILED
     click.echo("stopped" if control.down(data) else "nothing was running")
+    if kept:
+        control.delete(data)
+        click.echo(f"deleted what was in {names}")
+    elif delete_data:
+        click.echo(f"there is nothing to delete in {data}")
+    return ExitCode.DONE
 
 
 COMMANDS = (up, status, logs, down)

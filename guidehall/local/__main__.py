@@ -10,6 +10,9 @@ from guidehall.local.errors import StackError
 from guidehall.local.stack import AUTH_MODES, Options, up
 from guidehall.local.supervisor import silent
 
+# As the command line has it.
+_INTERRUPTED = 130
+
 
 def main() -> int:
     """Runs the stack until told to end."""
@@ -24,6 +27,8 @@ def main() -> int:
     except StackError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return 0
 
 

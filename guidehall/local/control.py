@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,17 @@ from guidehall.local import lock, record
 from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.files import read_json
 from guidehall.local.logfiles import follow, last_lines
+from guidehall.local.postgres import home_elsewhere
 from guidehall.local.probes import is_ready
 from guidehall.local.stack import ENDPOINTS, SUPERVISOR_LOG, Options, summary
 from guidehall.local.supervisor import Report
 
 _POLL_SECONDS = 0.1
+# What a stack makes in its data folder, which may hold more.
+_KEPT = (
+    "endpoints.json", "identity", "inference", "logs", "nats", "ports.json", "postgres", "s3",
+    "schema-*.json", "secrets", "stack.json", "tmp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,35 @@ def down(data: Path, seconds: float = 90.0) -> bool:
         time.sleep(_POLL_SECONDS)
     record.end_leftovers(data)
     return True
+
+
+def folders(data: Path) -> list[Path]:
+    """The folders that hold what the stack of a data folder keeps; none where there never was a stack."""
+    if not (data / lock.NAME).is_file():
+        return []
+    elsewhere = home_elsewhere(data)
+    return [data] if elsewhere is None else [data, elsewhere]
+
+
+def delete(data: Path) -> None:
+    """Deletes what the stack of a data folder keeps, and no file of others.
+
+    Raises:
+        AlreadyRunning: it runs.
+    """
+    found = folders(data)
+    if not found:
+        return
+    with lock.FolderLock(data):
+        for folder in found[1:]:
+            shutil.rmtree(folder)
+        for pattern in _KEPT:
+            for path in data.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (data / lock.NAME).unlink()
+    # What else is in it is not ours.
+    with suppress(OSError):
+        data.rmdir()
 
 
 def tail_logs(data: Path, service: str, lines: int = 50, following: bool = False) -> Iterator[str]:

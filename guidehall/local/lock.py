@@ -9,7 +9,7 @@ from pathlib import Path
 
 from guidehall.local.errors import AlreadyRunning
 
-_NAME = "lock"
+NAME = "lock"
 _TRIES = 5
 _RETRY_SECONDS = 0.02
 
@@ -23,7 +23,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         # Never removed: a lock on a removed file would exclude nobody.
-        self._descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self._take():
             holder = os.pread(self._descriptor, 32, 0).decode().strip()
             os.close(self._descriptor)
@@ -63,7 +63,7 @@ def holder(folder: Path) -> int | None:
     A number left by a killed supervisor does not count, as its lock went with it.
     """
     try:
-        descriptor = os.open(folder / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:

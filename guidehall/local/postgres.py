@@ -27,6 +27,9 @@ SUPERUSER = "postgres"
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 # Roots for data of a server that may not enter our folder, best first: what is in /var/tmp may be swept away.
 _ELSEWHERE = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 (mkdtemp makes the folder in it)
+_PREFIX = "guidehall-"
+# Says in our folder where that is.
+_RECORD = "elsewhere.json"
 # Modest: a handful of services on a machine of two cores that also trains networks.
 _SETTINGS = {
     "unix_socket_directories": "",
@@ -127,6 +130,11 @@ class PostgresServer:
         # The script goes by standard input and the password by file: other accounts can read command lines.
         passfile = self._secrets.keep("pgpass", f"*:*:*:{self.user}:{self.password}\n")
         return run_psql(self._original, self.host, self.port, self.user, passfile, sql)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no database yet."""
+        return _version_of(self._data) is None
 
     def remove(self) -> None:
         """Removes the data, wherever they are; for tests."""
@@ -232,7 +240,7 @@ def _home(folder: Path, account: Account | None) -> Path:
         return home
     for passed in (folder, home):
         passed.chmod(passed.stat().st_mode | 0o011)
-    record = home / "elsewhere.json"
+    record = home / _RECORD
     elsewhere = read_json(record).get("home")
     if elsewhere is None and can_enter(account, home):
         return home
@@ -246,10 +254,18 @@ def _home(folder: Path, account: Account | None) -> Path:
     return Path(elsewhere)
 
 
+def home_elsewhere(folder: Path) -> Path | None:
+    """The folder of the server's files outside `folder`; None if there is none."""
+    text = read_json(folder / "postgres" / _RECORD).get("home")
+    home = Path(text) if isinstance(text, str) else None
+    made = home is not None and home.parent in _ELSEWHERE and home.name.startswith(_PREFIX)
+    return home if made and home is not None and home.is_dir() else None
+
+
 def _make_elsewhere() -> str:
     for root in _ELSEWHERE:
         with contextlib.suppress(OSError):
-            made = tempfile.mkdtemp(prefix="guidehall-", dir=root)
+            made = tempfile.mkdtemp(prefix=_PREFIX, dir=root)
             # Ours, and only to be passed through: the account owns nothing but the data in it.
             Path(made).chmod(0o711)
             return made

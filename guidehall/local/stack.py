@@ -105,6 +105,9 @@ class Stack:
             raise StackError(f"{self._data} cannot be the data folder: {error.strerror}") from error
         try:
             self._start()
+        except (Interrupted, KeyboardInterrupt):
+            self._end("stopped")
+            raise
         except BaseException as error:
             self._end("failed", str(error))
             raise
@@ -194,6 +197,7 @@ def up(options: Options, report: Report = print) -> None:
     Raises:
         AlreadyRunning: another process runs the stack of this folder.
         StackError: something does not start; nothing is left running.
+        KeyboardInterrupt: it was told to end before it was ready; nothing is left running.
     """
     stack = Stack(options, report)
 
@@ -208,7 +212,8 @@ def up(options: Options, report: Report = print) -> None:
         report("stopping (once more to kill)")
         stack.stop()
     except Interrupted:
-        report("interrupted; everything is stopped")
+        report("everything is stopped")
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -253,7 +258,7 @@ def _backing(
         server = PostgresServer(folder, ports.choose("postgres", POSTGRES_PORT), secrets)
         programs.append(dataclasses.replace(server.program(), provision=lambda: server.provide(_DATABASES)))
         postgres = server
-        if not server.home.is_relative_to(folder):
+        if server.is_new and not server.home.is_relative_to(folder):
             report(f"postgres keeps its data in {server.home}: it may not run as root, nor enter {folder}")
     nats: NatsServer | ExternalNats
     if url := variables.get(NATS_VARIABLE):

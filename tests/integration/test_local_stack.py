@@ -211,8 +211,10 @@ def test_an_interrupt_while_starting_leaves_nothing(folder: Path) -> None:
         _wait_until(lambda: any(service.pid for service in status(folder).services))
         pids = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        code = process.wait(timeout=30)
 
+    assert code == 130
+    assert (status(folder).stage, status(folder).error) == ("stopped", "")
     assert [pid for pid in pids if identity(pid) is not None] == []
     assert lock.holder(folder) is None
 
