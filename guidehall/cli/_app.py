@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import guidehall
 from guidehall.cli import data, demo, jobs, local, platform, predict, submit
 from guidehall.cli._exit import ExitCode, exit_code
 from guidehall.cli._extras import needs_more
@@ -39,7 +40,21 @@ Completion (bash; zsh and fish alike)
 """
 
 
+class _Interrupted(Exception):
+    """Somebody pressed Ctrl-C; may carry what to say about that."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # click itself would print an empty line.
+            raise _Interrupted(*error.args) from error
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=_EPILOG,
 )
@@ -58,6 +73,7 @@ Completion (bash; zsh and fish alike)
     metavar="SECONDS",
     help="How long one call may take.",
 )
+@click.version_option(guidehall.__version__, message="%(prog)s %(version)s")
 def cli(**_: object) -> None:
     """Measured curves in, physics out: jobs, models and answers of a Guidehall.
 
@@ -79,8 +95,12 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (_Interrupted, KeyboardInterrupt, click.Abort) as error:
+        if sys.stderr.isatty() and isinstance(error, _Interrupted):
+            # Behind the ^C.
+            click.echo(err=True)
+        for line in (*error.args, "interrupted"):
+            click.echo(line, err=True)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone, as `head` does: nothing to say, and nobody to say it to.

@@ -36,8 +36,7 @@ def follow(client: Client, job: str, after_seq: int, as_json: bool) -> ExitCode:
             _show(client.watch(name, after_seq), view)
     except KeyboardInterrupt:
         # The job has not noticed.
-        click.echo(f"the job goes on; end it with: guidehall cancel {short(name)}", err=True)
-        raise
+        raise KeyboardInterrupt(f"the job goes on; end it with: guidehall cancel {short(name)}") from None
     return ExitCode.DONE if client.job(name).state is JobState.SUCCEEDED else ExitCode.FAILED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,19 @@ from guidehall.cli._output import age, clean, duration, emit, pairs, short, size
 if TYPE_CHECKING:
     from guidehall.client import Client, Job, Result
 
+_JOB_ID = re.compile(r"[0-9a-f-]{4,36}")
 _STATES = ("QUEUED", "LEASED", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED")
+
+
+def _checked(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    if text is None or "/" in text or _JOB_ID.fullmatch(text.strip().lower()):
+        return text
+    raise click.BadParameter(
+        f"{text!r} is neither a job's name, nor its id, nor the first 4 or more hexadecimal digits of its id."
+    )
+
+
+_job_argument = click.argument("job", callback=_checked)
 
 
 @click.command(
@@ -62,10 +75,10 @@ def _progress(job: Job) -> str:
 
 
 @click.command(epilog="\b\nExample\n  guidehall job 3f2a91c0")
-@click.argument("job")
+@_job_argument
 @json_option
 def job(job: str, as_json: bool) -> None:
-    """Show one JOB: its name, its id, or the first four or more signs of its id."""
+    """Show one JOB: its name, its id, or the first four or more hexadecimal digits of its id."""
     with connect() as client:
         found = client.job(job)
     if as_json:
@@ -110,7 +123,7 @@ def _show_job(job: Job) -> None:
 @click.command(
     epilog="\b\nExample\n  guidehall watch 3f2a91c0\n\nExits with 0 when the job succeeded, else with 1."
 )
-@click.argument("job")
+@_job_argument
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this number.")
 @json_option
 @click.pass_context
@@ -123,7 +136,7 @@ def watch(ctx: click.Context, job: str, after: int, as_json: bool) -> None:
 
 
 @click.command(epilog="\b\nExample\n  guidehall cancel 3f2a91c0")
-@click.argument("job")
+@_job_argument
 @json_option
 def cancel(job: str, as_json: bool) -> None:
     """Ask for the end of JOB. To ask again does no harm."""
@@ -136,7 +149,7 @@ def cancel(job: str, as_json: bool) -> None:
 
 
 @click.command(epilog="\b\nExample\n  guidehall result 3f2a91c0 --artifacts out/")
-@click.argument("job")
+@_job_argument
 @click.option(
     "--artifacts",
     type=click.Path(file_okay=False, path_type=Path),
@@ -147,7 +160,7 @@ def cancel(job: str, as_json: bool) -> None:
 def result(job: str, artifacts: Path | None, as_json: bool) -> None:
     """Show what JOB left: its document and its files."""
     with connect() as client:
-        found = client.result(job)
+        found = _result(client, job)
         if artifacts is not None:
             _save(client, found, artifacts)
     if as_json:
@@ -162,6 +175,27 @@ def result(job: str, artifacts: Path | None, as_json: bool) -> None:
     table(("FILE", "TYPE", "SIZE"), rows, empty="no files")
     if artifacts is not None:
         click.echo(f"{len(rows)} files written to {artifacts}")
+
+
+def _result(client: Client, text: str) -> Result:
+    """The result of a job; where there is none, the error says how the job is."""
+    from guidehall.client import JobState
+    from guidehall.client.errors import FailedPrecondition, NotFound
+
+    try:
+        return client.result(text)
+    except NotFound:
+        if "/results/" in text:
+            raise
+        job = client.job(text)
+        said = f"job {short(job.name)}"
+        if not job.state.final:
+            raise NotFound(f"{said} is {job.status}: its result comes when it has succeeded") from None
+        if job.state is JobState.SUCCEEDED:
+            raise
+        ended = "was cancelled" if job.state is JobState.CANCELLED else "has failed"
+        reason = f": {job.error.message}" if job.error is not None else ""
+        raise FailedPrecondition(f"{said} {ended}, so it has no result{reason}") from None
 
 
 def _save(client: Client, result: Result, folder: Path) -> None:

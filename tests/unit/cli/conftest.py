@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2, reflectometry_pb2_grpc
+from guidehall.contracts.results.v1 import results_pb2_grpc
 from guidehall.core.errors import AppError, NotFound, to_status
 from guidehall.science import registry
 
@@ -21,7 +22,11 @@ JOB = "projects/default/jobs/0a1b2c3d-0000-4000-8000-000000000000"
 
 
 @dataclass
-class Peer(jobs_pb2_grpc.JobsServiceServicer, reflectometry_pb2_grpc.ReflectometryServiceServicer):
+class Peer(
+    jobs_pb2_grpc.JobsServiceServicer,
+    reflectometry_pb2_grpc.ReflectometryServiceServicer,
+    results_pb2_grpc.ResultsServiceServicer,
+):
     """Knows the real pipelines; keeps what it was asked; refuses with `error` when a test sets it."""
 
     requests: list[Any] = field(default_factory=list)
@@ -55,6 +60,9 @@ class Peer(jobs_pb2_grpc.JobsServiceServicer, reflectometry_pb2_grpc.Reflectomet
 
     def WatchJob(self, request: Any, _: grpc.ServicerContext) -> Iterator[jobs_pb2.JobEvent]:  # noqa: N802
         yield from (event for event in self.events if event.seq > request.after_seq)
+
+    def GetResult(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self._refuse(NotFound(f"{request.name} does not exist"), context)
 
     def AnalyzeCurve(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._answer(request, context, self.analysis)
@@ -90,6 +98,7 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     jobs_pb2_grpc.add_JobsServiceServicer_to_server(servicer, server)
     reflectometry_pb2_grpc.add_ReflectometryServiceServicer_to_server(servicer, server)
+    results_pb2_grpc.add_ResultsServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     target = f"127.0.0.1:{port}"

@@ -130,6 +130,54 @@ def test_job_shows_why_it_failed(failed: Peer, capsys: pytest.CaptureFixture[str
     assert "error     the film is too thick" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("state", "said", "code"),
+    [
+        (
+            jobs_pb2.JOB_STATE_FAILED,
+            "job 0a1b2c3d has failed, so it has no result: the film is too thick",
+            1,
+        ),
+        (jobs_pb2.JOB_STATE_CANCELLED, "job 0a1b2c3d was cancelled, so it has no result", 1),
+        (
+            jobs_pb2.JOB_STATE_RUNNING,
+            "job 0a1b2c3d is running: its result comes when it has succeeded",
+            3,
+        ),
+        (jobs_pb2.JOB_STATE_SUCCEEDED, "does not exist", 3),
+    ],
+)
+def test_missing_result_is_explained_by_the_job(
+    failed: Peer, capsys: pytest.CaptureFixture[str], state: jobs_pb2.JobState.ValueType, said: str, code: int
+) -> None:
+    failed.job.state = state
+    if state != jobs_pb2.JOB_STATE_FAILED:
+        failed.job.ClearField("error")
+
+    assert run(["result", JOB]) == code
+
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["job", "cancel", "watch", "result"])
+@pytest.mark.parametrize("text", ["zzzz", "nojob1", "0a1"])
+def test_what_names_no_job_is_refused(
+    peer: Peer, capsys: pytest.CaptureFixture[str], command: str, text: str
+) -> None:
+    assert run([command, text]) == 2
+
+    assert "hexadecimal digits" in capsys.readouterr().err
+    assert peer.requests == []
+
+
+def test_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    by_option = capsys.readouterr().out
+    assert run(["version"]) == 0
+
+    assert by_option == capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [["jobs"], ["job", JOB], ["cancel", JOB], ["pipelines"]])
 def test_json_is_one_document(peer: Peer, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert run([*command, "--json"]) == 0
@@ -238,7 +286,6 @@ def test_interrupted_watch_says_that_the_job_goes_on(peer: Peer) -> None:
     assert watch.returncode == 130
     assert said.split("\n") == [
         "the job goes on; end it with: guidehall cancel 0a1b2c3d",
-        "",
         "interrupted",
         "",
     ]
