@@ -144,8 +144,8 @@ class SameSite:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit, declared or not, before they are read whole, and those that do not arrive
-    in time. Raw uploads have their own limits.
+    """Refuses bodies over a limit, declared or not, before they are read whole, those that do not arrive in
+    time, and those that are mostly structure. Raw uploads have their own limits.
 
     Args:
         app: what follows.
@@ -154,6 +154,8 @@ class BodyLimit:
         seconds: longest wait for a whole body.
     """
 
+    # Numbers and text are cheap; arrays, objects and names cost enough to keep everybody else waiting.
+    _MAX_STRUCTURE = 20_000
     _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict"})
 
     def __init__(self, app: ASGIApp, limit_bytes: int, array_limit_bytes: int, seconds: float) -> None:
@@ -175,10 +177,10 @@ class BodyLimit:
             await respond_http(Request(scope), too_large)(scope, receive, send)
             return
         deadline = asyncio.get_running_loop().time() + self._seconds
-        received, whole = 0, False
+        received, structure, whole = 0, 0, False
 
         async def receive_limited() -> Message:
-            nonlocal received, whole
+            nonlocal received, structure, whole
             try:
                 async with asyncio.timeout_at(None if whole else deadline):
                     message = await receive()
@@ -187,9 +189,15 @@ class BodyLimit:
                     408, f"the body has not arrived within {self._seconds:g} seconds", headers
                 ) from None
             whole = not message.get("more_body", False)
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received += len(body)
+            structure += sum(body.count(sign) for sign in (b"[", b"{", b":"))
             if received > limit:
                 raise too_large
+            if structure > self._MAX_STRUCTURE:
+                raise HTTPException(
+                    413, f"more than {self._MAX_STRUCTURE} arrays, objects and names in the body", headers
+                )
             return message
 
         await self._app(scope, receive_limited, send)

@@ -123,7 +123,6 @@ TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "co
         ("jobs", JOB + '"\\ud800": 1}', "body"),
         ("jobs", JOB + '"params": {"\\ud800": 1}}', "params.?"),
         ("jobs", JOB + '"timeout_seconds": 9223372036854775808}', "timeout_seconds"),
-        ("jobs", "{" + ",".join(f'"{i}": 1' for i in range(100)) + "}", "body"),
         ("datasets", '{"description": "\\ud800"}', "description"),
         ("simulate", '{"params": {"a": [NaN]}}', "params.a.0"),
         ("predict", TENSOR % (1, "é"), "inputs.a.content"),
@@ -149,7 +148,7 @@ async def test_a_number_beyond_64_bits_in_a_query_is_a_400(client: httpx.AsyncCl
     assert answer.json()["violations"]
 
 
-@pytest.mark.parametrize("depth", [990, 100_000])
+@pytest.mark.parametrize("depth", [990, 10_000])
 async def test_json_that_is_too_deep_to_parse_is_a_400_and_no_line_in_the_log(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, depth: int
 ) -> None:
@@ -182,6 +181,14 @@ async def test_parameters_have_a_smaller_limit_than_arrays(client: httpx.AsyncCl
             f"/api/v1/{path}", content=large, headers={"content-type": "application/json"}
         )
         assert answer.status_code == status, path
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", '{"a": 1}'])
+async def test_a_body_that_is_mostly_structure_is_refused(client: httpx.AsyncClient, item: str) -> None:
+    body = '{"model": "m", "inputs": {}, "outputs": [' + ",".join([item] * 30_000) + "]}"
+    answer = await client.post("/api/v1/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "arrays, objects and names" in answer.json()["detail"]
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
