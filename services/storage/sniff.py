@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guidehall.core.errors import InvalidArgument
+from services.storage.pickles import is_pickle
 
 # Enough for the largest header that is accepted, and to tell text from anything else.
 HEAD_BYTES = 64 << 10
@@ -57,7 +58,7 @@ class DataInspector:
         if not self._decided:
             self._head += data[: HEAD_BYTES - len(self._head)]
             if len(self._head) == HEAD_BYTES:
-                self._decide()
+                self._decide(complete=False)
 
     def finish(self, size_bytes: int) -> dict[str, Any]:
         """What the content is: "format", and for an array "dtype", "shape" and "fortran_order".
@@ -66,7 +67,7 @@ class DataInspector:
             InvalidArgument: content that is not accepted, or an array that is not complete.
         """
         if not self._decided:
-            self._decide()
+            self._decide(complete=True)
         array = self._array
         if array is None:
             return {"format": "text" if _is_text(bytes(self._head)) else "binary"}
@@ -79,9 +80,9 @@ class DataInspector:
             "fortran_order": array.fortran_order,
         }
 
-    def _decide(self) -> None:
+    def _decide(self, *, complete: bool) -> None:
         head = bytes(self._head)
-        if head.startswith(_PICKLES):
+        if head.startswith(_PICKLES) or is_pickle(head, complete=complete):
             raise _refused("a pickle, which could run code; save arrays with numpy.save(allow_pickle=False)")
         if head.startswith(_ZIPS):
             raise _refused(

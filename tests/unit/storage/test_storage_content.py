@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from typing import Any
 
@@ -69,7 +70,7 @@ def _npy(header: str) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        *(pickle.dumps({"a": 1}, protocol) for protocol in (2, 3, 4, 5)),
+        *(pickle.dumps({"a": 1}, protocol) for protocol in range(6)),
         b"PK\x03\x04",
         b"PK\x05\x06" + bytes(18),
         b"\x93NUMPY",
@@ -119,6 +120,125 @@ def test_text_is_told_from_anything_else(content: bytes, kind: str) -> None:
     assert inspect(DataInspector(), content) == {"format": kind}
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4),
+    max_leaves=10,
+)  # fmt: skip
+
+
+class Runs:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+@pytest.mark.parametrize(
+    "value",
+    [
+        Runs(), [1.5, Runs()], os.system, Ellipsis, {1, 2}, (1, 2), [], {"q": [0.01], "r": [1.0]},
+        np.float64(2.0), np.arange(3.0), np.zeros(100_000), np.array(["a", None], dtype=object),
+        list(range(100_000)), [[0.5 * row, 1.0] for row in range(30_000)],
+        {number: str(number) for number in range(50_000)},
+        ["x" * 100_000],
+    ],
+)  # fmt: skip
+def test_old_pickles_are_recognised_though_nothing_marks_them(protocol: int, value: object) -> None:
+    with pytest.raises(InvalidArgument, match="a pickle"):
+        inspect(DataInspector(), pickle.dumps(value, protocol), 1 << 16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR. and more",
+        # Unpickling fails, but only after the call.
+        b"cos\nsystem\n(S'true'\ntR!",
+        b"(S'true'\nios\nsystem\n!",
+        b"(cos\nsystem\nS'true'\no!",
+        b"(0N0N0cos\nsystem\n(S'true'\ntR.\n",
+        b"\x80\x00cos\nsystem\n(S'true'\ntR.",
+        b"N0" * 100 + b"cos\nsystem\nS'true'\n\x85R.",
+        b"S'true'\np7\n0cos\nsystem\n(g7\ntR.",
+    ],
+)
+def test_hand_made_pickles_are_recognised(content: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="a pickle"):
+        inspect(DataInspector(), content)
+
+
+TEXTS = [
+    "0.01 1.0 0.1\n0.02 0.9 0.1\n",
+    "# Q (1/A), R, dR\n1e-2,1.0,1e-3\n",
+    "-1 2\n",
+    ".5 .3\n.6 .2\n",
+    "+1.5\t2\r\n3\t4\r\n",
+    "1.", "0.", "2.", "10.", "20.5", "1.2.3", "",
+    "1;2,5;3\n",
+    "   0.1   2.0\n",
+    "\ufeffQ;R\n0,1;1\n",
+    "% Matlab\n1 2\n",
+    "! FullProf\n1 2\n",
+    "@TYPE xy\n&\n",
+    "; comment\n1 2\n",
+    "//head\n1 2\n",
+    "$data\n*END\n",
+    "<?xml version='1.0'?><SASroot/>",
+    '{"q": [0.01, 0.02], "r": [1.0, 0.9]}',
+    "[1.0, 2.0]\n[[1, 2], [3, 4]]",
+    '"Q","R"\n"1","2"\n',
+    "null", "NaN NaN\n", "Infinity\n", "inf -inf\n", "true",
+    "Q,R,dR,dQ\n0.01,1,0.1,0.001\n",
+    "Qz R sR sQz\n0.01 1 0.1 0.001\n",
+    "q\tI\n0.1\t2\n",
+    "I\n1\n2\n", "I1\n.", "I 5\n",
+    "F1.0\nF2.0\n",
+    "N. of points: 5\n0.1 1\n", "N.",
+    "Voltage Current\n.1 .2\n", "V\n.", "V 1 2\nV 3 4\n" * 9000,
+    "channel\ncounts\n.5\n1\n", "cps\nq\n.1 .2\n",
+    "counts\nerror\ncounts\nerror\nRate\n", "channel\ncounts\nVolts\nbackground\n",
+    "Pressure\nPosition\nbeam\n1 2 3\n",
+    "(dB) 1 2\n", "(dB)" + " 1 2\n" * 20_000, "(q, R)\n1 2\n", "(dq/dt)\n", "(l.h.s.)\n", "(I)\n(t)\n",
+    "()\n", "(intensity\ncounts\n1 2\n",
+    "U/V I/A\n1 2\n", "T/K X\n300 1\n", "G1 X1.0 Y2.0\nG1 X2.0\n", "K1.5\n", "M 5\n", "Sample 'a'\nS'a'\n",
+    "S'a'\nS'b'\n" * 9000, "N" * 100_000, "ACGTNNNNACGT\n", "N0N0N0",
+    "a b c\nx y z\n", "2theta;counts\n10.0;5\n", "0010\n0020\n", "2 0\n1 1\n",
+    "Lambda 1.54\n", "L1\nL2\n", "J/mol\n", "j\n", "e+00\n", "END\n", "]q0 1\n", "}\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", TEXTS, ids=lambda content: content[:20])
+def test_no_text_is_taken_for_a_pickle(content: str) -> None:
+    for cut in (content, content[:-1], content + content):
+        assert inspect(DataInspector(), cut.encode(), 1 << 16) == {"format": "text"}
+
+
+NUMBER = st.integers().map(str) | st.floats().map(str) | st.floats().map("{:.3e}".format)
+
+
+@given(st.lists(st.lists(NUMBER, min_size=1, max_size=4), max_size=20), st.sampled_from(" ,;\t"))
+def test_no_columns_of_numbers_are_taken_for_a_pickle(rows: list[list[str]], between: str) -> None:
+    for end in ("\n", "\r\n", "\n\n.", "."):
+        content = end.join(between.join(row) for row in rows) + end
+        assert inspect(DataInspector(), content.encode()) == {"format": "text"}
+
+
+@given(JSON, st.sampled_from([None, 2]))
+def test_no_json_is_taken_for_a_pickle(value: Any, indent: int | None) -> None:
+    content = json.dumps(value, indent=indent)
+    assert inspect(DataInspector(), content.encode()) == {"format": "text"}
+
+
+@given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=200))
+def test_no_heading_of_words_is_taken_for_a_pickle(heading: str) -> None:
+    content = heading + " and values\n0.1 1\n0.2 2\n"
+    assert inspect(DataInspector(), content.encode()) == {"format": "text"}
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_described_or_refused(content: bytes) -> None:
     for prefix in (b"", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\x40\x00{'descr':"):
@@ -157,15 +277,6 @@ def test_a_header_of_any_announced_size_takes_bounded_memory() -> None:
         inspector.feed(bytes(1 << 20))
     with pytest.raises(InvalidArgument):
         WeightsInspector().feed((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4),
-    max_leaves=10,
-)  # fmt: skip
 
 
 @given(st.dictionaries(st.text("abc", max_size=3), JSON, max_size=4))
