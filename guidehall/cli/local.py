@@ -49,7 +49,7 @@ Examples
     type=click.Choice(("single", "proxy", "token")),
     default="single",
     show_default=True,
-    help="single: one local user; proxy, token: see the documentation.",
+    help="single: one local user; proxy, token: callers are known, see docs/reference/cli.md.",
 )
 @click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
 def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:

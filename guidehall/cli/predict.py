@@ -43,7 +43,7 @@ Examples
 """
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", help="Such as film, or film@3; without it the newest that fits the curve.")
+@click.option("--model", help="Such as film, or film@3; without it the newest that accepts the curve.")
 @click.option("--refine", is_flag=True, help="Follow the network's answer by a bounded least-squares fit.")
 @click.option(
     "--dq", type=click.Choice(("sigma", "fwhm")), help="What a fourth column, or --resolution, means."
