@@ -190,14 +190,18 @@ def up_detached(options: Options, report: Report = print) -> None:
             start_new_session=True,
         )
 
+    def stage() -> str:
+        known = record.read(data)
+        return known.stage if known.supervisor == supervisor.pid else "starting"
+
     def still_starting() -> bool:
         time.sleep(_POLL_SECONDS)
-        known = record.read(data)
-        starting = known.supervisor != supervisor.pid or known.stage == "starting"
-        return starting and supervisor.poll() is None
+        return stage() == "starting" and supervisor.poll() is None
 
     try:
         for text in follow(path, still_starting):
+            if stage() == "failed":
+                break  # what follows is the error, which is raised
             report(text.rstrip("\n"))
     except BaseException:  # Ctrl-C before it is ready means the start, not just the waiting
         supervisor.terminate()

@@ -225,8 +225,11 @@ def test_a_service_that_cannot_start_is_told_with_its_log(folder: Path) -> None:
     options = _options(folder)
     broken = Options(folder, environment=options.environment | {"GUIDEHALL_GATEWAY__HTTP__PROT": "8000"})
 
-    with pytest.raises(StackError, match=r"gateway does not start(.|\n)*PROT"):
-        up_detached(broken)
+    said: list[str] = []
 
+    with pytest.raises(StackError, match=r"gateway does not start(.|\n)*PROT"):
+        up_detached(broken, said.append)
+
+    assert "PROT" not in "\n".join(said)
     assert status(folder).stage == "failed"
     assert "gateway does not start" in status(folder).error
