@@ -11,7 +11,6 @@ import click
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_platform
 from guidehall.cli._output import number, short, table
-from guidehall.cli._plot import check_plot
 from guidehall.cli._watch import follow
 from guidehall.cli.predict import at_bound
 
@@ -43,6 +42,7 @@ WORST_MEAN_LOG10 = 0.15
 def demo(data: Path, plot: Path) -> int:
     """Train a network for a film under water, serve it, and read a measured curve with it."""
     require_platform("demo")
+    from guidehall.cli._plot import check_plot
     from guidehall.client import Client
     from guidehall.local.demo import film_params, measured_file
     from guidehall.local.stack import ENDPOINTS, Options, Stack
