@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -11,6 +10,7 @@ from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from google.protobuf.message import Message
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
 
 from guidehall.core.errors import InvalidArgument, NotFound
 from guidehall.core.names import DEFAULT_PROJECT, Pattern
@@ -83,35 +83,38 @@ def resource(pattern: Pattern, **ids: str | int) -> str:
     return name
 
 
-async def messages(stream: Any) -> AsyncGenerator[Any]:
-    """Messages of a call that ends with its reader: the service goes on as long as nobody tells it."""
-    try:
-        async for message in stream:
-            yield message
-    finally:
-        stream.cancel()
+class Download(StreamingResponse):
+    """A call's messages (header, then chunks) as an attachment, piece by piece; the call ends with it."""
+
+    def __init__(self, call: Any, messages: AsyncIterator[Any], header: Any) -> None:
+        headers = {
+            "Content-Length": str(header.object.size_bytes - header.offset_bytes),
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(header.filename, safe='')}",
+            "ETag": f'"{header.object.sha256}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        media_type = header.object.media_type or "application/octet-stream"
+        super().__init__(_pieces(messages), media_type=media_type, headers=headers)
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not left to the generator, which may stand where its reader left it for a long time.
+            self._call.cancel()
 
 
-async def download(stream: Any) -> StreamingResponse:
-    """A download stream of messages (header, then chunks) as an attachment, piece by piece."""
-    pieces = messages(stream)
+async def _pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        yield message.chunk.data
+
+
+async def download(call: Any) -> Download:
+    """The answer to a request for content, once the service has begun to give it."""
+    messages = aiter(call)
     try:
-        header = (await anext(pieces)).header
+        return Download(call, messages, (await anext(messages)).header)
     except BaseException:
-        await pieces.aclose()
+        call.cancel()
         raise
-
-    async def body() -> AsyncIterator[bytes]:
-        async with aclosing(pieces):
-            async for message in pieces:
-                yield message.chunk.data
-
-    headers = {
-        "Content-Length": str(header.object.size_bytes - header.offset_bytes),
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(header.filename, safe='')}",
-        "ETag": f'"{header.object.sha256}"',
-        "X-Content-Type-Options": "nosniff",
-    }
-    return StreamingResponse(
-        body(), media_type=header.object.media_type or "application/octet-stream", headers=headers
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -25,7 +24,6 @@ from services.gateway.api.common import (
     PageToken,
     Text,
     answer,
-    messages,
     resource,
     returns,
 )
@@ -140,8 +138,11 @@ async def _watched(
     after_seq: Annotated[
         int, Query(ge=0, lt=INT64, description="The same, for clients that cannot set headers")
     ] = 0,
-) -> jobs_pb2.WatchJobRequest:
-    """Checks everything while an error can still be answered as one: a stream that has begun is a 200."""
+) -> AsyncIterator[Any]:
+    """The job's events, until the request is over, however it ends.
+
+    Checks everything while an error can still be answered as one: a stream that has begun is a 200.
+    """
     field = "after_seq"
     if last_event_id:
         field = "Last-Event-ID"
@@ -155,7 +156,12 @@ async def _watched(
     if after_seq == found.last_seq and _complete(found):
         # An EventSource takes the end of a stream for a broken one and comes again, until it is told this.
         raise NothingMore
-    return jobs_pb2.WatchJobRequest(name=name, after_seq=after_seq)
+    events = backends.jobs.WatchJob(jobs_pb2.WatchJobRequest(name=name, after_seq=after_seq))
+    try:
+        yield events
+    finally:
+        # Not left to the generator below, which may stand where its reader left it for a long time.
+        events.cancel()
 
 
 def _complete(job: jobs_pb2.Job) -> bool:
@@ -173,11 +179,8 @@ def _complete(job: jobs_pb2.Job) -> bool:
         204: {"description": "The job is over and its last event has been seen"},
     },
 )
-async def watch_job(
-    backends: BackendsDep, request: Annotated[jobs_pb2.WatchJobRequest, Depends(_watched)]
-) -> AsyncIterator[ServerSentEvent]:
+async def watch_job(events: Annotated[Any, Depends(_watched)]) -> AsyncIterator[ServerSentEvent]:
     """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are
     kept alive."""
-    async with aclosing(messages(backends.jobs.WatchJob(request))) as events:
-        async for event in events:
-            yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))
+    async for event in events:
+        yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))
