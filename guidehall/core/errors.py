@@ -266,7 +266,7 @@ def from_rpc_error(error: grpc.RpcError) -> AppError:
     number: int = error.code().value[0]
     if number == Code.UNAVAILABLE.value or (
         # What grpc.aio makes of a call that breaks while something is written to it.
-        number == Code.INTERNAL.value and error.details() == "Internal error from Core"
+        number == Code.INTERNAL.value and (error.details() or "").startswith("Internal error from Core")
     ):
         # The transport's own words name addresses, which are no business of the caller.
         return Unavailable("the service cannot be reached")

@@ -19,7 +19,6 @@ from guidehall.core.errors import (
     AppError,
     Internal,
     InvalidArgument,
-    Unavailable,
     Violation,
     from_rpc_error,
     problem,
@@ -67,9 +66,6 @@ async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in details:
             # The transport's refusal: another try would be as large.
             return respond_http(request, HTTPException(413, "more than one message to a service can hold"))
-        if code is grpc.StatusCode.INTERNAL and details.startswith("Internal error from Core"):
-            # What grpc.aio makes of a call that breaks while something is written to it.
-            return respond(request, Unavailable("the service went away during the call"))
     return respond(request, from_rpc_error(error))
 
 
