@@ -77,7 +77,8 @@ class _Commands(click.Group):
 def cli(**_: object) -> None:
     """Measured curves in, physics out: jobs, models and answers of a Guidehall.
 
-    A token is read from $GUIDEHALL_TOKEN, or from the file that $GUIDEHALL_TOKEN_FILE names.
+    A token is read from $GUIDEHALL_TOKEN, or from the file that $GUIDEHALL_TOKEN_FILE names; for the stack of
+    this machine that of its administrator is found.
     """
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from guidehall.cli._app import run
 from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2
+from guidehall.core.errors import InvalidArgument
 from tests.unit.cli.conftest import Peer
 
 Q = np.geomspace(0.01, 0.2, 40)
@@ -180,9 +181,21 @@ def test_fourth_column_needs_its_meaning(
     np.savetxt(measured, np.column_stack([np.loadtxt(measured), 0.02 * Q]))
 
     assert run(["predict", str(measured)]) == 2
-    assert "sigma or fwhm" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "guidehall: --dq: measured.dat has a fourth column: say whether it is sigma or fwhm\n"
+    )
     assert run(["predict", str(measured), "--dq", "sigma"]) == 0
     assert len(answered.requests[-1].curve.dq) == len(Q)
+
+
+def test_refusals_of_the_server_name_flags(
+    answered: Peer, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered.error = InvalidArgument.field("curve.relative_dq", 0.9, "0 to 0.3")
+
+    assert run(["predict", str(measured), "--resolution", "0.9", "--dq", "fwhm"]) == 2
+
+    assert capsys.readouterr().err == "guidehall: --resolution: got 0.9; allowed: 0 to 0.3\n"
 
 
 def test_simulation_is_drawn(peer: Peer, tmp_path: Path) -> None:
