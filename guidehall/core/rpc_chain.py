@@ -142,7 +142,11 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     raise
                 told = _told(error, method, context)
                 measured.code = told.code.name
-                await context.abort_with_status(rpc_status.to_status(to_status(told)))
+                try:
+                    await context.abort_with_status(rpc_status.to_status(to_status(told)))
+                except grpc.aio.InternalError as left:
+                    # Nobody is there any more to be told.
+                    raise asyncio.CancelledError from left
             finally:
                 measured.end()
 
