@@ -106,6 +106,7 @@ async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout_seconds
+    pause = 0.1
     while True:
         try:
             async with transaction(engine) as connection:
@@ -114,7 +115,8 @@ async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
         except AppError:
             if loop.time() >= give_up:
                 raise
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
 
 class Listener:

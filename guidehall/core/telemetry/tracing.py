@@ -35,7 +35,9 @@ def configure_tracing(settings: TelemetrySettings, service: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise SettingsError("an otlp_endpoint needs the extra: pip install 'guidehall[telemetry]'") from None
+        raise SettingsError(
+            "an otlp_endpoint needs the extra `telemetry`, as in pip install '.[telemetry]'"
+        ) from None
     provider = TracerProvider(resource=Resource.create({"service.name": f"guidehall-{service}"}))
     exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=settings.export_seconds)
     provider.add_span_processor(BatchSpanProcessor(exporter))
