@@ -101,10 +101,10 @@ class Server(Program):
         self._ready = ready
         self.target = f"127.0.0.1:{json.loads(self.wait_for(_LISTENING))['port']}"
 
-    def wait_serving(self, service: str = "") -> None:
-        """Returns when a service of it serves; without a name, when it is ready."""
+    def wait_serving(self, service: str | None = None) -> None:
+        """Returns when a service of it serves ("" is the process itself); without a name, when it is ready."""
         with grpc.insecure_channel(self.target) as channel:
-            request = health_pb2.HealthCheckRequest(service=service or self._ready)
+            request = health_pb2.HealthCheckRequest(service=self._ready if service is None else service)
             watch = health_pb2_grpc.HealthStub(channel).Watch(
                 request, timeout=_START_SECONDS, wait_for_ready=True
             )

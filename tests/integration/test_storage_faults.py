@@ -90,11 +90,11 @@ async def test_large_transfers_take_little_memory(own_storage: Callable[..., Sto
     async with site.user("ada") as ada:
         start = process.peak_bytes()
         first = await transfer("first", 64 * MIB)
-        second = await transfer("second", 128 * MIB)
+        second = await transfer("second", 256 * MIB)
 
     # A part of 8 MiB for each of the threads that took turns, and their allocators' habits.
     assert first - start < 96 * MIB
-    assert second - first < 32 * MIB
+    assert second - first < 96 * MIB
 
 
 async def test_a_file_above_the_limit_is_refused_as_soon_as_it_shows(
