@@ -102,7 +102,7 @@ class Server(Program):
         self.target = f"127.0.0.1:{json.loads(self.wait_for(_LISTENING))['port']}"
 
     def wait_serving(self, service: str | None = None) -> None:
-        """Returns when a service of it serves ("" is the process itself); without a name, when it is ready."""
+        """Returns when a service of it serves ("" is the process); without a name, when it is ready."""
         with grpc.insecure_channel(self.target) as channel:
             request = health_pb2.HealthCheckRequest(service=self._ready if service is None else service)
             watch = health_pb2_grpc.HealthStub(channel).Watch(
