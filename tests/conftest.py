@@ -16,6 +16,8 @@ pytest_plugins = [
 ]
 
 
+# First, for the groups are read by another of these.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may run at the same time: each file of unit tests, and beside them all that starts servers.
 
