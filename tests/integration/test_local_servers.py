@@ -28,6 +28,7 @@ from guidehall.local.external import ExternalNats, ExternalPostgres, ExternalS3
 from guidehall.local.files import Secrets
 from guidehall.local.postgres import PostgresServer
 from guidehall.local.s3 import create_bucket
+from tests.fixtures.backing import backing_servers
 
 _ROOT = Path(__file__).parents[2]
 _NOBODY = 65_534
@@ -271,12 +272,8 @@ def _say_to_nats(backing: BackingServers, user: str, password: str, command: str
 @pytest.fixture
 def own_backing() -> Iterator[BackingServers]:
     """Servers whose streams nobody else made."""
-    folder = Path(tempfile.mkdtemp(prefix="guidehall-backing-"))
-    try:
-        with BackingServers(folder) as servers:
-            yield servers
-    finally:
-        shutil.rmtree(folder)
+    with backing_servers() as servers:
+        yield servers
 
 
 async def test_the_worker_hears_doorbells_that_the_trainer_rings(own_backing: BackingServers) -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refl1d.lib.python.reflectivity import refl
+from refnx.reflect import abeles, reflectivity
 
 from guidehall.science.reflectometry import kernel
 from guidehall.science.reflectometry.kernel import Media
@@ -46,7 +48,6 @@ def films(draw: st.DrawFn) -> Media:
 
 
 def test_agrees_with_refl1d() -> None:
-    refl = pytest.importorskip("refl1d.lib.python.reflectivity").refl
     generator = np.random.default_rng(1)
     for _ in range(25):
         film = random_film(generator)
@@ -65,7 +66,6 @@ def slabs(film: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_agrees_with_refnx() -> None:
-    abeles = pytest.importorskip("refnx.reflect").abeles
     generator = np.random.default_rng(2)
     for _ in range(50):
         film = random_film(generator)
@@ -73,7 +73,6 @@ def test_agrees_with_refnx() -> None:
 
 
 def test_resolution_agrees_with_refnx() -> None:
-    reflectivity = pytest.importorskip("refnx.reflect").reflectivity
     generator = np.random.default_rng(3)
     q = np.linspace(0.03, 0.25, 40)
     fwhm = 0.05 * q
