@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from guidehall.science.pipeline import Architecture, Pipeline
+from guidehall.science.reflectometry.cnn.params import (
+    CnnParams,
+    CnnResult,
+    ImportModelParams,
+    ImportModelResult,
+)
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, SimulateParams, SimulateResult
 from guidehall.science.registry import Science
 
@@ -35,12 +41,47 @@ SCIENCE = Science(
                 " the same bounds and probe."
             },
         ),
+        Pipeline(
+            name="reflectometry.pyreflect_cnn",
+            version="1",
+            title="Train the network of pyreflect",
+            description=(
+                "Trains the convolutional network of the package pyreflect, which turns a reflectivity curve"
+                " into an SLD profile, on curves that are made here, by that package, or read."
+            ),
+            params=CnnParams,
+            result=CnnResult,
+            entry="guidehall.science.reflectometry.cnn.train:run",
+            datasets={
+                "nr_train": "Read when params.curves_from_datasets is set: .npy [N, 2, L], q and R.",
+                "sld_train": "Read with nr_train: .npy [N, 2, M], z from the substrate upwards and SLD.",
+            },
+        ),
+        Pipeline(
+            name="reflectometry.import_model",
+            version="1",
+            title="Import a model of pyreflect",
+            description="Publishes a network that the package pyreflect trained, so that it is served here.",
+            params=ImportModelParams,
+            result=ImportModelResult,
+            entry="guidehall.science.reflectometry.cnn.import_model:run",
+            device="cpu",
+            datasets={
+                "weights": "The .pth file of torch.save(model.state_dict()), or safetensors.",
+                "statistics": "The normalisation statistics of pyreflect: .npy, .npz or JSON.",
+            },
+        ),
     ),
     architectures=(
         Architecture(
             key="reflectometry.physical/1",
             entry="guidehall.science.reflectometry.predictor:PhysicalPredictor",
             title="Reflectivity to bounded layer parameters",
+        ),
+        Architecture(
+            key="reflectometry.pyreflect_cnn/1",
+            entry="guidehall.science.reflectometry.cnn.predictor:CnnPredictor",
+            title="Reflectivity to SLD profile, by the network of pyreflect",
         ),
     ),
 )

@@ -1,0 +1,1 @@
+"""Networks of the package pyreflect: trained, imported, exported and served here."""

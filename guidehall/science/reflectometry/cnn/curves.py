@@ -1,0 +1,115 @@
+"""Training sets for the network of pyreflect, in its shapes.
+
+Reflectivity float32 [N, 2, L]: q in 1/angstrom and R. Profiles float32 [N, 2, M]: z in angstrom, from the
+backing medium towards the fronting one, and SLD.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
+from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.cnn.params import MAX_CURVES, MAX_NUMBERS, MIN_CURVES, CnnParams
+from guidehall.science.reflectometry.params import sigma_of
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
+
+# A set is made in pieces, so that a cancellation is heard.
+_PIECE = 256
+
+
+class CurveSet(NamedTuple):
+    """Reflectivity [N, 2, L] and profiles [N, 2, M]."""
+
+    nr: np.ndarray
+    sld: np.ndarray
+
+
+def relative_sigma(params: CnnParams) -> float:
+    """The one resolution of all curves: one standard deviation of q over q."""
+    return sigma_of(params.probe.resolution.min, params.probe.resolution_convention)
+
+
+def make_curves(params: CnnParams, context: Context, seed: int) -> CurveSet:
+    """Draws films and calculates them with our own engine, blurred as pyreflect does."""
+    prior = Prior(params.stack, params.probe)
+    q = params.probe.q()
+    blur = resolution(q, relative_sigma(params) * q, "refl1d")
+    generator = torch.Generator().manual_seed(seed)
+    nr = np.empty((params.curves, 2, len(q)), dtype=np.float32)
+    sld = np.empty((params.curves, 2, params.profile_points), dtype=np.float32)
+    nr[:, 0] = q
+    for start in range(0, params.curves, _PIECE):
+        raise_if_cancelled(context)
+        rows = slice(start, min(start + _PIECE, params.curves))
+        unit = torch.rand(rows.stop - start, len(prior.free), generator=generator, dtype=torch.float64)
+        values = prior.values(unit)
+        nr[rows, 1] = prior.curves(blur, values).numpy()
+        # pyreflect's profiles begin with the substrate.
+        films = prior.films(values).reversed()
+        z, profile = engine.sampled_profile(films, films.sld, params.profile_points)
+        sld[rows, 0], sld[rows, 1] = (z - z[:, :1]).numpy(), profile.numpy()
+        context.progress(rows.stop, params.curves, phase="generate")
+    return CurveSet(nr, sld)
+
+
+def read_pairs(path: Path, field: str, *, rows: tuple[int, int]) -> np.ndarray:
+    """Curves float32 [N, 2, L] of an .npy file; [2, L] is one curve.
+
+    Args:
+        rows: least and largest N.
+
+    Raises:
+        UserError: blames `field`; it is no such array, or not finite.
+    """
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise UserError(
+            field, "bytes numpy cannot read", "must be a .npy file without Python objects"
+        ) from None
+    if not isinstance(mapped, np.ndarray):
+        raise UserError(field, "an archive of arrays", "must be a .npy file")
+    if mapped.ndim == 2:
+        mapped = mapped[None]
+    found = f"{mapped.dtype} {list(mapped.shape)}"
+    fits = mapped.dtype.kind in "fiu" and mapped.ndim == 3 and mapped.shape[1] == 2
+    if not fits or not rows[0] <= len(mapped) <= rows[1] or not 2 <= mapped.shape[2] <= 4096:
+        raise UserError(field, found, f"must be numbers of shape [{rows[0]} to {rows[1]}, 2, 2 to 4096]")
+    if mapped.size > MAX_NUMBERS:
+        raise UserError(field, found, f"at most {MAX_NUMBERS} numbers")
+    curves: np.ndarray = np.array(mapped, dtype=np.float32)
+    if not np.isfinite(curves).all():
+        raise UserError(field, "NaN or infinite values", "must be finite numbers")
+    return curves
+
+
+def read_curves(context: Context) -> CurveSet:
+    """The set in the roles nr_train and sld_train.
+
+    Raises:
+        UserError: the two do not belong together, or the curves do not share one grid.
+    """
+    limits = (MIN_CURVES, MAX_CURVES)
+    nr = read_pairs(context.dataset("nr_train"), "inputs.nr_train", rows=limits)
+    sld = read_pairs(context.dataset("sld_train"), "inputs.sld_train", rows=limits)
+    if len(nr) != len(sld):
+        raise UserError("inputs.sld_train", f"{len(sld)} profiles", f"must be {len(nr)}, one for each curve")
+    q = nr[0, 0]
+    if not (q[0] > 0 and (np.diff(q) > 0).all()):
+        raise UserError(
+            "inputs.nr_train", "q that does not grow from above 0", "q comes first, in 1/angstrom"
+        )
+    if not np.allclose(nr[:, 0], q, rtol=1e-4, atol=0.0):
+        # The network sees positions only.
+        raise UserError("inputs.nr_train", "curves of different q", "all curves must have the same q")
+    if (np.diff(sld[:, 0]) < 0).any():
+        raise UserError(
+            "inputs.sld_train", "z that descends", "z comes first, in angstrom, and must not descend"
+        )
+    return CurveSet(nr, sld)

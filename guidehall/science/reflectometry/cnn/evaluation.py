@@ -1,0 +1,83 @@
+"""How good a network of pyreflect is, on curves that it has not seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.cnn.curves import CurveSet
+from guidehall.science.reflectometry.cnn.params import FLOOR, CnnExample
+from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
+from guidehall.science.reflectometry.kernel import Media
+from guidehall.science.reflectometry.params import BeamSide
+from guidehall.science.reflectometry.resolution import resolution
+
+
+def evaluate(
+    predictor: CnnPredictor, curves: CurveSet, rows: np.ndarray, relative_sigma: float, beam: BeamSide
+) -> tuple[dict[str, float], CnnExample]:
+    """Metrics over these curves, and the one whose error is the median.
+
+    z in angstrom and SLD in 1e-6/angstrom^2, each by itself: `z_rmse`, `z_mae`, `z_r2`, `sld_rmse`, `sld_mae`
+    and `sld_r2` compare point with point of the network's answer, `sld_at_depth_rmse` at the same depth.
+    """
+    nr, true = curves.nr[rows].astype(np.float64), curves.sld[rows].astype(np.float64)
+    log10_r = np.log10(np.maximum(nr[:, 1], FLOOR))
+    answer = predictor.profiles(log10_r).astype(np.float64)
+    metrics = {}
+    for channel, name in enumerate(("z", "sld")):
+        difference = answer[:, channel] - true[:, channel]
+        metrics[f"{name}_rmse"] = float(np.sqrt(np.mean(difference**2)))
+        metrics[f"{name}_mae"] = float(np.mean(np.abs(difference)))
+        variance = float(true[:, channel].var())
+        if variance > 0:
+            metrics[f"{name}_r2"] = 1.0 - float(np.mean(difference**2)) / variance
+    at_depth = np.array([_at_depth(*pair) for pair in zip(answer, true, strict=True)])
+    errors = np.sqrt(np.mean((at_depth - true[:, 1]) ** 2, axis=1))
+    metrics["sld_at_depth_rmse"] = float(np.sqrt(np.mean(errors**2)))
+    row = int(errors.argsort()[len(errors) // 2])
+    q, (z, sld) = nr[row, 0], answer[row]
+    calculated = reflectivity_of_profile(q, relative_sigma, z, sld, beam)
+    example = CnnExample(
+        q=q.tolist(),
+        reflectivity=nr[row, 1].tolist(),
+        predicted_reflectivity=None if calculated is None else calculated.tolist(),
+        z=true[row, 0].tolist(),
+        sld=true[row, 1].tolist(),
+        predicted_z=z.tolist(),
+        predicted_sld=sld.tolist(),
+    )
+    return metrics, example
+
+
+def _at_depth(answer: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Predicted SLD at the depths of the true profile."""
+    sld: np.ndarray = np.interp(true[0], np.maximum.accumulate(answer[0]), answer[1])
+    return sld
+
+
+def reflectivity_of_profile(
+    q: np.ndarray, relative_sigma: float, z: np.ndarray, sld: np.ndarray, beam: BeamSide
+) -> np.ndarray | None:
+    """Reflectivity [N] of a profile cut into slabs, blurred like the curves it was learnt from.
+
+    The media are what the profile ends with. Points where z does not grow are left out; None when fewer than
+    three remain.
+
+    Args:
+        q: [N], in 1/angstrom.
+        z, sld: [M], from the backing medium to the fronting one.
+    """
+    highest = np.maximum.accumulate(z)
+    keep = np.concatenate([[True], np.diff(highest) > 0])
+    if keep.sum() < 3:
+        return None
+    z, sld = z[keep], sld[keep]
+    slds = np.concatenate([sld[:1], 0.5 * (sld[:-1] + sld[1:]), sld[-1:]])
+    backing_first = Media.of(slds, np.diff(z), np.zeros(len(z)))
+    blur = resolution(q, relative_sigma * q, "refl1d")
+    media = backing_first if beam == "backing" else backing_first.reversed()
+    curve = engine.blur(blur, engine.reflectivity(blur.q, media))[0]
+    found: np.ndarray = curve.numpy()
+    return found if bool(torch.isfinite(curve).all()) else None

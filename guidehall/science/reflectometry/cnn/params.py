@@ -1,0 +1,251 @@
+"""Parameters and results of the pipelines that train and import networks of the package pyreflect.
+
+Units as in `reflectometry.params`. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from guidehall.science.pipeline import MODEL_NAME, refuse_field
+from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
+from guidehall.science.reflectometry.params import EpochLosses, Range, StackPrior, TrainingProbe
+
+MIN_CURVES, MAX_CURVES = 10, 200_000
+# Reflectivity and profile points, numbers of float32 each: 2 GB.
+MAX_NUMBERS = 500_000_000
+# A gigabyte of weights; the network of the package has 155 million.
+MAX_WEIGHTS = 250_000_000
+PROFILE_POINTS = 900
+# No curve or profile holds larger numbers.
+_LARGEST = 1e6
+# Below this reflectivity the package sees nothing.
+FLOOR = 1e-8
+
+
+class _Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Extent(_Params):
+    """Least and largest value: what is brought to 0 and to 1."""
+
+    min: float = Field(title="Least", ge=-_LARGEST, le=_LARGEST)
+    max: float = Field(title="Largest", ge=-_LARGEST, le=_LARGEST)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Extent:
+        if self.max < self.min:
+            refuse_field(self, ["max"], self.max, f"must not be below min, {self.min}")
+        return self
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Extent:
+        """That of `values`."""
+        return cls(min=float(values.min()), max=float(values.max()))
+
+    @property
+    def span(self) -> float:
+        """The distance, or 1 where nothing varies: no value may become NaN."""
+        return self.max - self.min or 1.0
+
+
+class Channels(_Params):
+    """Extents of the two rows of a curve: q and log10 R, or z and SLD."""
+
+    x: Extent
+    y: Extent
+
+    @classmethod
+    def of(cls, curves: np.ndarray) -> Channels:
+        """Those of curves [N, 2, L]."""
+        return cls(x=Extent.of(curves[:, 0]), y=Extent.of(curves[:, 1]))
+
+
+class Normalisation(_Params):
+    """What pyreflect calls normalisation statistics; `nr.y` is that of log10 R."""
+
+    nr: Channels
+    sld: Channels
+
+
+class CnnNetwork(_Params):
+    """The network: convolutions that grow in width, and one dense layer."""
+
+    layers: int = Field(12, title="Convolutions", ge=1, le=24)
+    width: int = Field(256, title="Channels of the last convolution", ge=4, le=512)
+    kernel: int = Field(51, title="Points under a convolution", description="Odd.", ge=3, le=101)
+    dropout: float = Field(0.5, title="Dropout", ge=0, le=0.9)
+
+    @model_validator(mode="after")
+    def _odd(self) -> CnnNetwork:
+        if self.kernel % 2 == 0:
+            refuse_field(self, ["kernel"], self.kernel, "must be odd")
+        return self
+
+    def weights(self, points: int, profile_points: int) -> int:
+        """How many weights it has, near enough."""
+        widths = [1 + (self.width - 1) * i / self.layers for i in range(self.layers + 1)]
+        convolutions = sum(a * b for a, b in itertools.pairwise(widths)) * self.kernel
+        return int(convolutions) + 2 * self.width * points * profile_points
+
+
+class EpochTraining(_Params):
+    """How long and how a network is trained."""
+
+    epochs: int = Field(10, title="Epochs", description="It is validated after each.", ge=1, le=10_000)
+    batch_size: int = Field(32, title="Curves per step", ge=1, le=4096)
+    optimiser: Literal["adam", "adamw"] = Field("adam", title="Optimiser")
+    learning_rate: float = Field(2.15481e-5, title="Learning rate", gt=0, le=1)
+    weight_decay: float = Field(2.6324e-5, title="Weight decay", ge=0, le=1)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", title="Precision", description="auto takes bfloat16 where the machine calculates with it."
+    )
+    gradient_limit: float = Field(0.0, title="Largest gradient", description="0 for any.", ge=0, le=1e6)
+    patience: int = Field(
+        0, title="Epochs without improvement before it ends", description="0 for any number.", ge=0, le=10_000
+    )
+    checkpoint_epochs: int = Field(5, title="Epochs between checkpoints", ge=1, le=10_000)
+
+
+def _model_name(default: str) -> Any:
+    return Field(
+        default,
+        title="Model name",
+        description="Each run adds a version to it.",
+        pattern=f"^{MODEL_NAME.pattern}$",
+    )
+
+
+class CnnParams(_Params):
+    """Train the network of pyreflect, from reflectivity to the SLD profile."""
+
+    model_name: str = _model_name("cnn")
+    engine: Literal["native", "pyreflect"] = Field(
+        "native",
+        title="Engine",
+        description="pyreflect runs that package's own generator and trainer as they are, to compare with."
+        " It cannot pause.",
+    )
+    curves_from_datasets: bool = Field(
+        False, title="Train on the job's datasets", description="In the roles nr_train and sld_train."
+    )
+    curves: int = Field(
+        1000,
+        title="Curves made",
+        description="A fifth of them is held back for validation and testing.",
+        ge=MIN_CURVES,
+        le=MAX_CURVES,
+    )
+    stack: StackPrior = Field(default_factory=legacy_stack, title="Film")
+    probe: TrainingProbe = Field(
+        default_factory=legacy_probe,
+        title="Measurement",
+        description="One resolution: the network is not told it. With datasets, only the resolution counts.",
+    )
+    profile_points: int = Field(PROFILE_POINTS, title="Points of a profile", ge=16, le=4096)
+    network: CnnNetwork = Field(default_factory=CnnNetwork)
+    training: EpochTraining = Field(default_factory=EpochTraining)
+    export: bool = Field(
+        False,
+        title="Add files for pyreflect",
+        description="Weights as .pth, and statistics as it reads them.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> CnnParams:
+        if not self.probe.resolution.fixed:
+            refuse_field(
+                self,
+                ["probe", "resolution"],
+                f"{self.probe.resolution.min:g} to {self.probe.resolution.max:g}",
+                "must be one number: this network is not told the resolution",
+            )
+        if self.curves * (2 * self.probe.points + 2 * self.profile_points) > MAX_NUMBERS:
+            allowed = f"curves x (points + profile_points) must not be above {MAX_NUMBERS // 2:g}"
+            refuse_field(self, ["curves"], self.curves, allowed)
+        if self.network.weights(self.probe.points, self.profile_points) > MAX_WEIGHTS:
+            refuse_field(
+                self, ["network", "width"], self.network.width, f"at most {MAX_WEIGHTS:g} weights in all"
+            )
+        if self.engine == "pyreflect":
+            self._within_pyreflect()
+        return self
+
+    def _within_pyreflect(self) -> None:
+        """Refuses what the package has no setting for."""
+        fixed = "is fixed in pyreflect: leave it out"
+        own = CnnNetwork()
+        for name in ("width", "kernel"):
+            if getattr(self.network, name) != getattr(own, name):
+                refuse_field(self, ["network", name], getattr(self.network, name), fixed)
+        for name, field in EpochTraining.model_fields.items():
+            value = getattr(self.training, name)
+            if name not in ("epochs", "batch_size") and value != field.default:
+                refuse_field(self, ["training", name], value, fixed)
+        if self.probe != legacy_probe():
+            refuse_field(self, ["probe"], "another measurement", fixed)
+        if self.profile_points != PROFILE_POINTS:
+            refuse_field(self, ["profile_points"], self.profile_points, fixed)
+        if self.stack.beam != "fronting":
+            refuse_field(self, ["stack", "beam"], self.stack.beam, "must be fronting with pyreflect")
+        parts = (self.stack.fronting, *self.stack.layers, self.stack.backing)
+        if any(part.isld != Range(min=0.0, max=0.0) for part in parts):
+            refuse_field(self, ["stack"], "absorption", "must be 0 with pyreflect, which ignores some of it")
+
+
+class CnnExample(_Params):
+    """The test curve whose error is the median, and what the model makes of it.
+
+    z grows from the backing medium to the fronting one.
+    """
+
+    q: list[float]
+    reflectivity: list[float]
+    # None where the profile is none that could be calculated.
+    predicted_reflectivity: list[float] | None
+    z: list[float]
+    sld: list[float]
+    predicted_z: list[float]
+    predicted_sld: list[float]
+
+
+class CnnResult(_Params):
+    """What a training gave; metrics are those of the test curves."""
+
+    model_name: str
+    ended_by: Literal["epochs", "stop", "patience"]
+    precision: Literal["float32", "bfloat16"]
+    curves: int
+    metrics: dict[str, float]
+    losses: list[EpochLosses]
+    normalisation: Normalisation
+    example: CnnExample
+
+
+class ImportModelParams(_Params):
+    """Publish a model that the package pyreflect trained."""
+
+    model_name: str = _model_name("imported")
+    kind: Literal["cnn", "chi"] = Field(
+        "cnn",
+        title="Kind",
+        description="cnn: reflectivity to SLD profile. chi: autoencoder and perceptron, SLD profile to chi.",
+    )
+    q_spacing: Literal["log", "linear"] = Field(
+        "log",
+        title="Spacing of q",
+        description="Of the curves that it was trained with, between the ends that the statistics tell.",
+    )
+
+
+class ImportModelResult(_Params):
+    """What was imported."""
+
+    model_name: str
+    architecture: str
+    weights: int

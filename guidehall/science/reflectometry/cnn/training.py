@@ -1,0 +1,104 @@
+"""Trains the network of pyreflect on a fixed set of curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from guidehall.science.pipeline import Context
+from guidehall.science.reflectometry.cnn.curves import CurveSet
+from guidehall.science.reflectometry.cnn.network import Cnn
+from guidehall.science.reflectometry.cnn.params import FLOOR, Channels, Extent, Normalisation
+from guidehall.science.reflectometry.epochs import (
+    EndedBy,
+    EpochLoop,
+    EpochSettings,
+    Split,
+    autocast_type,
+    from_bytes,
+    to_bytes,
+)
+
+# Rows that are brought to the network's scale at once.
+_PIECE = 4096
+
+
+def fit_normalisation(curves: CurveSet, rows: np.ndarray) -> Normalisation:
+    """Extents over these rows only: what is held back must not be known."""
+    nr, sld = curves.nr[rows], curves.sld[rows]
+    y = Extent.of(np.log10(np.maximum(nr[:, 1], np.float32(FLOOR))))
+    return Normalisation(nr=Channels(x=Extent.of(nr[:, 0]), y=y), sld=Channels.of(sld))
+
+
+class CnnTrainer:
+    """Training of one network; its curves lie on the device as it sees them.
+
+    Args:
+        network: where training begins.
+        curves: the whole set; `split` says which of them it is trained on.
+        seed: of the order of curves and of dropout.
+    """
+
+    def __init__(
+        self,
+        network: Cnn,
+        settings: EpochSettings,
+        context: Context,
+        curves: CurveSet,
+        split: Split,
+        normalisation: Normalisation,
+        seed: int,
+    ) -> None:
+        self.network = network.to(context.device)
+        self._context, self._batch = context, settings.batch_size
+        self.autocast = autocast_type(settings.precision, context.device)
+        self._device_type = torch.device(context.device).type
+        self._x, self._y = _normalised(curves, normalisation, context.device)
+        self._training, self._validation = (
+            torch.from_numpy(rows).to(context.device) for rows in (split.training, split.validation)
+        )
+        self.loop = EpochLoop(
+            context,
+            self.network,
+            settings,
+            len(split.training),
+            seed,
+            lambda rows: self._loss(self._training[rows]),
+            self._validation_loss,
+            lambda state: context.checkpoint.save(to_bytes(state)),
+        )
+
+    def run(self) -> EndedBy:
+        """Trains to the end, or to where it was asked to end; see `EpochLoop.run`."""
+        saved = self._context.checkpoint.load()
+        if saved is not None:
+            self.loop.restore(from_bytes(saved))
+        return self.loop.run()
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        """Mean squared error of z and SLD alike, as pyreflect has it, over these rows [B] of the set."""
+        with torch.autocast(
+            self._device_type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        ):
+            answer = self.network(self._x[rows])
+        return functional.mse_loss(answer.float(), self._y[rows])
+
+    def _validation_loss(self) -> float:
+        pieces = torch.split(self._validation, self._batch)
+        return sum(self._loss(rows).item() * len(rows) for rows in pieces) / len(self._validation)
+
+
+def _normalised(curves: CurveSet, scale: Normalisation, device: str) -> tuple[Tensor, Tensor]:
+    """Network inputs [N, L] and answers [N, 2, M] on the device."""
+    x = torch.empty(curves.nr.shape[0], curves.nr.shape[2], device=device)
+    y = torch.empty(curves.sld.shape, device=device)
+    for start in range(0, len(x), _PIECE):
+        rows = slice(start, start + _PIECE)
+        r = torch.from_numpy(curves.nr[rows, 1]).to(device).clamp_min(FLOOR)
+        x[rows] = (r.log10() - scale.nr.y.min) / scale.nr.y.span
+        profiles = torch.from_numpy(curves.sld[rows]).to(device)
+        for channel, extent in enumerate((scale.sld.x, scale.sld.y)):
+            y[rows, channel] = (profiles[:, channel] - extent.min) / extent.span
+    return x, y
