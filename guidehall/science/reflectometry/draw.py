@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from guidehall.science.reflectometry.params import NrSldParams, Range, sigma_of
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import Resolution, resolution
 
 # Good to 4e-4 in log10 R at 5 % FWHM, far below the noise that is added.
 _TRAINING_ORDER = 11
+# Enough where a calculated curve is compared with one that was calculated in the same way.
+_LOSS_ORDER = 5
 # Share of the grid (in log q) that a measurement may leave out at the low and at the high end.
 _MISSING_LOW, _MISSING_HIGH = 0.15, 0.35
 
@@ -61,9 +65,18 @@ class Draw:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.q = torch.from_numpy(params.probe.q()).to(device)
         convention = params.probe.resolution_convention
-        resolution = params.probe.resolution
-        self._sigmas = tuple(sigma_of(width, convention) for width in (resolution.min, resolution.max))
+        widths = params.probe.resolution
+        self._sigmas = tuple(sigma_of(width, convention) for width in (widths.min, widths.max))
+        self._mode = params.probe.resolution_mode
         self._noise = params.noise
+        self._partial = params.probe.partial_curves
+        self._fixed = self._resolution(_TRAINING_ORDER) if widths.fixed else None
+        self._loss_resolution = self._resolution(_LOSS_ORDER)
+
+    def _resolution(self, order: int) -> Resolution:
+        """In the middle of the prior, on the network's grid."""
+        q = self.q.cpu().numpy()
+        return resolution(q, 0.5 * sum(self._sigmas) * q, self._mode, order).to(self.q.device)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.q.device)
@@ -77,8 +90,21 @@ class Draw:
 
     def calculate(self, values: Tensor, relative_sigma: Tensor) -> Tensor:
         """[B, G], curves of films with these parameters."""
+        if self._fixed is not None:
+            return self.prior.curves(self._fixed, values)
         sigma = relative_sigma[:, None] * self.q if self._sigmas[1] > 0 else None
         return self.prior.measured(self.q, sigma, values, _TRAINING_ORDER)
+
+    def compared(self, unit: Tensor) -> Tensor:
+        """[B, G], curves at points of the unit cube, [B, P], at the middle resolution; differentiable."""
+        curves: Tensor = _Compared.apply(  # type: ignore[no-untyped-call]
+            unit, self.prior, self._loss_resolution
+        )
+        return curves
+
+    def reference(self, unit: Tensor) -> Tensor:
+        """The same without derivatives."""
+        return self.prior.curves(self._loss_resolution, self.prior.values(unit))
 
     def measure(self, r: Tensor) -> Tensor:
         """Adds noise to curves [B, G]."""
@@ -88,12 +114,27 @@ class Draw:
         return r + deviation * normal
 
     def windows(self, count: int) -> Tensor:
-        """[B, G] masks: measurements seldom cover the whole grid. Half of them do here."""
+        """[B, G] masks: measurements seldom cover the whole grid."""
         position = torch.linspace(0.0, 1.0, len(self.q), dtype=torch.float64, device=self.q.device)
-        whole = self._random(count, 1) < 0.5
+        whole = self._random(count, 1) >= self._partial
         low = _MISSING_LOW * self._random(count, 1)
         high = 1.0 - _MISSING_HIGH * self._random(count, 1)
         return whole | ((position >= low) & (position <= high))
+
+
+class _Compared(torch.autograd.Function):
+    """`Prior.curves` with the engine's own derivatives, which costs less than torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, prior: Prior, seen: Resolution) -> Tensor:
+        ctx.prior, ctx.seen = prior, seen
+        ctx.save_for_backward(unit)
+        return prior.curves(seen, prior.values(unit))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (unit,) = ctx.saved_tensors
+        return ctx.prior.pull(ctx.seen, unit, gradients[0]), None, None
 
 
 def _log_uniform(bounds: Range, uniform: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ _POTENTIAL = 4.0e-6 * math.pi
 _TINY_ABSORPTION = 1e-30
 # Below this, reflection is total.
 _SMALLEST_Q = 1e-10
-# The resolution function is cut here, in standard deviations.
-_CUT = 3.5
+# Spacing in angstrom of the nodes of a sampled profile.
+_NODE = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,10 @@ class Media:
         return cls(*(torch.as_tensor(np.atleast_2d(a), dtype=torch.float64, device=device) for a in arrays))
 
 
+# A complex number in real arithmetic, which torch does several times as fast: (real part, imaginary part).
+_Complex = tuple[Tensor, Tensor]
+
+
 def reflectivity(q: Tensor, media: Media) -> Tensor:
     """Reflectivity without resolution; the beam comes through the first medium.
 
@@ -76,77 +79,56 @@ def reflectivity(q: Tensor, media: Media) -> Tensor:
     contrast = _POTENTIAL * (media.sld - media.sld[:, :1])
     absorption = _POTENTIAL * (media.isld.abs() + _TINY_ABSORPTION)
 
-    def wavenumber(medium: int) -> Tensor:
+    def wavenumber(medium: int) -> _Complex:
         if medium == 0:
-            return torch.complex(k_squared.sqrt(), torch.zeros_like(k_squared))
-        real = k_squared - contrast[:, medium, None]
-        return torch.complex(real, absorption[:, medium, None].expand_as(real)).sqrt()
+            return k_squared.sqrt(), torch.zeros_like(k_squared)
+        return _root(k_squared - contrast[:, medium, None], absorption[:, medium, None])
 
     last = media.sld.shape[1] - 1
-    k_below = wavenumber(last)
-    amplitude: Tensor | None = None
+    below = wavenumber(last)
+    amplitude: _Complex | None = None
     for upper in range(last - 1, -1, -1):
-        k_above = wavenumber(upper)
-        variance = media.roughness[:, upper, None] ** 2
-        fresnel = (k_above - k_below) / (k_above + k_below) * _exp(-2.0 * k_above * k_below * variance)
+        above = wavenumber(upper)
+        blur = -2.0 * media.roughness[:, upper, None] ** 2
+        product = _times(above, below)
+        damped = _exp((blur * product[0], blur * product[1]))
+        total = (above[0] + below[0], above[1] + below[1])
+        # Fresnel's coefficient times `total`, so that one division does.
+        step = _times((above[0] - below[0], above[1] - below[1]), damped)
         if amplitude is None:
-            amplitude = fresnel
+            amplitude = _divide(step, total)
         else:
-            amplitude = amplitude * _exp(2j * k_below * media.thickness[:, upper, None])
-            amplitude = (fresnel + amplitude) / (1.0 + fresnel * amplitude)
-        k_below = k_above
+            path = 2.0 * media.thickness[:, upper, None]
+            arriving = _times(amplitude, _exp((-path * below[1], path * below[0])))
+            scaled, back = _times(arriving, total), _times(step, arriving)
+            amplitude = _divide(
+                (step[0] + scaled[0], step[1] + scaled[1]), (total[0] + back[0], total[1] + back[1])
+            )
+        below = above
     assert amplitude is not None  # noqa: S101 (a film has at least two media)
-    return amplitude.real**2 + amplitude.imag**2
+    return amplitude[0] ** 2 + amplitude[1] ** 2
 
 
-def _exp(z: Tensor) -> Tensor:
-    # Three times as fast as torch.exp, which does not vectorise complex numbers on a CPU.
-    size = z.real.exp()
-    return torch.complex(size * z.imag.cos(), size * z.imag.sin())
+def _root(x: Tensor, y: Tensor) -> _Complex:
+    """The root of x + iy with Im >= 0, for y > 0."""
+    large = (0.5 * ((x * x + y * y).sqrt() + x.abs())).sqrt()
+    small = 0.5 * y / large
+    forward = x >= 0
+    return torch.where(forward, large, small), torch.where(forward, small, large)
 
 
-def measured_reflectivity(
-    q: Tensor,
-    sigma: Tensor | None,
-    media: Media,
-    scale: Tensor | float,
-    background: Tensor | float,
-    order: int = 33,
-) -> Tensor:
-    """What an instrument sees: scale x (reflectivity blurred by a Gaussian in q) + background.
-
-    The blur is a Gauss-Legendre quadrature over 3.5 standard deviations on each side, normalised to one.
-
-    Args:
-        q: [N] or [B, N], in 1/angstrom.
-        sigma: standard deviation of q, broadcastable to q; None for perfect resolution.
-        media: B films.
-        scale, background: numbers or [B].
-        order: points of the quadrature.
-
-    Returns:
-        [B, N].
-    """
-    if sigma is None:
-        sharp = reflectivity(q, media)
-    else:
-        nodes, weights = (torch.from_numpy(array).to(q.device) for array in _quadrature(order))
-        spread = q[..., None] + sigma[..., None] * nodes
-        sharp = reflectivity(spread.flatten(-2), media).reshape(len(media.sld), -1, order) @ weights
-    return _column(scale) * sharp + _column(background)
+def _times(a: _Complex, b: _Complex) -> _Complex:
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
 
-def _column(value: Tensor | float) -> Tensor | float:
-    return value[:, None] if isinstance(value, Tensor) else value
+def _divide(a: _Complex, b: _Complex) -> _Complex:
+    scale = 1.0 / (b[0] * b[0] + b[1] * b[1])
+    return (a[0] * b[0] + a[1] * b[1]) * scale, (a[1] * b[0] - a[0] * b[1]) * scale
 
 
-@lru_cache(maxsize=16)
-def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes in standard deviations, and weights of a Gaussian that sum to one."""
-    x, w = np.polynomial.legendre.leggauss(order)
-    nodes = _CUT * x
-    weights = w * np.exp(-0.5 * nodes**2)
-    return nodes, weights / weights.sum()
+def _exp(z: _Complex) -> _Complex:
+    size = z[0].exp()
+    return size * z[1].cos(), size * z[1].sin()
 
 
 def profile(z: Tensor, values: Tensor, media: Media) -> Tensor:
@@ -180,3 +162,29 @@ def depth_grid(media: Media, points: int) -> Tensor:
     low = min(float((depth - tail).min()), -10.0)
     high = max(float((depth + tail).max()), float(depth.max()) + 10.0)
     return torch.linspace(low, high, points, dtype=torch.float64, device=media.sld.device)
+
+
+def sampled_profile(media: Media, values: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """The profile as refl1d samples it, on an even grid of each film's own.
+
+    From 10 angstrom, or three times the roughness if that is more, before the first interface to as much
+    behind the last. Between nodes 0.1 angstrom apart it is a straight line, which is what remains of an
+    interface that is sharper than that.
+
+    Args:
+        media: B films.
+        values: [B, M], `media.sld` or `media.isld`.
+        points: of the grid.
+
+    Returns:
+        z in angstrom and the profile, each [B, points].
+    """
+    depth = interfaces(media)
+    left = (depth - 3.0 * media.roughness).amin(-1).clamp_max(-10.0)
+    right = torch.maximum((depth + 3.0 * media.roughness).amax(-1), depth[:, -1] + 10.0)
+    last = torch.ceil((right + 0.05 - left) / _NODE) - 1.0
+    place = last[:, None] * torch.linspace(0.0, 1.0, points, dtype=torch.float64, device=values.device)
+    node = place.floor()
+    part = place - node
+    before, after = (profile(left[:, None] + _NODE * at, values, media) for at in (node, node + 1.0))
+    return left[:, None] + _NODE * place, (1.0 - part) * before + part * after

@@ -18,6 +18,11 @@ def compress(r: Tensor) -> Tensor:
     return torch.asinh(r / (2.0 * _FLOOR)) / _LOG10 + math.log10(_FLOOR)
 
 
+def compress_slope(r: Tensor) -> Tensor:
+    """Derivative of `compress`."""
+    return 1.0 / (_LOG10 * (r * r + (2.0 * _FLOOR) ** 2).sqrt())
+
+
 def resample(q: Tensor, r: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Brings curves to the network's grid by interpolation of the compressed reflectivity in log q.
 

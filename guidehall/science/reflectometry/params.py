@@ -31,6 +31,9 @@ _ROUGHNESS_LIMITS = (0.0, 200.0)
 
 BeamSide = Literal["fronting", "backing"]
 ResolutionConvention = Literal["fwhm", "sigma"]
+# "quadrature" integrates over the resolution function; "refl1d" does what that package does without
+# oversampling.
+ResolutionMode = Literal["quadrature", "refl1d"]
 
 
 def _quantity(default: Any, title: str, unit: str = "", **more: Any) -> Any:
@@ -262,15 +265,36 @@ class TrainingProbe(_Params):
     )
     resolution: Range = _range((0.02, 0.08), "Resolution dq/q")
     resolution_convention: ResolutionConvention = _quantity("fwhm", "What the resolution means")
+    resolution_mode: ResolutionMode = _quantity(
+        "quadrature",
+        "How resolution is calculated",
+        description="refl1d blurs straight lines between the points of the grid, as that package does.",
+    )
+    partial_curves: float = _quantity(
+        0.5,
+        "Share of partial curves",
+        description="So many training curves leave out a part of the range at its ends.",
+        ge=0,
+        le=1,
+    )
     scale: Range = _range((0.9, 1.1), "Scale", "", "Measured = scale x reflectivity + background.")
     background: Range = _range((1e-8, 1e-5), "Background", "", "Drawn evenly in its logarithm.")
+    q_offset: Range = _range(
+        (0.0, 0.0), "Offset of q", "1/angstrom", "The true q is the measured one plus this."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingProbe:
         if self.q_max < 2 * self.q_min:
             refuse_field(self, ["q_max"], self.q_max, f"must be at least twice q_min, {2 * self.q_min:g}")
+        if self.resolution_mode == "refl1d" and not self.resolution.fixed:
+            refuse_field(
+                self, ["resolution", "max"], self.resolution.max, "must equal min where the mode is refl1d"
+            )
         lowest = 0.0 if self.background.fixed else 1e-12
         limits = {"resolution": (0.0, 0.3), "scale": (0.01, 10.0), "background": (lowest, 0.1)}
+        # Less than the lowest q, so that none becomes negative.
+        limits["q_offset"] = (-0.5 * self.q_min, 0.5 * self.q_min)
         _limit_ranges(self, limits)
         return self
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from guidehall.science.pipeline import Context, raise_if_cancelled
-from guidehall.science.reflectometry.kernel import Media, depth_grid, measured_reflectivity, profile
+from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
 from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
+from guidehall.science.reflectometry.resolution import resolution
 
 
 def media_of(stack: Stack) -> Media:
@@ -27,19 +29,15 @@ def simulate(params: SimulateParams) -> SimulateResult:
     """Calculates one curve."""
     stack, probe = params.stack, params.probe
     media = media_of(stack)
-    q = torch.from_numpy(probe.q())
+    q = probe.q()
     sigma = probe.relative_sigma * q
-    r = measured_reflectivity(
-        q,
-        sigma if probe.resolution > 0 else None,
-        media.reversed() if stack.beam == "backing" else media,
-        probe.scale,
-        probe.background,
-    )
+    seen = resolution(q, sigma)
+    sharp = engine.reflectivity(seen.q, media.reversed() if stack.beam == "backing" else media)
+    r = probe.scale * engine.blur(seen, sharp) + probe.background
     z = depth_grid(media, params.profile_points)
 
-    def numbers(tensor: Tensor) -> list[float]:
-        values: list[float] = tensor.reshape(-1).tolist()
+    def numbers(array: Tensor | np.ndarray) -> list[float]:
+        values: list[float] = array.reshape(-1).tolist()
         return values
 
     return SimulateResult(

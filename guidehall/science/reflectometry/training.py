@@ -26,6 +26,8 @@ _GRADIENT_LIMIT = 1.0
 # Weight of the SLD profile beside that of the parameters, both about 1 for a network that knows nothing.
 _PROFILE_WEIGHT = 1.0
 _PROFILE_POINTS = 64
+# Weight of the mean |log10 R| between the true curve and that of the answer.
+_CURVE_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Trainer:
         seeds = Seeds.of(context.seed)
         self._draw = Draw(params, self.prior, seeds.training, context.device)
         self.network = _new_network(params, len(self.prior.free), seeds.network).to(context.device)
-        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=params.training.learning_rate)
+        rate = params.training.learning_rate
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, fused=True)
         held_back = Draw(params, self.prior, seeds.validation, context.device)
         self.validation = held_back.curves(params.training.validation_curves)
         self.validation_measured = held_back.measure(self.validation.r)
@@ -145,7 +148,9 @@ class Trainer:
             true_profile = self._profile(batch.unit)
             spread = true_profile.var().clamp_min(1e-6)
         deviation = (self._profile(answer) - true_profile).square().mean() / spread
-        return parameters + _PROFILE_WEIGHT * deviation
+        # What the answer makes of the measurement, in decades.
+        curves = compress(self._draw.compared(answer.double())) - compress(self._draw.reference(batch.unit))
+        return parameters + _PROFILE_WEIGHT * deviation + _CURVE_WEIGHT * curves.abs().mean()
 
     def _profile(self, unit: Tensor) -> Tensor:
         films = self.prior.films(self.prior.values(unit))

@@ -1,0 +1,231 @@
+"""The fast engine: curves, their derivatives and profiles of many films on a CPU.
+
+Compiled C where the package was installed with a C compiler, and the torch kernel elsewhere; both solve the
+equations that `kernel` explains, in float64. Calls release the interpreter, so threads run beside each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidehall.science.reflectometry import kernel
+from guidehall.science.reflectometry.kernel import Media
+from guidehall.science.reflectometry.resolution import Resolution
+
+_log = logging.getLogger(__name__)
+_LIBRARY = Path(__file__).parent / "native" / "engine.so"
+# Of a batch, so much is held at once by the torch kernel when it takes derivatives: in points.
+_PIECE = 20_000
+
+
+@lru_cache(maxsize=1)
+def _installed() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError:
+        _log.warning("the compiled reflectometry engine is not installed; torch calculates instead")
+        return None
+    library.guidehall_instructions.restype = ctypes.c_char_p
+    return library
+
+
+_torch_only = False
+
+
+def _library() -> ctypes.CDLL | None:
+    return None if _torch_only else _installed()
+
+
+def name() -> str:
+    """Which engine calculates, such as "c (avx2)" or "torch"."""
+    library = _library()
+    return "torch" if library is None else f"c ({library.guidehall_instructions().decode()})"
+
+
+def use(which: str) -> None:
+    """Calculates with another engine from now on, to compare them.
+
+    Args:
+        which: "torch", or an instruction set of the compiled engine: "any", "avx2" or "avx512".
+
+    Raises:
+        ValueError: the engine is not compiled, or this machine has no such instructions.
+    """
+    global _torch_only
+    if which != "torch":
+        library = _installed()
+        if library is None or library.guidehall_choose(which.encode()):
+            raise ValueError(f"no engine {which!r} here")
+    _torch_only = which == "torch"
+
+
+def reflectivity(q: Tensor, media: Media) -> Tensor:
+    """As `kernel.reflectivity`, without derivatives: q [N] or [B, N] to [B, N]."""
+    library = _library()
+    if library is None or q.device.type != "cpu":
+        with torch.no_grad():
+            return kernel.reflectivity(q, media)
+    films, points = len(media.sld), q.shape[-1]
+    out = torch.empty(films, points, dtype=torch.float64)
+    held = [*_film_arrays(media), _array(q)]
+    _call(library.guidehall_reflectivity, *_sizes(media), *held[:4], points, held[4], int(q.ndim == 2), out)
+    return out
+
+
+def gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Reflectivity and its derivatives.
+
+    Args:
+        q: [N] or [B, N], in 1/angstrom.
+        media: B films of M media.
+        wanted: indices into the 4 M - 2 numbers of a film: sld [M], isld [M], thickness [M - 2],
+            roughness [M - 1], q.
+
+    Returns:
+        [B, N] and [B, len(wanted), N].
+    """
+    library = _library()
+    if library is None or q.device.type != "cpu":
+        return _torch_gradient(q, media, wanted)
+    films, points = len(media.sld), q.shape[-1]
+    out = torch.empty(films, points, dtype=torch.float64)
+    slopes = torch.empty(films, len(wanted), points, dtype=torch.float64)
+    held = [*_film_arrays(media), _array(q)]
+    _call(
+        library.guidehall_gradient,
+        *_sizes(media),
+        *held[:4],
+        points,
+        held[4],
+        int(q.ndim == 2),
+        _rows(media, wanted),
+        len(wanted),
+        out,
+        slopes,
+    )
+    return out, slopes
+
+
+def pull(q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor) -> Tensor:
+    """Derivatives of the sum over points of weights x reflectivity, [B, len(wanted)].
+
+    Args:
+        q, media, wanted: as in `gradient`.
+        weights: [B, N].
+    """
+    library = _library()
+    if library is None or q.device.type != "cpu":
+        _, slopes = _torch_gradient(q, media, wanted)
+        return (slopes @ weights[..., None])[..., 0]
+    films, points = len(media.sld), q.shape[-1]
+    out = torch.empty(films, len(wanted), dtype=torch.float64)
+    held = [*_film_arrays(media), _array(q), _array(weights)]
+    _call(
+        library.guidehall_pull,
+        *_sizes(media),
+        *held[:4],
+        points,
+        held[4],
+        int(q.ndim == 2),
+        _rows(media, wanted),
+        len(wanted),
+        held[5],
+        out,
+    )
+    return out
+
+
+def blur(resolution: Resolution, curves: Tensor) -> Tensor:
+    """Curves at the points of `resolution`, [..., C], as the instrument sees them, [..., N]."""
+    library = _library()
+    if library is None or curves.device.type != "cpu":
+        return resolution.apply(curves)
+    rows, points = curves.shape[:-1], len(resolution.first)
+    out = torch.empty(*rows, points, dtype=torch.float64)
+    source = _array(curves)
+    _call(
+        library.guidehall_blur,
+        rows.numel(),
+        curves.shape[-1],
+        source,
+        points,
+        resolution.weights.shape[1],
+        resolution.first_int32,
+        resolution.weights,
+        out,
+    )
+    return out
+
+
+def sampled_profile(media: Media, values: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """As `kernel.sampled_profile`, without derivatives: z and profile, each [B, points]."""
+    library = _library()
+    if library is None or values.device.type != "cpu":
+        with torch.no_grad():
+            return kernel.sampled_profile(media, values, points)
+    z = torch.empty(len(values), points, dtype=torch.float64)
+    out = torch.empty_like(z)
+    held = [_array(values), _array(media.thickness), _array(media.roughness)]
+    _call(library.guidehall_profile, *_sizes(media), *held, points, z, out)
+    return z, out
+
+
+def _rows(media: Media, wanted: np.ndarray) -> Tensor:
+    """Where the engine puts the derivative by each number of a film; -1 for nowhere."""
+    rows = np.full(4 * media.sld.shape[1] - 2, -1, dtype=np.int32)
+    rows[wanted] = np.arange(len(wanted))
+    return torch.from_numpy(rows)
+
+
+def _sizes(media: Media) -> tuple[int, int]:
+    films, count = media.sld.shape
+    return films, count
+
+
+def _film_arrays(media: Media) -> list[Tensor]:
+    return [_array(part) for part in (media.sld, media.isld, media.thickness, media.roughness)]
+
+
+def _array(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float64).contiguous()
+
+
+def _call(function: ctypes._NamedFuncPointer, *arguments: Tensor | int) -> None:
+    """The caller keeps the tensors alive: only their addresses are passed."""
+    if function(
+        *(
+            ctypes.c_void_p(item.data_ptr()) if isinstance(item, Tensor) else ctypes.c_int(item)
+            for item in arguments
+        )
+    ):
+        raise MemoryError
+
+
+def _torch_gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+    # Each point is taken for a film of its own, so that one backward pass gives all derivatives.
+    films, points = len(media.sld), q.shape[-1]
+    q_each = q.expand(films, points).reshape(-1, 1)
+    parts = [
+        part[:, None, :].expand(-1, points, -1).reshape(films * points, part.shape[1])
+        for part in (media.sld, media.isld, media.thickness, media.roughness)
+    ]
+    curves, slopes = [], []
+    with torch.enable_grad():
+        for start in range(0, films * points, _PIECE):
+            leaves = [
+                item[start : start + _PIECE].detach().clone().requires_grad_() for item in (*parts, q_each)
+            ]
+            r = kernel.reflectivity(leaves[4], Media(*leaves[:4]))
+            # A film of two media has no thickness.
+            found = torch.autograd.grad(r.sum(), leaves, allow_unused=True, materialize_grads=True)
+            curves.append(r.detach()[:, 0])
+            slopes.append(torch.cat(found, dim=1)[:, torch.as_tensor(wanted, device=q.device)])
+    r = torch.cat(curves).reshape(films, points)
+    return r, torch.cat(slopes).reshape(films, points, len(wanted)).transpose(1, 2).contiguous()

@@ -1,0 +1,287 @@
+"""Bounded least squares from many starts at once, and the modes that they end in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidehall.science.reflectometry.network import compress, compress_slope
+from guidehall.science.reflectometry.params import ResolutionMode
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import DEFAULT_ORDER, resolution
+
+# Levenberg and Marquardt: first damping, and how it changes with each step that fails or succeeds.
+_DAMPING, _HARDER, _EASIER = 1e-3, 4.0, 0.2
+_MOST_DAMPING = 1e10
+# Without dr a residual is a difference of log10 R over this.
+_LOG10_DEVIATION = 0.01
+# Of log10 R, in a first descent: smaller error bars count no more than this.
+_LEAST_LOG10_NOISE = 0.05
+# A start that gains less than this share in each of so many steps has arrived.
+_GAIN, _PATIENCE = 1e-6, 3
+
+
+class Target(Protocol):
+    """What is to be explained: residuals, whose squares sum to chi-square, as functions of the unit cube.
+
+    `rows` says which data each point of the cube belongs to, where a target holds several.
+    """
+
+    parameters: int
+
+    def residuals(self, unit: Tensor, rows: Tensor) -> Tensor:
+        """[B, P] and [B] to [B, N]."""
+        ...
+
+    def linearise(self, unit: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, P] and [B] to the residuals, [B, N], and their derivatives, [B, P, N]."""
+        ...
+
+
+class CurveTarget:
+    """Curves that were measured at the same points, and the prior of their samples.
+
+    Residuals are (calculated - r) / dr, or without dr differences of log10 R in hundredths (linear around
+    zero, see `network.compress`).
+
+    Args:
+        q, sigma: [N]; sigma is one standard deviation of q.
+        r, dr: [C, N] or, for one curve, [N]; dr is one standard deviation of r, or None.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        q: np.ndarray,
+        r: np.ndarray,
+        dr: np.ndarray | None,
+        sigma: np.ndarray | None,
+        mode: ResolutionMode = "quadrature",
+        order: int = DEFAULT_ORDER,
+    ) -> None:
+        self.prior = prior
+        self.parameters = len(prior.free)
+        self.resolution = resolution(q, sigma, mode, order)
+        self.r = _rows_of(r)
+        self.dr = None if dr is None else _rows_of(dr)
+        self.compressed = compress(self.r)
+
+    def curves(self, unit: Tensor) -> Tensor:
+        """Calculated curves, [B, N]."""
+        return self.prior.curves(self.resolution, self.prior.values(unit))
+
+    def residuals(self, unit: Tensor, rows: Tensor) -> Tensor:
+        return self._compare(self.curves(unit), rows)
+
+    def linearise(self, unit: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.prior.linearise(self.resolution, unit)
+        if self.dr is None:
+            slope = compress_slope(found.r) / _LOG10_DEVIATION
+        else:
+            slope = 1.0 / self.dr[rows]
+        return self._compare(found.r, rows), found.slopes * slope[:, None]
+
+    def _compare(self, calculated: Tensor, rows: Tensor) -> Tensor:
+        if self.dr is None:
+            return (compress(calculated) - self.compressed[rows]) / _LOG10_DEVIATION
+        return (calculated - self.r[rows]) / self.dr[rows]
+
+
+class LogTarget:
+    """The same curves on a logarithmic scale: smoother far from the answer, where chi-square has many pits.
+
+    Points whose error bars are as large as they count less.
+    """
+
+    def __init__(self, target: CurveTarget) -> None:
+        self._target = target
+        self.parameters = target.parameters
+        if target.dr is None:
+            self._weight = torch.full_like(target.r, 1.0 / _LOG10_DEVIATION)
+        else:
+            noise = target.dr * compress_slope(target.r)
+            self._weight = 1.0 / (noise.square() + _LEAST_LOG10_NOISE**2).sqrt()
+
+    def residuals(self, unit: Tensor, rows: Tensor) -> Tensor:
+        return (compress(self._target.curves(unit)) - self._target.compressed[rows]) * self._weight[rows]
+
+    def linearise(self, unit: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._target.prior.linearise(self._target.resolution, unit)
+        weight = self._weight[rows]
+        slope = compress_slope(found.r) * weight
+        residuals = (compress(found.r) - self._target.compressed[rows]) * weight
+        return residuals, found.slopes * slope[:, None]
+
+
+class JointTarget:
+    """Several curves of samples that share parameters, such as one film in several liquids.
+
+    Args:
+        targets: one for each curve.
+        columns: for each, the places of its parameters among the joint ones.
+    """
+
+    def __init__(self, targets: Sequence[Target], columns: Sequence[Sequence[int]]) -> None:
+        self._targets = list(targets)
+        self._columns = [torch.tensor(list(places)) for places in columns]
+        self.parameters = int(max(int(places.max()) for places in self._columns)) + 1
+
+    def residuals(self, unit: Tensor, rows: Tensor) -> Tensor:
+        parts = zip(self._targets, self._columns, strict=True)
+        return torch.cat([target.residuals(unit[:, places], rows) for target, places in parts], dim=1)
+
+    def linearise(self, unit: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        values, slopes = [], []
+        for target, places in zip(self._targets, self._columns, strict=True):
+            residuals, derivative = target.linearise(unit[:, places], rows)
+            whole = torch.zeros(len(unit), self.parameters, residuals.shape[1], dtype=torch.float64)
+            whole[:, places] = derivative
+            values.append(residuals)
+            slopes.append(whole)
+        return torch.cat(values, dim=1), torch.cat(slopes, dim=2)
+
+
+def _rows_of(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.atleast_2d(np.ascontiguousarray(array, dtype=np.float64)))
+
+
+@dataclass(frozen=True)
+class Descents:
+    """Where each start ended.
+
+    Attributes:
+        unit: [B, P] in the unit cube.
+        chi_square: [B].
+        curvature: [B, P, P], J^T J there.
+    """
+
+    unit: Tensor
+    chi_square: Tensor
+    curvature: Tensor
+
+    def best(self, count: int) -> Descents:
+        """The `count` lowest, lowest first."""
+        rows = self.chi_square.argsort()[:count]
+        return Descents(self.unit[rows], self.chi_square[rows], self.curvature[rows])
+
+
+def descend(
+    target: Target, starts: Tensor, steps: int, rows: Tensor | None = None, gain: float = _GAIN
+) -> Descents:
+    """Levenberg-Marquardt within the unit cube from every start, all in one batch.
+
+    A parameter at a bound that the gradient pushes outwards rests there. Starts that have arrived leave
+    the batch.
+
+    Args:
+        target: what to minimise.
+        starts: [B, P].
+        steps: at most, each with one calculation of curves and derivatives.
+        rows: [B] the data that each start belongs to; all to the first when left out.
+        gain: relative improvement of chi-square below which a start has arrived.
+    """
+    unit = starts.double().clamp(0.0, 1.0).clone()
+    rows = torch.zeros(len(unit), dtype=torch.int64) if rows is None else rows
+    residuals, slopes = target.linearise(unit, rows)
+    chi_square = residuals.square().sum(1)
+    gradient = torch.einsum("bpn,bn->bp", slopes, residuals)
+    curvature = slopes @ slopes.transpose(1, 2)
+    damping = torch.full((len(unit),), _DAMPING, dtype=torch.float64)
+    idle = torch.zeros(len(unit), dtype=torch.int64)
+    moving = torch.arange(len(unit))
+    for _ in range(steps):
+        trial = _step(unit[moving], gradient[moving], curvature[moving], damping[moving])
+        new_residuals, new_slopes = target.linearise(trial, rows[moving])
+        new_chi = new_residuals.square().sum(1)
+        better = new_chi < chi_square[moving]
+        gone = moving[better]
+        small = (chi_square[gone] - new_chi[better]) <= gain * chi_square[gone]
+        unit[gone], chi_square[gone] = trial[better], new_chi[better]
+        kept = new_slopes[better]
+        gradient[gone] = torch.einsum("bpn,bn->bp", kept, new_residuals[better])
+        curvature[gone] = kept @ kept.transpose(1, 2)
+        idle[gone] = torch.where(small, idle[gone] + 1, 0)
+        damping[moving] *= torch.where(better, _EASIER, _HARDER)
+        done = (idle[moving] >= _PATIENCE) | (damping[moving] > _MOST_DAMPING)
+        moving = moving[~done]
+        if not len(moving):
+            break
+    return Descents(unit, chi_square, curvature)
+
+
+def _step(unit: Tensor, gradient: Tensor, curvature: Tensor, damping: Tensor) -> Tensor:
+    """The next point to try, [B, P], of each start."""
+    resting = ((unit <= 0.0) & (gradient > 0)) | ((unit >= 1.0) & (gradient < 0))
+    trial = _solve(unit, gradient, curvature, damping, resting)
+    # What the step pushes through a bound stays there, and the others move as if it were given.
+    crossing = ~resting & ((trial < 0.0) | (trial > 1.0))
+    if bool(crossing.any()):
+        held = torch.where(crossing, trial.clamp(0.0, 1.0) - unit, 0.0)
+        shifted = gradient + torch.einsum("bpk,bk->bp", curvature, held)
+        again = _solve(unit, shifted, curvature, damping, resting | crossing)
+        trial = torch.where(crossing, unit + held, again)
+    return trial.clamp(0.0, 1.0)
+
+
+def _solve(unit: Tensor, gradient: Tensor, curvature: Tensor, damping: Tensor, fixed: Tensor) -> Tensor:
+    free = (~fixed).double()
+    diagonal = curvature.diagonal(dim1=1, dim2=2)
+    # Marquardt's scaling, with a floor for what the data do not see.
+    ridge = damping[:, None] * (diagonal + 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12)
+    matrix = curvature * free[:, :, None] * free[:, None, :] + torch.diag_embed(ridge * free + (1.0 - free))
+    change: Tensor = torch.linalg.solve(matrix, -(gradient * free)[..., None])[..., 0]
+    return unit + change
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One explanation of the data.
+
+    Attributes:
+        unit: [P] in the unit cube.
+        chi_square: there.
+        covariance: [P, P] in the unit cube, from the curvature and the width of the prior.
+    """
+
+    unit: np.ndarray
+    chi_square: float
+    covariance: np.ndarray
+
+
+def merge(found: Descents, within: float, apart: float = 3.0, most: int = 16) -> tuple[Mode, ...]:
+    """The different explanations among what the descents found, best first.
+
+    Two are one when they are less than `apart` standard deviations (of the better one) from each other in
+    every parameter.
+
+    Args:
+        within: of the lowest chi-square; what is worse is left out.
+    """
+    order = found.chi_square.argsort()
+    lowest = float(found.chi_square[order[0]])
+    modes: list[Mode] = []
+    for row in order.tolist():
+        chi_square, unit = float(found.chi_square[row]), found.unit[row].numpy()
+        if len(modes) == most or not chi_square <= lowest + within:
+            break
+        if any(
+            bool((np.abs(unit - mode.unit) < apart * np.sqrt(np.diag(mode.covariance)) + 1e-3).all())
+            for mode in modes
+        ):
+            continue
+        modes.append(Mode(unit, chi_square, covariance(found.curvature[row])))
+    return tuple(modes)
+
+
+def covariance(curvature: Tensor) -> np.ndarray:
+    """Inverse of J^T J, [P, P], where what the data do not say is as wide as the prior itself."""
+    # 12 is the inverse variance of the unit interval.
+    matrix = curvature + 12.0 * torch.eye(len(curvature), dtype=torch.float64)
+    inverse: np.ndarray = torch.linalg.inv(matrix).numpy()
+    symmetric: np.ndarray = 0.5 * (inverse + inverse.T)
+    return symmetric

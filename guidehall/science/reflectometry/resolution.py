@@ -1,0 +1,135 @@
+"""Resolution: a constant banded matrix from a calculated curve to what an instrument sees of it.
+
+For fixed q and dq both rules below are linear in the curve, so their weights are made once and reused for
+every film.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from scipy.special import erf
+from torch import Tensor
+
+from guidehall.science.reflectometry.params import ResolutionMode
+
+# Points of the quadrature when nothing else is asked: converged to 1e-8 on sharp fringes.
+DEFAULT_ORDER = 33
+# Where the Gaussian is cut, in standard deviations.
+_CUT = 3.5
+# refl1d's cut: where it has fallen to a thousandth.
+_REFL1D_CUT = math.sqrt(-2.0 * math.log(1e-3))
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """measured[n] = sum over k of weights[n, k] calculated[first[n] + k].
+
+    Attributes:
+        q: [C] where the curve is calculated, in 1/angstrom.
+        first: [N] int64.
+        weights: [N, K]; each row sums to one.
+    """
+
+    q: Tensor
+    first: Tensor
+    weights: Tensor
+
+    @cached_property
+    def first_int32(self) -> Tensor:
+        """`first` as the compiled engine reads it."""
+        return self.first.to(torch.int32)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return self.first[:, None] + torch.arange(self.weights.shape[1], device=self.first.device)
+
+    def apply(self, curves: Tensor) -> Tensor:
+        """[..., C] to [..., N], differentiable."""
+        return (curves[..., self._columns] * self.weights).sum(-1)
+
+    def spread(self, gradients: Tensor) -> Tensor:
+        """Gradients by measured points, [B, N], to those by calculated ones, [B, C]: the transpose."""
+        parts = (gradients[..., None] * self.weights).flatten(1)
+        shape = (len(gradients), len(self.q))
+        return torch.zeros(shape, dtype=parts.dtype, device=parts.device).index_add_(
+            1, self._columns.flatten(), parts
+        )
+
+    def to(self, device: str | torch.device) -> Resolution:
+        """The same on another device."""
+        return Resolution(self.q.to(device), self.first.to(device), self.weights.to(device))
+
+
+def resolution(
+    q: np.ndarray, sigma: np.ndarray | None, mode: ResolutionMode = "quadrature", order: int = DEFAULT_ORDER
+) -> Resolution:
+    """The matrix for measured points.
+
+    Args:
+        q: [N], in 1/angstrom; ascending for the mode "refl1d".
+        sigma: [N] standard deviations of q; None or all zero for perfect resolution.
+        mode: "quadrature" integrates over 3.5 standard deviations with `order` points of Gauss and Legendre,
+            normalised to one. "refl1d" is that package's rule without oversampling: the curve is a straight
+            line between the measured points.
+    """
+    if sigma is None or not np.any(sigma > 0):
+        return _tensors(q, np.arange(len(q)), np.ones((len(q), 1)))
+    if mode == "refl1d":
+        return _piecewise_linear(q, sigma)
+    nodes, weights = quadrature(order)
+    spread = q[:, None] + sigma[:, None] * nodes
+    return _tensors(spread.ravel(), order * np.arange(len(q)), np.broadcast_to(weights, spread.shape))
+
+
+@lru_cache(maxsize=16)
+def quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes in standard deviations, and the weights there of a Gaussian, which sum to one."""
+    x, gauss = np.polynomial.legendre.leggauss(order)
+    nodes = _CUT * x
+    weights = gauss * np.exp(-0.5 * nodes**2)
+    return nodes, weights / weights.sum()
+
+
+def _piecewise_linear(q: np.ndarray, sigma: np.ndarray) -> Resolution:
+    """Integrals of a Gaussian times a curve that is straight between its points, divided by its area.
+
+    Only the points from the last one at or below q - L to the first one at or above q + L are used, L = 3.717
+    standard deviations, and what of the window lies beyond the ends of the data is left out.
+    """
+    nodes = np.unique(q)
+    reach = _REFL1D_CUT * sigma
+    first = np.maximum(np.searchsorted(nodes, q - reach, side="right") - 1, 0)
+    last = np.minimum(np.searchsorted(nodes, q + reach, side="left"), len(nodes) - 1)
+    width = int((last - first).max()) + 1
+    # The band must lie within the curve for every row.
+    start = np.minimum(first, len(nodes) - width)
+    weights = np.zeros((len(q), width))
+    blurred = (sigma > 0) & (last > first)
+    spread = np.where(blurred, sigma, 1.0)
+    for k in range(width - 1):
+        # The interval from node k to node k + 1 of the band, where it belongs to the window.
+        left, right = nodes[start + k], nodes[start + k + 1]
+        inside = blurred & (start + k >= first) & (start + k < last)
+        t, u = ((x - q) / (math.sqrt(2.0) * spread) for x in (left, right))
+        area = np.where(inside, 0.5 * (erf(u) - erf(t)), 0.0)
+        # Of (x - q) times the Gaussian.
+        moment = spread / math.sqrt(2.0 * math.pi) * (np.exp(-(t**2)) - np.exp(-(u**2)))
+        share = np.where(inside, (moment - (left - q) * area) / (right - left), 0.0)
+        weights[:, k] += area - share
+        weights[:, k + 1] += share
+    weights[~blurred, (np.searchsorted(nodes, q) - start)[~blurred]] = 1.0
+    weights /= weights.sum(1, keepdims=True)
+    return _tensors(nodes, start, weights)
+
+
+def _tensors(q: np.ndarray, first: np.ndarray, weights: np.ndarray) -> Resolution:
+    return Resolution(
+        torch.from_numpy(np.ascontiguousarray(q, dtype=np.float64)),
+        torch.from_numpy(first.astype(np.int64)),
+        torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float64)),
+    )
