@@ -6,6 +6,7 @@ A hostile file can do no more than be refused: weights are tensors and nothing e
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import pickletools
@@ -42,6 +43,9 @@ _MAX_FILE_BYTES = 4 * MAX_WEIGHTS + (16 << 20)
 _MAX_TENSORS = 1000
 _MAX_MEMBERS = _MAX_TENSORS + 20
 _MAX_DIRECTORY_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 10_000
+# Bytes of the length of an .npy header, by major version of the format.
+_NPY_LENGTH_BYTES = {b"\x01": 2, b"\x02": 4}
 # All that torch.save needs for a dict of tensors. Others are safe to torch, but may ask for any memory.
 _TORCH_NAMES = {
     "collections OrderedDict",
@@ -179,17 +183,21 @@ def read_document(
 
 
 def _object_array(data: bytes) -> Any:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    """More strictly than numpy, which tries to understand what Python 2 wrote."""
+    length_bytes = _NPY_LENGTH_BYTES.get(data[6:7])
+    if length_bytes is None:
         raise NotPlainError("an .npy file of an unknown version")
-    if shape != () or not dtype.hasobject:
-        raise NotPlainError(f"an array of {dtype} with shape {list(shape)}, not a dict")
-    value = read_plain(stream.read())
+    begin = 8 + length_bytes
+    end = begin + int.from_bytes(data[8:begin], "little")
+    if end - begin > _MAX_HEADER_BYTES:
+        raise NotPlainError(f"an .npy file with a header of {end - begin} bytes")
+    try:
+        header = ast.literal_eval(data[begin:end].decode("latin-1").strip())
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise NotPlainError("an .npy file whose header makes no sense") from None
+    if not isinstance(header, dict) or header.get("descr") != "|O" or header.get("shape") != ():
+        raise NotPlainError("an .npy file that holds no dict")
+    value = read_plain(data[end:])
     # numpy pickles the array that holds the dict.
     return value.value if isinstance(value, PlainArray) else value
 

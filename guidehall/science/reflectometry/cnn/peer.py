@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from guidehall.science.pipeline import Context, Desired, raise_if_cancelled
 from guidehall.science.reflectometry.cnn.curves import CurveSet
 from guidehall.science.reflectometry.cnn.files import read_statistics
-from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, empty_network
+from guidehall.science.reflectometry.cnn.network import Cnn, empty_network, shape_of
 from guidehall.science.reflectometry.cnn.params import CnnParams, Normalisation
 from guidehall.science.reflectometry.epochs import EndedBy
 from guidehall.science.reflectometry.legacy_five_layers import legacy_stack
@@ -161,8 +161,7 @@ def train(params: CnnParams, context: Context, curves: CurveSet, seed: int) -> P
             trainer.train_pipeline()
             ended_by = "epochs"
         state = {name: value.detach().cpu() for name, value in trainer.model.state_dict().items()}
-    shape = CnnShape(params.network.layers, 256, 51, curves.nr.shape[2], curves.sld.shape[2])
-    network = empty_network(shape)
+    network = empty_network(shape_of(state))
     network.load_state_dict(state, assign=True)
     return PeerTraining(network, normalisation, losses, ended_by)
 

@@ -79,9 +79,10 @@ class _Reader:
             if opcode.name == "STOP":
                 break
             self._step(opcode.name, argument)
-        if len(self._stack) != 1:
+        (value,) = self._take(1)
+        if self._stack:
             raise NotPlainError("an incomplete pickle")
-        return self._stack[0]
+        return value
 
     def _step(self, name: str, argument: Any) -> None:
         if name in ("PROTO", "FRAME"):
@@ -92,8 +93,13 @@ class _Reader:
             self._push(_EMPTY[name]())
         elif name == "MARK":
             self._stack.append(_MARK)
-        elif name == "TUPLE":
-            self._push(tuple(self._above_mark()))
+        elif name in ("TUPLE", "LIST"):
+            items = self._above_mark()
+            self._push(tuple(items) if name == "TUPLE" else items)
+        elif name == "DICT":
+            items = self._above_mark()
+            self._push({})
+            self._set_items(items)
         elif name in _TUPLES:
             self._push(tuple(self._take(_TUPLES[name])))
         elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):

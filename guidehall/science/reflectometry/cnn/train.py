@@ -15,7 +15,7 @@ from guidehall.science.reflectometry.cnn import peer
 from guidehall.science.reflectometry.cnn.curves import CurveSet, make_curves, read_curves, relative_sigma
 from guidehall.science.reflectometry.cnn.evaluation import evaluate
 from guidehall.science.reflectometry.cnn.files import statistics_files, weights_file
-from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape
+from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, shape_of
 from guidehall.science.reflectometry.cnn.params import (
     MAX_WEIGHTS,
     PROFILE_POINTS,
@@ -51,7 +51,7 @@ def train(params: CnnParams, context: Context, pipeline: str) -> tuple[CnnResult
     else:
         trained = _train_peer(params, context, curves, split, seeds.training)
     network, normalisation, losses, ended_by, precision = trained
-    shape = _shape(params, curves)
+    shape = shape_of(network.state_dict())
     arguments = CnnArguments(
         layers=shape.layers,
         width=shape.width,
@@ -92,7 +92,9 @@ def _train_native(
     params: CnnParams, context: Context, curves: CurveSet, split: Split, seeds: Seeds
 ) -> _Trained:
     normalisation = fit_normalisation(curves, split.training)
-    network = _new_network(_shape(params, curves), params.network.dropout, seeds.network)
+    layers, width, kernel = params.network.layers, params.network.width, params.network.kernel
+    shape = CnnShape(layers, width, kernel, curves.nr.shape[2], curves.sld.shape[2])
+    network = _new_network(shape, params.network.dropout, seeds.network)
     trainer = CnnTrainer(network, params.training, context, curves, split, normalisation, seeds.training)
     precision: _Precision = "float32" if trainer.autocast is None else "bfloat16"
     context.log(f"{len(split.training)} curves for training, {precision} on {context.device}")
@@ -132,11 +134,6 @@ def _check_size(params: CnnParams, curves: CurveSet) -> None:
     if params.engine == "pyreflect" and (points, profile_points) != (LEGACY_POINTS, PROFILE_POINTS):
         allowed = f"pyreflect takes {LEGACY_POINTS} points and profiles of {PROFILE_POINTS}"
         raise UserError("inputs.nr_train", f"{points} and {profile_points} points", allowed)
-
-
-def _shape(params: CnnParams, curves: CurveSet) -> CnnShape:
-    network = params.network
-    return CnnShape(network.layers, network.width, network.kernel, curves.nr.shape[2], curves.sld.shape[2])
 
 
 def _new_network(shape: CnnShape, dropout: float, seed: int) -> Cnn:
