@@ -34,8 +34,13 @@ def test_reads_text_with_comments_and_mixed_separators() -> None:
 
 def test_reads_one_line_of_column_names() -> None:
     assert len(read_curve(b"\xef\xbb\xbfQ, R\n0.01,1\n0.02,0.5\n").q) == 2
-    with pytest.raises(UserError, match="file line 2: got Q; must be a number"):
-        read_curve(b"Q R\nQ R\n0.01 1\n0.02 1\n")
+    with pytest.raises(UserError, match="file line 3: got Q; must be a number"):
+        read_curve(b"Q R\n0.01 1\nQ R\n0.02 1\n")
+
+
+def test_refuses_several_curves() -> None:
+    with pytest.raises(UserError, match="file: got 3 curves; must hold one"):
+        read_curve(npy(np.full((3, 2, 5), 0.1)))
 
 
 def test_reads_npy() -> None:
@@ -68,21 +73,20 @@ def test_keeps_points_that_are_not_positive() -> None:
         (b"0.01 1\n0.02 x\n", "file line 2: got x; must be a number"),
         (b"0.01 1\n0.02 1 0.1\n", "file line 2: got 3 columns; the lines before have 2"),
         (b"0.01\n", "file line 1: got 1 columns"),
-        (b"1 2 3 4 5\n", "file line 1: got 5 columns"),
+        (b"1 2 3 4 5\n", "file: got 5 columns"),
         (b"0.01 1\n", r"file\.q: got 1 points"),
         (b"0.01 1\n0.02 nan\n", r"file\.r\[1\]: got nan"),
         (b"0.01 1\ninf 1\n", r"file\.q\[1\]: got inf"),
         (b"-0.01 1\n0.02 1\n", r"file\.q\[0\]: got -0\.01; must be positive"),
-        (b"0.01 1\n0.03 1\n0.02 1\n", r"file\.q\[2\]: got 0\.02; must not be smaller"),
         (b"0.01 1 0.1\n0.02 1 0\n", r"file\.dr\[1\]: got 0\.0; must be positive"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"0.01 1\n" * 20_001, "more than 20000 points"),
-        (b" " * (MAX_FILE_BYTES + 1), "at most"),
+        pytest.param(b"0.01 1\n" * 20_001, "more than 20000 points", id="points"),
+        pytest.param(b" " * (MAX_FILE_BYTES + 1), "at most", id="bytes"),
         (b"\x93NUMPY garbage", "numpy cannot read"),
         (npy(np.zeros((2, 2)))[:-8], "numpy cannot read"),
         (npy(np.array([{"a": 1}], dtype=object)), "numpy cannot read"),
         (npy(np.zeros(4)), r"float64 \[4\]"),
-        (npy(np.zeros((4, 5))), r"float64 \[4, 5\]"),
+        (npy(np.zeros((5, 5))), r"float64 \[5, 5\]"),
         (npy(np.zeros((2, 2), dtype=complex)), "complex128"),
         (npy(np.array([["a", "b"]])), "must be numbers"),
         (pickle.dumps({"q": 1}), "not UTF-8"),
@@ -95,6 +99,8 @@ def test_refuses_and_says_where(data: bytes, message: str) -> None:
 
 def test_checks_lengths_and_resolution() -> None:
     q, r = np.array([0.01, 0.02]), np.ones(2)
+    with pytest.raises(UserError, match=r"curve\.q\[1\]: got 0\.01; must not be smaller"):
+        Curve(q[::-1], r).check()
     with pytest.raises(UserError, match=r"curve\.r: got 3 points; must have 2, like q"):
         Curve(q, np.ones(3)).check()
     with pytest.raises(UserError, match=r"scan\.dq\[1\]: got -0\.1"):

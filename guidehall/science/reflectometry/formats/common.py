@@ -1,0 +1,135 @@
+"""From the columns of a file to a curve: units, what dq means, and the order of the points."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.curves import Curve, Metadata
+from guidehall.science.reflectometry.params import ResolutionConvention, sigma_of
+
+QUnit = Literal["1/angstrom", "1/nm"]
+
+# No instrument measures at more angles; a file that jumps more often has its points in no order.
+_MAX_SEGMENTS = 32
+_LENGTHS = {
+    "angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0,
+    "nm": 0.1, "nanometer": 0.1, "nanometre": 0.1, "nanometers": 0.1, "nanometres": 0.1,
+    "m": 1e-10,
+}  # fmt: skip
+_LENGTH = "|".join(_LENGTHS)
+_INVERSE = re.compile(rf"(?:1/|per|inv(?:erse)?)({_LENGTH})|({_LENGTH})(?:\*\*|\^)?\(?(?:-1|⁻¹)\)?")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller says of a file; of dq and q_unit it counts only where the file says nothing."""
+
+    field: str
+    filename: str
+    dq: ResolutionConvention | None
+    q_unit: QUnit | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One data set as a file has it: arrays [N] float64, in the file's own order.
+
+    Attributes:
+        q, r, dr, dq: in the file's units; dr is one standard deviation.
+        q_unit, dq_unit: factors to 1/angstrom; None where the file says nothing, dq then like q.
+        dq_sigma: factor from dq to one standard deviation; None where the file does not say it.
+        dq_is_relative: dq is a part of q.
+        place: what to call the data set in errors.
+    """
+
+    q: np.ndarray
+    r: np.ndarray
+    dr: np.ndarray | None
+    dq: np.ndarray | None
+    place: str
+    q_unit: float | None = None
+    dq_unit: float | None = None
+    dq_sigma: float | None = None
+    dq_is_relative: bool = False
+    metadata: Metadata = field(default_factory=Metadata)
+
+
+def per_angstrom(unit: str) -> float | None:
+    """The factor from an inverse length such as "nm^-1", "1/Å" or "A-1" to 1/angstrom; None if it is none."""
+    plain = re.sub(r"\s", "", unit.lower()).replace("å", "angstrom").replace("\u212b", "angstrom")
+    found = _INVERSE.fullmatch(plain)
+    return _LENGTHS[found[1] or found[2]] if found else None
+
+
+def assemble(columns: Columns, given: Given) -> Curve:
+    """Brings a data set to our units and to the order of q, and checks it.
+
+    Raises:
+        UserError: it cannot be a measurement, or nobody says what dq is.
+    """
+    notes = list(columns.metadata.notes)
+    q_unit = columns.q_unit
+    if q_unit is None:
+        q_unit = 0.1 if given.q_unit == "1/nm" else 1.0
+    q = columns.q * q_unit
+    dr, dq = _said(columns.dr), _said(columns.dq)
+    if dq is not None:
+        own_unit = columns.dq_unit if columns.dq_unit is not None else q_unit
+        dq = dq * (q if columns.dq_is_relative else own_unit) * _sigma(columns, given, notes)
+    # Before the points are moved, so that what is wrong is found where the file has it.
+    Curve(q, columns.r, dr, dq).check_values(columns.place)
+    order, segment = _in_order(q, notes)
+
+    def ordered(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array[order], dtype=np.float64)
+
+    return Curve(
+        q=ordered(q),
+        r=ordered(columns.r),
+        dr=None if dr is None else ordered(dr),
+        dq=None if dq is None else ordered(dq),
+        segment=segment,
+        metadata=replace(columns.metadata, filename=given.filename, notes=tuple(notes)),
+    )
+
+
+def _said(column: np.ndarray | None) -> np.ndarray | None:
+    """The column, or None when it is NaN throughout: that is how some files leave one out."""
+    return None if column is None or bool(np.isnan(column).all()) else column
+
+
+def _sigma(columns: Columns, given: Given, notes: list[str]) -> float:
+    """From the file's dq to one standard deviation."""
+    if columns.dq_sigma is not None:
+        if given.dq is not None and not np.isclose(columns.dq_sigma, sigma_of(1.0, given.dq)):
+            notes.append(f"the file itself says what its dq is, and not {given.dq}; the file counted")
+        return columns.dq_sigma
+    if given.dq is None:
+        allowed = f"{columns.place} has a resolution and does not say what it is; say sigma or fwhm"
+        raise UserError("dq_convention", "nothing", allowed)
+    return sigma_of(1.0, given.dq)
+
+
+def _in_order(q: np.ndarray, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Indices that sort q, equal ones as they were, and which run of the file each sorted point is from."""
+    points = np.arange(len(q))
+    steps = np.diff(q)
+    falling = int((steps < 0).sum())
+    if not falling:
+        return points, None
+    if falling > int((steps > 0).sum()):
+        # Written from high q to low: each run is turned, and stays the run that it was.
+        points = points[::-1]
+    run = np.concatenate([[0], np.cumsum(np.diff(q[points]) < 0)])
+    if points[0]:
+        run = run[-1] - run
+    order = np.argsort(q[points], kind="stable")
+    if run.max() >= _MAX_SEGMENTS:
+        notes.append("the points of the file come in no order of q; they were sorted")
+        return points[order], None
+    return points[order], run[order] if run.max() > 0 else None

@@ -1,0 +1,227 @@
+"""Curves in text files of columns: q, R and, where known, dR and dq.
+
+Lines before the first number are headers: comments, a line of column names, or what an instrument writes
+above its table. From the names come the order of the columns, the unit of q, and whether dq is a standard
+deviation or a full width at half maximum; from lines such as "Instrument: D17" what the curve is of.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.curves import Metadata
+from guidehall.science.reflectometry.formats.common import Columns, Given, per_angstrom
+from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, MAX_POINTS
+
+_SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
+_COMMENT = re.compile(r"[#!%]|//")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_MAX_LINES, _MAX_LINE_LENGTH = 200_000, 10_000
+_MAX_HEADERS, _MAX_HEADER_LENGTH = 1000, 2000
+# Among the last of these stands the line of names, and no longer than this.
+_NAME_LINES, _NAMES_LENGTH = 100, 500
+_MAX_COLUMNS = 64
+
+_OUTSIDE = r"(?![(\[])(?![^(\[]*[)\]])"
+# How the names of a heading may be parted; the first that gives as many as there are columns counts.
+_NAME_SEPARATORS = tuple(
+    re.compile(pattern + _OUTSIDE) for pattern in (r"\s*[,;\t]+\s*", r"\s*[,;\t]\s*|\s{2,}", r"[\s,;]+")
+)
+_ERROR = r"(?:d|s|delta_?|sigma_?|std_?|err(?:or)?_?)"
+_KINDS = {
+    kind: re.compile(pattern)
+    for kind, pattern in (
+        ("q", r"qz?|q_z|momentum_?transfer"),
+        ("r", r"r|rqz?|ref|refl|reflectivity|i|intensity"),
+        ("dq", rf"{_ERROR}qz?(?:[^a-z].*|oqz?|fwhm)?|qz?_?(?:res|err|std|sigma|fwhm).*|res(?:olution)?"),
+        (
+            "dr",
+            rf"(?:{_ERROR}|e)(?:r|ref|refl|reflectivity|rqz?|i)(?:[^a-z].*)?|r_?(?:err|std|sigma).*|err(?:or)?s?",
+        ),
+    )
+}
+_WIDTH = re.compile(r"fwhm|full.?width", re.IGNORECASE)
+_DEVIATION = re.compile(r"\bsd\b|std|sigma|σ|rms|standard.?dev|1.?sigma", re.IGNORECASE)
+_RELATIVE = re.compile(r"(?:d|s|delta_?|δ|σ)qz?\s*(?:/|o)\s*qz?", re.IGNORECASE)
+_OF_DQ = re.compile(r"(?:\b(?:d|s|delta_?|sigma_?)qz?|[δσ]qz?|resolution)(.*)", re.IGNORECASE)
+_BRACKETED = re.compile(r"[(\[]([^)\]]*)[)\]]")
+_FACT = re.compile(
+    r"(title|sample|instrument|facility|proposal|experiment|run(?:.?number)?|date|owner)(?:\s*[:=]\s*|\s+)(\S.*)(?<!:)$",
+    re.IGNORECASE,
+)
+_FACTS = {"experiment": "proposal", "date": "start"}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What the heading of a column says; `kind` is empty for a name that is not known."""
+
+    kind: str
+    text: str
+
+
+def read(data: bytes, given: Given) -> list[Columns]:
+    """The curve of a text file.
+
+    Raises:
+        UserError: names the line.
+    """
+    headers: list[str] = []
+    rows: list[list[float]] = []
+    for number, content, comment in _lines(data, given.field):
+        if comment and len(headers) < _MAX_HEADERS:
+            headers.append(comment[:_MAX_HEADER_LENGTH])
+        if not content:
+            continue
+        place = f"{given.field} line {number}"
+        words = _words(content, place)
+        if not rows and _number(words[0]) is None:
+            headers.append(content[:_MAX_HEADER_LENGTH])
+            continue
+        rows.append(_row(words, rows, place))
+        if len(rows) > MAX_POINTS:
+            raise UserError(
+                given.field, f"more than {MAX_POINTS} points", f"at most {MAX_POINTS} are allowed"
+            )
+    if not rows:
+        raise UserError(given.field, "no numbers", "must hold 2 to 4 columns: q, R, dR, dq")
+    return [_columns(np.array(rows), headers, given)]
+
+
+def _lines(data: bytes, field: str) -> Iterator[tuple[int, str, str]]:
+    """Number, content and comment of each line."""
+    if b"\0" in data:
+        raise UserError(field, "bytes that are not UTF-8 text", "must be text, .npy or HDF5")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # Older programs write the sign of the angstrom in one byte.
+        text = data.decode("latin-1")
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if number > _MAX_LINES:
+            raise UserError(field, f"more than {_MAX_LINES} lines", "must be a table of a curve")
+        if len(line) > _MAX_LINE_LENGTH:
+            got = f"{len(line)} characters"
+            raise UserError(f"{field} line {number}", got, f"at most {_MAX_LINE_LENGTH} are allowed")
+        mark = _COMMENT.search(line)
+        content, comment = (line[: mark.start()], line[mark.end() :]) if mark else (line, "")
+        # A separator at the end of the line makes no column.
+        yield number, content.strip().rstrip(",; \t"), comment.strip()
+
+
+def _words(content: str, place: str) -> list[str]:
+    parts = re.split(r"[;\s]+", content)
+    if len(parts) > 1 and all(_DECIMAL_COMMA.fullmatch(part) for part in parts):
+        raise UserError(place, parts[0], "must be written with a decimal point: a comma separates columns")
+    return _SEPARATOR.split(content)
+
+
+def _row(words: list[str], rows: list[list[float]], place: str) -> list[float]:
+    expected = len(rows[0]) if rows else None
+    values = [_number(word) for word in words]
+    for word, value in zip(words, values, strict=True):
+        if value is None:
+            raise UserError(place, word or "nothing between two separators", "must be a number")
+    if expected is None and not 2 <= len(values) <= _MAX_COLUMNS:
+        raise UserError(place, f"{len(values)} columns", "2 to 4 are allowed: q, R, dR, dq")
+    if expected is not None and len(values) != expected:
+        raise UserError(place, f"{len(values)} columns", f"the lines before have {expected}")
+    return [value for value in values if value is not None]
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
+    names = _names(headers, table.shape[1])
+    kinds = [name.kind for name in names]
+    known = bool(names) and all(kinds.count(kind) == 1 for kind in ("q", "r"))
+    if known and max(kinds.count("dr"), kinds.count("dq")) < 2 and (len(names) > 4 or "" not in kinds):
+        place = {kind: kinds.index(kind) for kind in ("q", "r", "dr", "dq") if kind in kinds}
+    elif table.shape[1] > 4:
+        allowed = "2 to 4 are allowed, q, R, dR, dq, unless a line of names says which is which"
+        raise UserError(given.field, f"{table.shape[1]} columns", allowed)
+    else:
+        place = dict(zip(("q", "r", "dr", "dq"), range(table.shape[1]), strict=False))
+
+    def column(kind: str) -> np.ndarray | None:
+        return table[:, place[kind]] if kind in place else None
+
+    def said(kind: str) -> str:
+        return names[place[kind]].text if names and kind in place else ""
+
+    dq_sigma, relative = _meaning(said("dq"), headers)
+    return Columns(
+        q=table[:, place["q"]],
+        r=table[:, place["r"]],
+        dr=column("dr"),
+        dq=column("dq"),
+        place=given.field,
+        q_unit=_unit(said("q")),
+        dq_unit=_unit(said("dq")),
+        dq_sigma=dq_sigma,
+        dq_is_relative=relative,
+        metadata=_facts(headers),
+    )
+
+
+def _names(headers: list[str], count: int) -> list[_Name]:
+    """What the columns are called: the last header line that names as many, q and R among them."""
+    for header in reversed(headers[-_NAME_LINES:]):
+        line = header[:_NAMES_LENGTH].replace('"', "")
+        line = re.sub(r"^(columns|names)?\s*[:=]?\s*", "", line, flags=re.IGNORECASE)
+        for separator in _NAME_SEPARATORS:
+            texts = separator.split(line.strip())
+            if len(texts) == count:
+                names = [_Name(_kind(text), text) for text in texts]
+                if {"q", "r"} <= {name.kind for name in names}:
+                    return names
+    return []
+
+
+def _kind(text: str) -> str:
+    words = _BRACKETED.sub(" ", text).lower().replace("δ", "d").replace("σ", "sigma_").split()
+    plain = words[0] if words else ""
+    return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(plain)), "")
+
+
+def _unit(text: str) -> float | None:
+    """The unit in the name of a column, such as "Q (1/nm)"."""
+    pieces = [piece for found in _BRACKETED.findall(text) for piece in re.split(r"[,;]", found)]
+    units = [per_angstrom(piece) for piece in [*pieces, *text.split()[1:]]]
+    return next((unit for unit in units if unit is not None), None)
+
+
+def _meaning(name: str, headers: list[str]) -> tuple[float | None, bool]:
+    """Factor from dq to one standard deviation, None where nothing says it; and whether it is dq/q."""
+    relative = bool(_RELATIVE.match(name))
+    # A line may also speak of dR: only what follows the word for dq counts.
+    told = [name, *(found[1] for line in headers if (found := _OF_DQ.search(line)))]
+    for text in told:
+        if _WIDTH.search(text):
+            return 1.0 / FWHM_PER_SIGMA, relative
+        if _DEVIATION.search(text):
+            return 1.0, relative
+    return None, relative
+
+
+def _facts(headers: list[str]) -> Metadata:
+    facts: dict[str, Any] = {}
+    for line in headers:
+        found = _FACT.match(line)
+        if found:
+            key = found[1].lower()
+            key = "run" if key.startswith("run") else _FACTS.get(key, key)
+            facts.setdefault(key, found[2].strip().strip("\"'"))
+    return replace(Metadata(header={"lines": headers} if headers else {}), **facts)

@@ -1,0 +1,283 @@
+"""Text in columns and arrays, among them the measured files that the package refnx carries."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import refnx
+from refnx.dataset import ReflectDataset
+
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.formats import read_curves
+from guidehall.science.reflectometry.formats.common import per_angstrom
+
+MEASURED = Path(refnx.__file__).parent / "analysis/tests"
+DATASETS = Path(refnx.__file__).parent / "dataset/tests"
+FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def one(data: bytes | str, **options: object) -> Curve:
+    raw = data.encode() if isinstance(data, str) else data
+    (curve,) = read_curves(raw, **options)  # type: ignore[arg-type]
+    return curve
+
+
+@pytest.mark.parametrize("name", ["e361r.txt", "e365r.txt", "e366r.txt"])
+def test_reads_the_measured_films_of_refnx_as_refnx_does(name: str) -> None:
+    curve, theirs = one((MEASURED / name).read_bytes(), filename=name), ReflectDataset(MEASURED / name)
+    assert curve.dr is not None
+    np.testing.assert_array_equal(curve.q, theirs.x)
+    np.testing.assert_array_equal(curve.r, theirs.y)
+    np.testing.assert_array_equal(curve.dr, theirs.y_err)
+    assert curve.dq is None
+    assert curve.segment is None
+    assert curve.metadata.filename == name
+    curve.check()
+
+
+@pytest.mark.parametrize("name", ["c_PLP0000708.dat", "c_PLP0000708_header.dat", "c_PLP0000708_header2.dat"])
+def test_reads_four_columns_as_refnx_does(name: str) -> None:
+    """refnx holds widths at half maximum; with and without lines of words above the numbers."""
+    data, theirs = (DATASETS / name).read_bytes(), ReflectDataset(DATASETS / name)
+    with pytest.raises(
+        UserError, match=r"dq_convention: got nothing; file has a resolution .* sigma or fwhm"
+    ):
+        read_curves(data)
+    curve = one(data, dq="fwhm")
+    assert curve.dq is not None
+    np.testing.assert_array_equal(curve.r, theirs.y)
+    np.testing.assert_allclose(curve.dq * FWHM, theirs.x_err, rtol=1e-12)
+
+
+def test_believes_a_heading_that_says_what_dq_is() -> None:
+    """Q (1/A), Ref, dRef (SD), dq(FWHM, 1/A): the SD of dRef says nothing of dq."""
+    data = (DATASETS / "c_PLP0033831.txt").read_bytes()
+    curve = one(data)
+    assert curve.dq is not None
+    np.testing.assert_allclose(curve.dq[0] * FWHM, 0.000652996)
+    assert curve.metadata.notes == ()
+    again = one(data, dq="sigma")
+    np.testing.assert_array_equal(again.dq, curve.dq)
+    assert again.metadata.notes == ("the file itself says what its dq is, and not sigma; the file counted",)
+
+
+def test_keeps_what_an_instrument_says_above_its_table() -> None:
+    curve = one((DATASETS / "dot.refl").read_bytes())
+    assert (curve.metadata.instrument, curve.metadata.start) == ("NG-7", "2006-05-28")
+    assert curve.metadata.title.startswith("may06")
+    assert "#wavelength 4.760"[1:] in curve.metadata.header["lines"]
+    assert curve.dr is not None
+    curve = one((DATASETS / "dot.mft").read_bytes(), dq="sigma")
+    assert curve.metadata.instrument == "D17"
+
+
+@pytest.mark.parametrize(
+    ("heading", "factor"),
+    [
+        ("# q r dr dq_fwhm", 1 / FWHM),
+        ("# Q, R, dR, dQ (FWHM)", 1 / FWHM),
+        ("Qz;R;dR;sigmaQ", 1.0),
+        ("# q (1/A)\tR\tdR\tdq (1/A, sigma)", 1.0),
+        ("# q r dr dq\n# dq: full width at half maximum", 1 / FWHM),
+        ("# dQ is 1 sigma, dR as well", 1.0),
+        ("# resolution is FWHM", 1 / FWHM),
+        ("! Q R sR sQ [standard deviation]", 1.0),
+        ("#Q   R   dR   δQ (σ)", 1.0),
+    ],
+)
+def test_takes_the_meaning_of_dq_from_headers(heading: str, factor: float) -> None:
+    curve = one(f"{heading}\n0.01 1 0.1 0.001\n0.02 0.5 0.1 0.002\n")
+    assert curve.dq is not None
+    np.testing.assert_allclose(curve.dq, [0.001 * factor, 0.002 * factor])
+
+
+@pytest.mark.parametrize(
+    "heading", ["", "# q r dr dq\n", "# dR is one sigma\n# Q R dR dQ\n", "# FWHM of peak 3\n"]
+)
+def test_never_guesses_the_meaning_of_dq(heading: str) -> None:
+    with pytest.raises(UserError, match="dq_convention"):
+        one(f"{heading}0.01 1 0.1 0.001\n0.02 0.5 0.1 0.002\n")
+
+
+def test_a_relative_resolution() -> None:
+    curve = one("# Q R dR dQ/Q (FWHM)\n0.01 1 0.1 0.05\n0.02 0.5 0.1 0.05\n")
+    np.testing.assert_allclose(curve.dq, np.array([0.01, 0.02]) * 0.05 / FWHM)
+
+
+def test_columns_go_by_their_names() -> None:
+    curve = one(
+        "# lambda, Q (1/nm), dQ (1/nm; sigma), R, dR, model\n5,0.1,0.01,1,0.1,9\n4,0.2,0.02,0.5,0.2,9\n"
+    )
+    np.testing.assert_allclose(curve.q, [0.01, 0.02])
+    np.testing.assert_allclose(curve.dq, [0.001, 0.002])
+    np.testing.assert_array_equal(curve.r, [1, 0.5])
+    np.testing.assert_array_equal(curve.dr, [0.1, 0.2])
+    curve = one("Q R dQ_sigma\n0.01 1 0.001\n0.02 1 0.002\n")
+    assert curve.dr is None
+    np.testing.assert_array_equal(curve.dq, [0.001, 0.002])
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [
+        ("1/nm", 0.1),
+        ("nm^-1", 0.1),
+        ("nm-1", 0.1),
+        ("1 / nanometre", 0.1),
+        ("1/Å", 1),
+        ("Å⁻¹", 1),
+        ("1/\u212b", 1),
+        ("A^(-1)", 1),
+        ("1/angstrom", 1),
+        ("Angstrom**-1", 1),
+        ("1/m", 1e-10),
+    ],
+)
+def test_units_of_q(unit: str, factor: float) -> None:
+    assert per_angstrom(unit) == factor
+    curve = one(f"# Q ({unit})\tR\n{0.01 / factor!r}\t1\n{0.02 / factor!r}\t0.5\n")
+    np.testing.assert_allclose(curve.q, [0.01, 0.02])
+
+
+@pytest.mark.parametrize("unit", ["", "nm", "1/furlong", "deg", "1/nm^2"])
+def test_what_is_no_unit_of_q(unit: str) -> None:
+    assert per_angstrom(unit) is None
+
+
+def test_the_unit_of_the_caller_counts_where_the_file_has_none() -> None:
+    text = "0.1 1 0.1 0.01\n0.2 0.5 0.1 0.02\n"
+    curve = one(text, q_unit="1/nm", dq="sigma")
+    np.testing.assert_allclose(curve.q, [0.01, 0.02])
+    np.testing.assert_allclose(curve.dq, [0.001, 0.002])
+    np.testing.assert_allclose(one("# q (1/A)  R\n0.1 1\n0.2 1\n", q_unit="1/nm").q, [0.1, 0.2])
+
+
+def test_points_that_are_not_positive_are_kept_with_their_errors() -> None:
+    curve = one("0.01 1 0.1\n0.02 0 0.2\n0.03 -1e-6 3e-6\n")
+    assert curve.r.tolist() == [1.0, 0.0, -1e-6]
+    assert curve.dr is not None
+    assert curve.dr.tolist() == [0.1, 0.2, 3e-6]
+
+
+def test_segments_of_several_angles_are_sorted_and_told_apart() -> None:
+    q = [0.01, 0.02, 0.03, 0.02, 0.03, 0.04, 0.025, 0.05]
+    curve = one("".join(f"{value} {index + 1}\n" for index, value in enumerate(q)))
+    curve.check()
+    assert curve.segment is not None
+    assert curve.q.tolist() == sorted(q)
+    # Equal q stay in the order of the file.
+    assert curve.r.tolist() == [1, 2, 4, 7, 3, 5, 6, 8]
+    assert curve.segment.tolist() == [0, 0, 1, 2, 0, 1, 1, 2]
+    back = np.argsort(curve.segment, kind="stable")
+    assert curve.q[back].tolist() == q
+
+
+def test_files_from_high_to_low_q() -> None:
+    curve = one("0.03 3\n0.02 2\n0.01 1\n")
+    assert (curve.r.tolist(), curve.segment) == ([1, 2, 3], None)
+    curve = one("0.03 3\n0.02 2\n0.01 1\n0.05 6\n0.04 5\n0.02 4\n")
+    assert curve.r.tolist() == [1, 4, 2, 3, 5, 6]
+    assert curve.segment is not None
+    assert curve.segment.tolist() == [0, 1, 0, 0, 1, 1]
+
+
+def test_points_in_no_order_have_no_segments() -> None:
+    q = np.random.default_rng(1).permutation(np.linspace(0.01, 0.2, 200))
+    curve = one("".join(f"{value!r} 1\n" for value in q.tolist()))
+    np.testing.assert_array_equal(curve.q, np.sort(q))
+    assert curve.segment is None
+    assert "no order" in curve.metadata.notes[0]
+
+
+def test_duplicates_are_kept() -> None:
+    assert one("0.01 1\n0.01 2\n0.01 3\n").r.tolist() == [1, 2, 3]
+
+
+def test_text_in_one_byte_signs_and_old_line_ends() -> None:
+    curve = one("# q (1/Å)\tR\r0.01\t1\r0.02\t0.5\r".encode("latin-1"))
+    assert curve.q.tolist() == [0.01, 0.02]
+    # A separator at the end of the line, as spreadsheets leave it.
+    assert one("q,R,\n0.01,1,\n0.02,0.5,\n").r.tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.01,,1\n0.02,,1\n", "file line 1: got nothing between two separators; must be a number"),
+        ("0,01;1,0\n0,02;0,5\n", "file line 1: got 0,01; must be written with a decimal point"),
+        ("0,01 1,0\n", "decimal point"),
+        ("0.01 1 0.1\n0.02 nan 0.1\n", r"file\.r\[1\]: got nan"),
+        ("0.03 1\n0.01 1\n0.02 1e9\n", r"file\.r\[2\]: got 1000000000.0"),
+        ("0.01 1 0.1 0.1\n0.02 1 0.1 0.001\n", r"file\.dq\[0\]: got 0.1; must be between 0 and 0.3 q"),
+        ("1 2 3 4 5\n1 2 3 4 5\n", "file: got 5 columns"),
+        (" ".join(["1"] * 100), "file line 1: got 100 columns"),
+        ("Q R\n0.01 1 # note\n0.02 one\n", "file line 3: got one; must be a number"),
+        ("<html>", "no numbers"),
+    ],
+)
+def test_refuses_text(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        one(text, dq="sigma")
+
+
+def test_reads_arrays_of_every_shape() -> None:
+    q, rng = np.geomspace(0.008, 0.2, 308), np.random.default_rng(0)
+    many = np.stack([np.stack([q, row]) for row in rng.random((7, 308))])
+    curves = read_curves(npy(many.astype(np.float32)), "nr.npy")
+    assert [curve.metadata.data_set for curve in curves] == list("0123456")
+    np.testing.assert_allclose(curves[6].r, many[6, 1], rtol=1e-6)
+    assert curves[0].q.dtype == np.float64
+    np.testing.assert_array_equal(one(npy(many[0])).r, many[0, 1])
+    np.testing.assert_array_equal(one(npy(many[0].T)).r, many[0, 1])
+    np.testing.assert_array_equal(one(npy(np.asfortranarray(many[0]))).q, q)
+    four = np.stack([q, many[0, 1], 0 * q + 0.1, 0.02 * q])
+    np.testing.assert_array_equal(one(npy(four), dq="sigma").dq, 0.02 * q)
+    with pytest.raises(UserError, match="dq_convention"):
+        one(npy(four))
+    # A column that is not known.
+    four[2:] = np.nan
+    assert (one(npy(four)).dr, one(npy(four)).dq) == (None, None)
+
+
+def _header(shape: tuple[int, ...], descr: object = "<f8") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_header((10**6, 2, 10**6)) + bytes(64), "in 192 bytes, which numpy cannot read"),
+        (_header((2, 10**15)), "numpy cannot read"),
+        (_header((5, 2), "|O") + pickle.dumps([1]), "Python objects, which numpy cannot read"),
+        (npy(np.array({"nr": 1}, dtype=object)), "nothing is unpickled"),
+        (npy(np.zeros(3, dtype=[("q", "f8"), ("r", "f8")])), "must be numbers of shape"),
+        (npy(np.full((2, 5, 7), 0.1)), "2 to 4, points"),
+        (npy(np.full((10_001, 2, 2), 0.1, dtype=np.float32)), "1 to 10000 curves"),
+        (npy(np.full((2, 20_001), 0.1)), "2 to 20000 points"),
+        (npy(np.empty((0, 2, 5))), "1 to 10000 curves"),
+        (npy(np.full((2, 9), 0.1)) + b"more", "numpy cannot read"),
+        (b"\x93NUMPY\x01\x00\xff\xff{'descr': " + b"[" * 60_000, "numpy cannot read"),
+        (b"\x93NUMPY\x09\x00", "numpy cannot read"),
+        (b"\x93NUMPY", "numpy cannot read"),
+        (npy(np.array([[[0.01, 0.02], [1, 1]], [[0.01, -0.02], [1, 1]]])), r"file\[1\]\.q\[1\]: got -0.02"),
+        (pickle.dumps({"q": np.ones(3)}), "not UTF-8 text"),
+        (b"PK\x03\x04" + bytes(30), "not UTF-8 text"),
+    ],
+    ids=range(16),
+)
+def test_refuses_arrays_and_pickles(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_curves(data)
