@@ -9,10 +9,12 @@ and says whether it is a standard deviation or a full width at half maximum (FWH
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from guidehall.science.pipeline import MODEL_NAME, refuse_field
 
@@ -164,13 +166,37 @@ class Range(_Params):
         return self.min == self.max
 
 
-def _limit_ranges(model: BaseModel, limits: dict[str, tuple[float, float]]) -> None:
-    for name, (lowest, highest) in limits.items():
-        bounds: Range = getattr(model, name)
+@dataclass(frozen=True)
+class _Within:
+    """Annotates a field of type Range: both ends lie between these, which its JSON Schema says too."""
+
+    lowest: float
+    highest: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        # A reference could not say limits that differ from field to field.
+        shared = handler.resolve_ref_schema(handler(schema))
+        limits = {"minimum": self.lowest, "maximum": self.highest}
+        ends = {name: {**end, **limits} for name, end in shared["properties"].items()}
+        return {**shared, "properties": ends}
+
+    def _check(self, bounds: Range) -> Range:
         for end in ("min", "max"):
             value: float = getattr(bounds, end)
-            if not lowest <= value <= highest:
-                refuse_field(model, [name, end], value, f"must be between {lowest:g} and {highest:g}")
+            if not self.lowest <= value <= self.highest:
+                refuse_field(bounds, [end], value, f"must be between {self.lowest:g} and {self.highest:g}")
+        return bounds
+
+
+SldRange = Annotated[Range, _Within(*_SLD_LIMITS)]
+IsldRange = Annotated[Range, _Within(*_ISLD_LIMITS)]
+ThicknessRange = Annotated[Range, _Within(*_THICKNESS_LIMITS)]
+RoughnessRange = Annotated[Range, _Within(*_ROUGHNESS_LIMITS)]
 
 
 def _range(default: Any, title: str, unit: str = "", description: str | None = None) -> Any:
@@ -183,38 +209,23 @@ class MediumPrior(_Params):
     """A semi-infinite medium with bounds."""
 
     name: LayerName = _quantity("medium", "Name")
-    sld: Range = _range(..., "SLD", SLD_UNIT, "Real part.")
-    isld: Range = _range((0.0, 0.0), "Absorption", SLD_UNIT, "Imaginary part of the SLD.")
-
-    @model_validator(mode="after")
-    def _within_limits(self) -> MediumPrior:
-        _limit_ranges(self, {"sld": _SLD_LIMITS, "isld": _ISLD_LIMITS})
-        return self
+    sld: SldRange = _range(..., "SLD", SLD_UNIT, "Real part.")
+    isld: IsldRange = _range((0.0, 0.0), "Absorption", SLD_UNIT, "Imaginary part of the SLD.")
 
 
 class BackingPrior(MediumPrior):
     """The medium behind the last layer, with bounds."""
 
-    roughness: Range = _range(
+    roughness: RoughnessRange = _range(
         (0.0, 0.0), "Roughness", "angstrom", "Of its interface with what is in front of it."
     )
-
-    @model_validator(mode="after")
-    def _smooth_enough(self) -> BackingPrior:
-        _limit_ranges(self, {"roughness": _ROUGHNESS_LIMITS})
-        return self
 
 
 class LayerPrior(BackingPrior):
     """A layer with bounds."""
 
     name: LayerName = _quantity("layer", "Name")
-    thickness: Range = _range(..., "Thickness", "angstrom")
-
-    @model_validator(mode="after")
-    def _thin_enough(self) -> LayerPrior:
-        _limit_ranges(self, {"thickness": _THICKNESS_LIMITS})
-        return self
+    thickness: ThicknessRange = _range(..., "Thickness", "angstrom")
 
 
 class StackPrior(_Params):
@@ -263,7 +274,7 @@ class TrainingProbe(_Params):
     points: int = _quantity(
         128, "Points of the network's own grid", description="Spaced evenly in log q.", ge=16, le=1024
     )
-    resolution: Range = _range((0.02, 0.08), "Resolution dq/q")
+    resolution: Annotated[Range, _Within(0.0, 0.3)] = _range((0.02, 0.08), "Resolution dq/q")
     resolution_convention: ResolutionConvention = _quantity("fwhm", "What the resolution means")
     resolution_mode: ResolutionMode = _quantity(
         "quadrature",
@@ -277,10 +288,17 @@ class TrainingProbe(_Params):
         ge=0,
         le=1,
     )
-    scale: Range = _range((0.9, 1.1), "Scale", "", "Measured = scale x reflectivity + background.")
-    background: Range = _range((1e-8, 1e-5), "Background", "", "Drawn evenly in its logarithm.")
-    q_offset: Range = _range(
-        (0.0, 0.0), "Offset of q", "1/angstrom", "The true q is the measured one plus this."
+    scale: Annotated[Range, _Within(0.01, 10.0)] = _range(
+        (0.9, 1.1), "Scale", "", "Measured = scale x reflectivity + background."
+    )
+    background: Annotated[Range, _Within(0.0, 0.1)] = _range(
+        (1e-8, 1e-5), "Background", "", "Drawn evenly in its logarithm: above 0 unless it is fixed."
+    )
+    q_offset: Annotated[Range, _Within(-2.5, 2.5)] = _range(
+        (0.0, 0.0),
+        "Offset of q",
+        "1/angstrom",
+        "The true q is the measured one plus this; at most half of the lowest q.",
     )
 
     @model_validator(mode="after")
@@ -291,11 +309,14 @@ class TrainingProbe(_Params):
             refuse_field(
                 self, ["resolution", "max"], self.resolution.max, "must equal min where the mode is refl1d"
             )
-        lowest = 0.0 if self.background.fixed else 1e-12
-        limits = {"resolution": (0.0, 0.3), "scale": (0.01, 10.0), "background": (lowest, 0.1)}
-        # Less than the lowest q, so that none becomes negative.
-        limits["q_offset"] = (-0.5 * self.q_min, 0.5 * self.q_min)
-        _limit_ranges(self, limits)
+        if self.background.min < 1e-12 and not self.background.fixed:
+            allowed = "must be at least 1e-12 where max is larger"
+            refuse_field(self, ["background", "min"], self.background.min, allowed)
+        # So that no q becomes negative.
+        most = 0.5 * self.q_min
+        for end, value in self.q_offset:
+            if abs(value) > most:
+                refuse_field(self, ["q_offset", end], value, f"must be between {-most:g} and {most:g}")
         return self
 
     def q(self) -> np.ndarray:
@@ -309,12 +330,9 @@ class Noise(_Params):
     relative_error: float = _quantity(
         0.02, "Relative error", description="Part that does not depend on R.", ge=0, le=0.5
     )
-    counts: Range = _range((1e5, 1e8), "Neutrons per point at R = 1", "", "Drawn evenly in its logarithm.")
-
-    @model_validator(mode="after")
-    def _enough(self) -> Noise:
-        _limit_ranges(self, {"counts": (1e2, 1e15)})
-        return self
+    counts: Annotated[Range, _Within(1e2, 1e15)] = _range(
+        (1e5, 1e8), "Neutrons per point at R = 1", "", "Drawn evenly in its logarithm."
+    )
 
 
 class Training(_Params):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from guidehall.cli import _schema
 from guidehall.science import registry
 from guidehall.science.pipeline import field_errors
 from guidehall.science.reflectometry.examples import film_under_water
@@ -40,6 +42,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("probe.q_max", 0.015, "probe.q_max"),
         ("probe.background", {"min": 0, "max": 1e-5}, "probe.background.min"),
         ("probe.resolution", 0.5, "probe.resolution.min"),
+        ("probe.q_offset", {"min": -0.006, "max": 0}, "probe.q_offset.min"),
+        ("probe.scale", {"min": 0.9, "max": 20}, "probe.scale.max"),
         ("noise.counts", 1, "noise.counts.min"),
         ("training.epochs", 0, "training.epochs"),
         ("training.fixed_curves", 10**9, "training.fixed_curves"),
@@ -86,14 +90,32 @@ def test_resolution_conventions() -> None:
     assert sigma_of(0.01, "sigma") == 0.01
 
 
+def properties(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every property in a schema, at any depth."""
+    if isinstance(node, dict):
+        yield from node.get("properties", {}).items()
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from properties(item)
+
+
 def test_every_numeric_field_has_a_title_and_a_range_or_a_reference() -> None:
     for name in ("reflectometry.simulate", "reflectometry.nr_sld"):
-        for definition in registry.json_schema(name)["$defs"].values():
-            for field, schema in definition["properties"].items():
-                assert schema.get("title"), field
-                if schema.get("type") in ("number", "integer") and field not in ("min", "max"):
-                    bounds = schema.keys() & {"minimum", "exclusiveMinimum"}, schema.keys() & {"maximum"}
-                    assert all(bounds), field
+        for field, schema in properties(registry.json_schema(name)):
+            assert schema.get("title") or "$ref" in schema, field
+            if schema.get("type") in ("number", "integer"):
+                bounds = schema.keys() & {"minimum", "exclusiveMinimum"}, schema.keys() & {"maximum"}
+                assert all(bounds), field
+
+
+def test_help_says_the_limits_of_bounds() -> None:
+    fields = _schema.fields(registry.json_schema("reflectometry.nr_sld"))
+    found = _schema.find(fields, ("stack", "layers", "0", "thickness", "max"))
+    assert found is not None
+    assert "angstrom; from 0 to 20000" in _schema.describe(found)
+    with pytest.raises(ValueError, match="from 0 to 20000"):
+        _schema.parse(found, "30000")
 
 
 def test_examples_round_trip_as_json() -> None:
