@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,30 +10,38 @@ import torch
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search
 from guidehall.science.reflectometry.kernel import profile
 from guidehall.science.reflectometry.params import sigma_of
-from guidehall.science.reflectometry.polish import polish
+from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.verdict import Note, doubts, poor_fit
 
-ANALYSIS_VERSION = "1"
+ANALYSIS_VERSION = "2"
 # More than this share of the points outside the trained range, and the curve is not one for this model.
 MAX_CUT = 0.2
-# From here on an answer is no description of the curve: of the mean |log10 R|, and of a fit's chi-square per
-# degree of freedom, which is 1 where model and error bars are right.
-_POOR_LOG10_ERROR = 0.15
-_POOR_REDUCED_CHI_SQUARE = 10.0
 # Rounding of a q that was written with few digits must not cut it.
 _SLACK = 1e-4
-# Quadrature points of the resolution in what is reported: enough for sharp edges of total reflection.
-_FINAL_ORDER = 101
+# Quadrature points of the resolution while a fit looks for the answer, and in what is reported: enough for
+# sharp edges of total reflection.
+_FIT_ORDER, _FINAL_ORDER = 17, 101
+
+# Closer to a bound than this, a parameter has no error bar: the bound decides, not the data.
+_AT_BOUND = 1e-4
+# In the unit cube, for a derivative.
+_STEP = 1e-6
 
 Stage = Literal["network", "refined"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that was found; bounds are the prior's, the error one standard deviation."""
+    """A parameter that was found; bounds are the prior's, the error one standard deviation.
+
+    Attributes:
+        interval_68, interval_95: central credible intervals, where the posterior was sampled.
+    """
 
     name: str
     unit: str
@@ -42,14 +49,26 @@ class Parameter:
     lower: float
     upper: float
     standard_error: float | None = None
+    interval_68: tuple[float, float] | None = None
+    interval_95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Note:
-    """What a reader of the answer must know. `code` is for programs and stays the same."""
+class Explanation:
+    """A film that the curve allows: a local minimum of chi-square (without dr, of the log10 misfit)."""
 
-    code: str
-    message: str
+    values: tuple[float, ...]
+    chi_square: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """Central credible band of a curve or a profile: [N] each."""
+
+    lower_68: np.ndarray
+    upper_68: np.ndarray
+    lower_95: np.ndarray
+    upper_95: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class Analysis:
         reduced_chi_square: None also when there are not more points than parameters.
         mean_abs_log10_error: mean of |log10 measured - log10 calculated| where both are positive; NaN if
             nowhere.
+        explanations: of a refined answer, best first; values in the order of `parameters`.
+        sld_band, calculated_band: of `sld` and `calculated`, where the posterior was sampled.
     """
 
     stage: Stage
@@ -81,6 +102,11 @@ class Analysis:
     reduced_chi_square: float | None
     mean_abs_log10_error: float
     notes: tuple[Note, ...]
+    explanations: tuple[Explanation, ...] = ()
+    sld_band: Band | None = None
+    calculated_band: Band | None = None
+    # How many independent samples the posterior's are worth.
+    effective_samples: float | None = None
 
     @property
     def points_cut(self) -> bool:
@@ -117,21 +143,47 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
             .cpu()
             .numpy()
         )
-    return _describe(model.arguments, prepared, unit, "network", None)
+    return _describe(model.arguments, prepared, unit, "network")
 
 
-def refine(arguments: PhysicalArguments, curve: Curve, start: np.ndarray, field: str = "curve") -> Analysis:
-    """The least-squares fit that starts at `start`, an `Analysis.unit`. Takes up to seconds.
+def refine(
+    arguments: PhysicalArguments,
+    curve: Curve,
+    start: np.ndarray,
+    field: str = "curve",
+    *,
+    samples: int = 0,
+    seed: int = 0,
+) -> Analysis:
+    """The best fit, looked for from `start`, an `Analysis.unit`, and from elsewhere. Takes up to seconds.
 
     Needs no network: arguments, curve and start can be sent to another process.
+
+    Args:
+        samples: of the posterior, for intervals and bands; needs dr. 0 leaves them out.
+        seed: of the other starts and of the samples.
 
     Raises:
         UserError: as `analyse`.
     """
     prepared = _prepare(arguments, curve, field)
     prior = Prior(arguments.stack, arguments.probe)
-    best = polish(prior, prepared.q, prepared.r, prepared.dr, prepared.sigma, start)
-    return _describe(arguments, prepared, best.unit, "refined", best.standard_errors)
+    target = CurveTarget(
+        prior,
+        prepared.q,
+        prepared.r,
+        prepared.dr,
+        prepared.sigma,
+        arguments.probe.resolution_mode,
+        _FIT_ORDER,
+    )
+    modes = search(target, LogTarget(target), torch.from_numpy(start)[None, None], seed)[0]
+    posterior = None
+    if samples and prepared.dr is not None:
+        posterior = sample(target, modes, samples, seed)
+    analysis = _describe(arguments, prepared, modes[0].unit, "refined", modes, posterior)
+    more = () if prepared.dr is None else tuple(doubts(target, modes[0]))
+    return replace(analysis, notes=(*analysis.notes, *more))
 
 
 def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> _Prepared:
@@ -193,7 +245,8 @@ def _describe(
     prepared: _Prepared,
     unit: np.ndarray,
     stage: Stage,
-    standard_errors: np.ndarray | None,
+    modes: tuple[Mode, ...] = (),
+    posterior: Posterior | None = None,
 ) -> Analysis:
     prior = Prior(arguments.stack, arguments.probe)
     values = prior.values(torch.from_numpy(unit)[None])
@@ -207,9 +260,16 @@ def _describe(
     errors = np.abs(np.log10(prepared.r[positive] / calculated[positive]))
     error = float(errors.mean()) if len(errors) else float("nan")
     reduced = None if chi_square is None or freedom <= 0 else chi_square / freedom
+    sampled = None if posterior is None else prior.values(torch.from_numpy(posterior.unit))
+    profiles = curves = None
+    if sampled is not None:
+        some = prior.films(sampled)
+        profiles = _band(profile(z, some.sld, some).numpy())
+        curves = _band(prior.measured(q, sigma, sampled, _FIT_ORDER).numpy())
+    errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
     return Analysis(
         stage=stage,
-        parameters=_parameters(prior, values[0].numpy(), standard_errors),
+        parameters=_parameters(prior, values[0].numpy(), errors, sampled),
         unit=unit,
         z=z.numpy(),
         sld=profile(z, films.sld, films)[0].numpy(),
@@ -221,34 +281,57 @@ def _describe(
         chi_square=chi_square,
         reduced_chi_square=reduced,
         mean_abs_log10_error=error,
-        notes=(*prepared.notes, *_doubts(stage, error, reduced)),
+        notes=(*prepared.notes, *poor_fit(error)),
+        explanations=tuple(_explanation(prior, mode) for mode in modes),
+        sld_band=profiles,
+        calculated_band=curves,
+        effective_samples=None if posterior is None else posterior.effective,
     )
 
 
-def _doubts(stage: Stage, mean_abs_log10_error: float, reduced_chi_square: float | None) -> Iterator[Note]:
-    """What to say of an answer that does not explain the curve."""
-    poor = mean_abs_log10_error > _POOR_LOG10_ERROR
-    why = f"mean |log10 R| between curve and answer is {mean_abs_log10_error:.2g}"
-    # The network alone is judged on a scale where the few brightest points do not decide everything.
-    if stage == "refined" and reduced_chi_square is not None:
-        poor = poor or reduced_chi_square > _POOR_REDUCED_CHI_SQUARE
-        why += f", chi-square per degree of freedom {reduced_chi_square:.3g}"
-    if poor:
-        yield Note("POOR_FIT", f"{why}: the sample may not be one that this model was trained for")
+def _explanation(prior: Prior, mode: Mode) -> Explanation:
+    values = prior.values(torch.from_numpy(mode.unit)[None])[0]
+    return Explanation(tuple(values.tolist()), mode.chi_square)
+
+
+def _band(samples: np.ndarray) -> Band:
+    """[S, N] to bands of [N]."""
+    ends = np.quantile(samples, [0.16, 0.84, 0.025, 0.975], axis=0)
+    return Band(*ends)
+
+
+def _standard_errors(prior: Prior, mode: Mode) -> np.ndarray:
+    """One standard deviation of each parameter in its unit; NaN where a bound or the prior decides."""
+    inside = (mode.unit > _AT_BOUND) & (mode.unit < 1.0 - _AT_BOUND)
+    # The prior alone has a variance of 1/12.
+    told = np.diag(mode.covariance) < 0.5 / 12.0
+    unit = torch.from_numpy(mode.unit)
+    pair = prior.values(torch.stack([unit - _STEP, unit + _STEP])).numpy()
+    slope = (pair[1] - pair[0]) / (2.0 * _STEP)
+    errors: np.ndarray = np.where(inside & told, np.sqrt(np.diag(mode.covariance)) * slope, np.nan)
+    return errors
 
 
 def _parameters(
-    prior: Prior, values: np.ndarray, standard_errors: np.ndarray | None
+    prior: Prior, values: np.ndarray, standard_errors: np.ndarray | None, samples: torch.Tensor | None
 ) -> tuple[Parameter, ...]:
     errors = np.full(len(values), np.nan) if standard_errors is None else standard_errors
-    return tuple(
-        Parameter(
-            name=free.name,
-            unit=free.unit,
-            value=float(value),
-            lower=free.lower,
-            upper=free.upper,
-            standard_error=None if np.isnan(error) else float(error),
+    found = []
+    for place, (free, value, error) in enumerate(zip(prior.free, values, errors, strict=True)):
+        narrow = wide = None
+        if samples is not None:
+            ends = np.quantile(samples[:, place].numpy(), [0.16, 0.84, 0.025, 0.975]).tolist()
+            narrow, wide = (ends[0], ends[1]), (ends[2], ends[3])
+        found.append(
+            Parameter(
+                name=free.name,
+                unit=free.unit,
+                value=float(value),
+                lower=free.lower,
+                upper=free.upper,
+                standard_error=None if np.isnan(error) else float(error),
+                interval_68=narrow,
+                interval_95=wide,
+            )
         )
-        for free, value, error in zip(prior.free, values, errors, strict=True)
-    )
+    return tuple(found)

@@ -17,13 +17,21 @@ from guidehall.science.reflectometry.resolution import DEFAULT_ORDER, resolution
 
 # Levenberg and Marquardt: first damping, and how it changes with each step that fails or succeeds.
 _DAMPING, _HARDER, _EASIER = 1e-3, 4.0, 0.2
-_MOST_DAMPING = 1e10
+_LEAST_DAMPING, _MOST_DAMPING = 1e-7, 1e10
 # Without dr a residual is a difference of log10 R over this.
 _LOG10_DEVIATION = 0.01
 # Of log10 R, in a first descent: smaller error bars count no more than this.
 _LEAST_LOG10_NOISE = 0.05
 # A start that gains less than this share in each of so many steps has arrived.
 _GAIN, _PATIENCE = 1e-6, 3
+# The first descent only has to come near.
+_ROUGH_GAIN = 1e-3
+# In the unit cube: how far from a guess some starts are.
+_NEAR = 0.1
+# An explanation that is worse than the best by more chi-square than this is none.
+_WORSE = 20.0
+# Bounds the memory of a long series.
+_DATA_AT_ONCE = 32
 
 
 class Target(Protocol):
@@ -170,6 +178,24 @@ class Descents:
         return Descents(self.unit[rows], self.chi_square[rows], self.curvature[rows])
 
 
+@dataclass(frozen=True)
+class Search:
+    """How hard the lowest chi-square is looked for.
+
+    Attributes:
+        starts: of each curve, guesses included: so many points of the unit cube.
+        kept: so many of them go on, after a descent on a logarithmic scale.
+        steps: of the second descent; half as many of the first.
+    """
+
+    starts: int = 12
+    kept: int = 4
+    steps: int = 60
+
+
+_DEFAULT_SEARCH = Search()
+
+
 def descend(
     target: Target, starts: Tensor, steps: int, rows: Tensor | None = None, gain: float = _GAIN
 ) -> Descents:
@@ -207,6 +233,7 @@ def descend(
         curvature[gone] = kept @ kept.transpose(1, 2)
         idle[gone] = torch.where(small, idle[gone] + 1, 0)
         damping[moving] *= torch.where(better, _EASIER, _HARDER)
+        damping.clamp_min_(_LEAST_DAMPING)
         done = (idle[moving] >= _PATIENCE) | (damping[moving] > _MOST_DAMPING)
         moving = moving[~done]
         if not len(moving):
@@ -232,7 +259,7 @@ def _solve(unit: Tensor, gradient: Tensor, curvature: Tensor, damping: Tensor, f
     free = (~fixed).double()
     diagonal = curvature.diagonal(dim1=1, dim2=2)
     # Marquardt's scaling, with a floor for what the data do not see.
-    ridge = damping[:, None] * (diagonal + 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12)
+    ridge = damping[:, None] * diagonal + 1e-10 * diagonal.amax(1, keepdim=True) + 1e-12
     matrix = curvature * free[:, :, None] * free[:, None, :] + torch.diag_embed(ridge * free + (1.0 - free))
     change: Tensor = torch.linalg.solve(matrix, -(gradient * free)[..., None])[..., 0]
     return unit + change
@@ -285,3 +312,51 @@ def covariance(curvature: Tensor) -> np.ndarray:
     inverse: np.ndarray = torch.linalg.inv(matrix).numpy()
     symmetric: np.ndarray = 0.5 * (inverse + inverse.T)
     return symmetric
+
+
+def search(
+    target: Target,
+    smoother: Target,
+    guesses: Tensor,
+    seed: int,
+    how: Search = _DEFAULT_SEARCH,
+    within: float = _WORSE,
+) -> list[tuple[Mode, ...]]:
+    """The explanations of each of C data, best first.
+
+    From the guesses, from points near them and from points anywhere, all descend on the smoother target; what
+    is best there descends on the target itself.
+
+    Args:
+        smoother: such as a `LogTarget`.
+        guesses: [C, K, P] in the unit cube; K may be 0.
+        seed: of the other starts.
+        within: what is worse than the best by more, in chi-square, is no explanation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    data, given, parameters = guesses.shape
+    found: list[tuple[Mode, ...]] = []
+    for first in range(0, data, _DATA_AT_ONCE):
+        own = guesses[first : first + _DATA_AT_ONCE].double()
+        count = len(own)
+        fresh = torch.rand(count, how.starts, parameters, generator=generator, dtype=torch.float64)
+        if given:
+            # Half of the rest begins near a guess.
+            near = torch.arange(how.starts) % 2 == 0
+            centre = own[:, torch.arange(how.starts) % given]
+            shift = _NEAR * torch.randn(fresh.shape, generator=generator, dtype=torch.float64)
+            fresh = torch.where(near[:, None], (centre + shift).clamp(0.0, 1.0), fresh)
+        starts = torch.cat([own, fresh[:, : max(0, how.starts - given)]], dim=1)
+        rows = first + torch.arange(count).repeat_interleave(starts.shape[1])
+        rough = descend(smoother, starts.flatten(0, 1), how.steps // 2, rows, _ROUGH_GAIN)
+        order = rough.chi_square.view(count, -1).argsort(1)[:, : how.kept]
+        picked = (order + starts.shape[1] * torch.arange(count)[:, None]).flatten()
+        # A guess may be better than what the logarithmic scale makes of it.
+        second = torch.cat([rough.unit[picked].view(count, -1, parameters), own], dim=1)
+        rows = first + torch.arange(count).repeat_interleave(second.shape[1])
+        fine = descend(target, second.flatten(0, 1), how.steps, rows)
+        for at in range(count):
+            part = slice(at * second.shape[1], (at + 1) * second.shape[1])
+            modes = Descents(fine.unit[part], fine.chi_square[part], fine.curvature[part])
+            found.append(merge(modes, within))
+    return found

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # signal and may be negative.
 _FLOOR = 1e-7
 _LOG10 = math.log(10.0)
+# In decades.
+_LEAST_SPREAD = 0.02
 
 
 def compress(r: Tensor) -> Tensor:
@@ -63,24 +65,36 @@ class _Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A residual network over the compressed curve, the mask of known points and the resolution.
+    """A residual network over the standardised curve, the mask of known points and the resolution.
 
     Args:
         points: G, length of the grid.
         parameters: P, free parameters of the prior.
     """
 
+    mean: Tensor
+    spread: Tensor
+
     def __init__(self, points: int, parameters: int, width: int, depth: int) -> None:
         super().__init__()
         self.stem = nn.Linear(2 * points + 1, width)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, parameters))
+        # Of the compressed curve at each point; typical curves fall from 0 to -6.
+        self.register_buffer("mean", torch.full((points,), -3.0))
+        self.register_buffer("spread", torch.full((points,), 3.0))
+
+    def standardise(self, compressed: Tensor) -> None:
+        """Takes mean and spread of the prior's curves from a sample, [B, G]."""
+        spread, mean = torch.std_mean(compressed, dim=0)
+        self.mean.copy_(mean)
+        # Where all curves are alike, as in total reflection, noise must not be blown up.
+        self.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
 
     def forward(self, compressed: Tensor, known: Tensor, relative_sigma: Tensor) -> Tensor:
         """[B, G], [B, G] and [B] to [B, P], each within 0..1."""
-        # Typical curves fall from 0 to -6: brought to about -1..1.
         mask = known.float()
-        curve = (compressed.float() + 3.0) / 3.0 * mask
+        curve = (compressed.float() - self.mean) / self.spread * mask
         width = 50.0 * relative_sigma.float()[:, None]
         x = self.stem(torch.cat([curve, mask, width], dim=1))
         answer: Tensor = torch.sigmoid(self.head(self.blocks(x)))

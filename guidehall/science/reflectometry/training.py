@@ -20,10 +20,13 @@ from guidehall.science.reflectometry.prior import Prior
 # Rising over the first steps, then falling along a cosine to this share of the highest learning rate.
 _WARM_UP = 0.03
 _LAST_RATE = 0.01
+# Curves that the scale of the network's input comes from.
+_STANDARD_CURVES = 512
 # Long epochs, too, must be seen to go on.
 _REPORT_STEPS = 10
 _GRADIENT_LIMIT = 1.0
-# Weight of the SLD profile beside that of the parameters, both about 1 for a network that knows nothing.
+# Weights of the parameters and of the SLD profile, both about 1 for a network that knows nothing.
+_PARAMETER_WEIGHT = 1.0
 _PROFILE_WEIGHT = 1.0
 _PROFILE_POINTS = 64
 # Weight of the mean |log10 R| between the true curve and that of the answer.
@@ -57,6 +60,9 @@ class Trainer:
         held_back = Draw(params, self.prior, seeds.validation, context.device)
         self.validation = held_back.curves(params.training.validation_curves)
         self.validation_measured = held_back.measure(self.validation.r)
+        # A draw of its own, so that nothing of the validation curves is seen.
+        sample = Draw(params, self.prior, seeds.network, context.device).curves(_STANDARD_CURVES)
+        self.network.standardise(compress(sample.r))
         self._z = self.prior.depth_grid(_PROFILE_POINTS)
         self._total = params.training.epochs * params.training.steps_per_epoch
         self._step = 0
@@ -143,7 +149,7 @@ class Trainer:
         answer: Tensor = self.network(compressed, known, batch.relative_sigma)
         wanted = batch.unit.float()
         # 1/12 is the variance of an evenly drawn parameter.
-        parameters = 12.0 * (answer - wanted).square().mean()
+        parameters = _PARAMETER_WEIGHT * 12.0 * (answer - wanted).square().mean()
         with torch.no_grad():
             true_profile = self._profile(batch.unit)
             spread = true_profile.var().clamp_min(1e-6)

@@ -1,0 +1,86 @@
+"""Whether an answer may be believed: tests of what a fit leaves over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+
+from guidehall.science.reflectometry.fit import CurveTarget, Mode
+
+# Chances below which a right model with right error bars is doubted: of so large a chi-square, and of
+# residuals that so much resemble their neighbours.
+_CHI_SQUARE_CHANCE = 2e-3
+_NEIGHBOUR_CHANCE = 2e-3
+# By how much chi-square would fall if the parameters might leave their bounds, to blame the bounds.
+_PRIOR_GAIN = 16.0
+# From here on an answer without error bars is no description of the curve: mean |log10 R|.
+_POOR_LOG10_ERROR = 0.15
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a reader of the answer must know. `code` is for programs and stays the same."""
+
+    code: str
+    message: str
+
+
+def poor_fit(mean_abs_log10_error: float) -> Iterator[Note]:
+    """POOR_FIT, when an answer does not describe the curve at all."""
+    if mean_abs_log10_error > _POOR_LOG10_ERROR:
+        yield Note(
+            "POOR_FIT",
+            f"mean |log10 R| between curve and answer is {mean_abs_log10_error:.2g}: the sample may not be"
+            " one that this model was made for",
+        )
+
+
+def doubts(target: CurveTarget, mode: Mode, row: int = 0) -> Iterator[Note]:
+    """MODEL_INSUFFICIENT and OUTSIDE_PRIOR, for the best fit of data `row` with error bars."""
+    rows = torch.tensor([row])
+    residuals, slopes = target.linearise(torch.from_numpy(mode.unit)[None], rows)
+    left, jacobian = residuals[0].numpy(), slopes[0].numpy()
+    yield from _structure(left, jacobian)
+    yield from _bounds(target, mode, left, jacobian)
+
+
+def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
+    curvature = jacobian @ jacobian.T
+    # Parameters that the prior holds rather than the data take no freedom from the data.
+    used = float(np.trace(np.linalg.solve(curvature + 12.0 * np.eye(len(curvature)), curvature)))
+    freedom = max(len(left) - used, 1.0)
+    chi_square = float(left @ left)
+    if stats.chi2.sf(chi_square, freedom) < _CHI_SQUARE_CHANCE:
+        yield Note(
+            "MODEL_INSUFFICIENT",
+            f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the film has more"
+            " structure than the model, or the error bars or the resolution are not those given",
+        )
+        return
+    resemblance = float(left[1:] @ left[:-1]) / max(chi_square, 1e-300) * math.sqrt(len(left))
+    if stats.norm.sf(resemblance) < _NEIGHBOUR_CHANCE:
+        yield Note(
+            "MODEL_INSUFFICIENT",
+            f"neighbouring residuals resemble each other, {resemblance:.2g} standard deviations more than by"
+            " chance: the model misses a feature of the curve",
+        )
+
+
+def _bounds(target: CurveTarget, mode: Mode, left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
+    gradient = jacobian @ left
+    pushed = ((mode.unit <= 0.0) & (gradient > 0)) | ((mode.unit >= 1.0) & (gradient < 0))
+    for place in np.flatnonzero(pushed):
+        gain = float(gradient[place] ** 2 * mode.covariance[place, place])
+        if gain > _PRIOR_GAIN:
+            free = target.prior.free[place]
+            bound = free.lower if mode.unit[place] <= 0.0 else free.upper
+            yield Note(
+                "OUTSIDE_PRIOR",
+                f"{free.name} would go beyond {bound:g} {free.unit}".rstrip()
+                + f", its bound: chi-square would fall by about {gain:.3g}",
+            )
