@@ -1,9 +1,14 @@
-"""Pictures of curves, profiles and losses."""
+"""Pictures of curves, fits, profiles, losses and predicted parameters.
+
+Figures are made without pyplot, so that nothing of them is kept in the process; `attach` adds one to a
+result, `picture` makes a file of one.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -11,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from guidehall.science.pipeline import Context
+from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import EpochLosses
 
 _DOTS_PER_INCH = 120
+_Q_LABEL, _SLD_LABEL = "q (1/Å)", "SLD ($10^{-6}$/Å$^2$)"
 Lines = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -22,9 +29,100 @@ def curve_and_profile(curves: Lines, profiles: Lines) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_lines(left, curves)
-    left.set(yscale="log", xlabel="q (1/Å)", ylabel="Reflectivity")
+    left.set(yscale="log", xlabel=_Q_LABEL, ylabel="Reflectivity")
     _draw_lines(right, profiles)
-    right.set(xlabel="Depth (Å)", ylabel="SLD ($10^{-6}$/Å$^2$)")
+    right.set(xlabel="Depth (Å)", ylabel=_SLD_LABEL)
+    return figure
+
+
+def fit(curve: Curve, calculated: np.ndarray) -> Figure:
+    """Measured and calculated reflectivity in logarithmic axes, and what is left in units of dR below it.
+
+    A point that is not above zero has no place there: it is drawn as an upper limit, at two standard
+    deviations above it. Without dR, what is left is log10 of measured over calculated.
+
+    Args:
+        curve: N points.
+        calculated: [N], the model's curve at the same q.
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _draw_measured(upper, curve, np.ones_like(curve.q))
+    upper.plot(curve.q, calculated, color="C1", zorder=3, label="model")
+    upper.set(xscale="log", yscale="log", ylabel="Reflectivity")
+    lower.axhline(0.0, color="C1")
+    if curve.dr is not None:
+        lower.plot(curve.q, (curve.r - calculated) / curve.dr, ".", color="C0")
+        lower.set(ylabel="(R - model) / dR")
+    else:
+        positive = (curve.r > 0) & (calculated > 0)
+        left = np.log10(curve.r[positive] / calculated[positive])
+        lower.plot(curve.q[positive], left, ".", color="C0")
+        lower.set(ylabel="log$_{10}$ R / model")
+    lower.set(xlabel=_Q_LABEL)
+    for axes in (upper, lower):
+        axes.grid(True, alpha=0.3)
+    upper.legend()
+    return figure
+
+
+def fit_q4(curve: Curve, calculated: np.ndarray) -> Figure:
+    """R q^4, which a sharp interface makes level at high q, measured and calculated; arguments as `fit`."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    weight = curve.q**4
+    _draw_measured(axes, curve, weight)
+    axes.plot(curve.q, calculated * weight, color="C1", zorder=3, label="model")
+    axes.set(yscale="log", xlabel=_Q_LABEL, ylabel="R q$^4$ (1/Å$^4$)")
+    axes.grid(True, alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def sld_bands(
+    z: np.ndarray,
+    sld: np.ndarray,
+    within_68: tuple[np.ndarray, np.ndarray] | None = None,
+    within_95: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Figure:
+    """The SLD profile and the bands that hold it with a probability of 68 and 95 per cent.
+
+    Args:
+        z: [Z], depth in angstrom.
+        sld: [Z], in 1e-6/angstrom^2.
+        within_68, within_95: lower and upper end of each band, [Z] each.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for band, label, alpha in ((within_95, "95 %", 0.2), (within_68, "68 %", 0.4)):
+        if band is not None:
+            axes.fill_between(z, *band, color="C0", alpha=alpha, linewidth=0, label=label)
+    axes.plot(z, sld, color="C0", label="SLD")
+    axes.set(xlabel="Depth (Å)", ylabel=_SLD_LABEL)
+    axes.grid(True, alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def chi(actual: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
+    """Predicted against actual parameters, one panel each, with the line where both are equal.
+
+    Args:
+        actual, predicted: [samples, parameters].
+        names: of the parameters, with units where they have one.
+    """
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for index, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        ends = _ends(actual[:, index], predicted[:, index])
+        axes.plot(ends, ends, color="C1")
+        axes.plot(actual[:, index], predicted[:, index], ".", color="C0")
+        axes.set(title=name, xlabel="actual", ylabel="predicted")
+        axes.grid(True, alpha=0.3)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -44,13 +142,19 @@ def loss_curve(losses: Sequence[EpochLosses]) -> Figure:
 
 def attach(context: Context, name: str, figure: Figure) -> None:
     """Adds `name`.png and `name`.svg to the result."""
-    for suffix, media_type in (("png", "image/png"), ("svg", "image/svg+xml")):
-        buffer = io.BytesIO()
-        # Without a date and random names, the same result gives the same bytes.
-        metadata = {"Date": None} if suffix == "svg" else None
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            figure.savefig(buffer, format=suffix, dpi=_DOTS_PER_INCH, metadata=metadata)
-        context.artifact(f"{name}.{suffix}", buffer.getvalue(), media_type)
+    kinds: dict[Literal["png", "svg"], str] = {"png": "image/png", "svg": "image/svg+xml"}
+    for suffix, media_type in kinds.items():
+        context.artifact(f"{name}.{suffix}", picture(figure, suffix, name), media_type)
+
+
+def picture(figure: Figure, suffix: Literal["png", "svg"], name: str = "figure") -> bytes:
+    """The figure as a file; the same figure and name give the same bytes."""
+    buffer = io.BytesIO()
+    # A date and random names would make each one another.
+    metadata = {"Date": None} if suffix == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format=suffix, dpi=_DOTS_PER_INCH, metadata=metadata)
+    return buffer.getvalue()
 
 
 def _draw_lines(axes: Axes, lines: Lines) -> None:
@@ -58,3 +162,25 @@ def _draw_lines(axes: Axes, lines: Lines) -> None:
         axes.plot(x, y, label=label)
     axes.grid(True, alpha=0.3)
     axes.legend()
+
+
+def _draw_measured(axes: Axes, curve: Curve, weight: np.ndarray) -> None:
+    """Points with error bars in a logarithmic axis; `weight` multiplies R."""
+    above = curve.r > 0
+    r, dr = curve.r * weight, None if curve.dr is None else curve.dr * weight
+    bars = None if dr is None else dr[above]
+    axes.errorbar(
+        curve.q[above], r[above], yerr=bars, fmt=".", markersize=4, linewidth=1, color="C0", label="measured"
+    )
+    if dr is None:
+        return
+    limit = r + 2.0 * dr
+    limited = ~above & (limit > 0)
+    if limited.any():
+        label = "not above 0: upper limit (2 dR)"
+        axes.plot(curve.q[limited], limit[limited], "v", color="C0", alpha=0.5, label=label)
+
+
+def _ends(*arrays: np.ndarray) -> tuple[float, float]:
+    both = np.concatenate(arrays)
+    return float(both.min()), float(both.max())

@@ -43,7 +43,7 @@ _KINDS = {
         ("dq", rf"{_ERROR}qz?(?:[^a-z].*|oqz?|fwhm)?|qz?_?(?:res|err|std|sigma|fwhm).*|res(?:olution)?"),
         (
             "dr",
-            rf"(?:{_ERROR}|e)(?:r|ref|refl|reflectivity|rqz?|i)(?:[^a-z].*)?|r_?(?:err|std|sigma).*|err(?:or)?s?",
+            rf"(?:{_ERROR}|e)(?:r|ref|refl|reflectivity|rqz?|i)(?:[^a-z].*)?|r_?(?:err|std|sigma).*|err(?:or)?s?|unc.*",
         ),
     )
 }
@@ -146,9 +146,12 @@ def _number(word: str) -> float | None:
 def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
     names = _names(headers, table.shape[1])
     kinds = [name.kind for name in names]
-    known = bool(names) and all(kinds.count(kind) == 1 for kind in ("q", "r"))
-    if known and max(kinds.count("dr"), kinds.count("dq")) < 2 and (len(names) > 4 or "" not in kinds):
-        place = {kind: kinds.index(kind) for kind in ("q", "r", "dr", "dq") if kind in kinds}
+    notes: tuple[str, ...] = ()
+    if names and max(map(kinds.count, _KINDS)) < 2:
+        place = {kind: kinds.index(kind) for kind in _KINDS if kind in kinds}
+        others = [name.text for name in names if not name.kind]
+        if others:
+            notes = (f"left out, for nothing says that they are q, R, dR or dq: {', '.join(others)}",)
     elif table.shape[1] > 4:
         allowed = "2 to 4 are allowed, q, R, dR, dq, unless a line of names says which is which"
         raise UserError(given.field, f"{table.shape[1]} columns", allowed)
@@ -172,7 +175,7 @@ def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
         dq_unit=_unit(said("dq")),
         dq_sigma=dq_sigma,
         dq_is_relative=relative,
-        metadata=_facts(headers),
+        metadata=replace(_facts(headers), notes=notes),
     )
 
 

@@ -123,6 +123,10 @@ def test_columns_go_by_their_names() -> None:
     np.testing.assert_allclose(curve.dq, [0.001, 0.002])
     np.testing.assert_array_equal(curve.r, [1, 0.5])
     np.testing.assert_array_equal(curve.dr, [0.1, 0.2])
+    assert curve.metadata.notes == ("left out, for nothing says that they are q, R, dR or dq: lambda, model",)
+    # The fourth of four columns is dq only where no name says otherwise.
+    curve = one("# q R dR theory\n0.01 1 0.1 0.9\n0.02 1 0.1 0.9\n")
+    assert curve.dq is None
     curve = one("Q R dQ_sigma\n0.01 1 0.001\n0.02 1 0.002\n")
     assert curve.dr is None
     np.testing.assert_array_equal(curve.dq, [0.001, 0.002])

@@ -1,0 +1,339 @@
+"""Curves and fitted models as files of others: ORSO text, CSV, `.npy`, and scripts for refl1d and refnx.
+
+The scripts are plain Python that needs nothing of ours: whoever runs one sees the same reflectivity and the
+same chi-square calculated by somebody else's program, and can go on with it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, Layer, Medium, Stack
+
+if TYPE_CHECKING:
+    from orsopy.fileio import Orso
+    from orsopy.fileio.model_language import SampleModel
+
+_UNIT = 1e-6
+# More points of refl1d's own grid per measured one, and of refnx's quadrature: so many that both are exact.
+_OVERSAMPLING, _QUADRATURE = 101, 101
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """A medium as the beam meets it; its roughness is that of the interface towards the beam."""
+
+    name: str
+    thickness: float
+    sld: float
+    isld: float
+    roughness: float
+    # Whose roughness of ours that is.
+    roughness_name: str
+
+
+def to_npy(curve: Curve) -> bytes:
+    """The curve as an array [points, 2 to 4]: q, R, dR, dq, in 1/angstrom and standard deviations.
+
+    Columns that are not known are left out; dq without dR is too, for there is no place for it.
+    """
+    columns = [curve.q, curve.r]
+    if curve.dr is not None:
+        columns.append(curve.dr)
+        dq = _dq(curve)
+        columns += [] if dq is None else [dq]
+    buffer = io.BytesIO()
+    np.save(buffer, np.stack(columns, axis=1), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def to_csv(curve: Curve, calculated: np.ndarray | None = None) -> bytes:
+    """The curve with a line of column names, in 1/angstrom and standard deviations.
+
+    Args:
+        curve: N points.
+        calculated: [N], the model's curve.
+    """
+    columns = {
+        "q (1/angstrom)": curve.q,
+        "R": curve.r,
+        "dR": curve.dr,
+        "dq_sigma (1/angstrom)": _dq(curve),
+        "R_model": calculated,
+    }
+    kept = {name: values for name, values in columns.items() if values is not None}
+    lines = [",".join(kept)]
+    lines += [",".join(repr(float(value)) for value in row) for row in zip(*kept.values(), strict=True)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def to_ort(curve: Curve, calculated: np.ndarray | None = None, stack: Stack | None = None) -> bytes:
+    """The curve as an ORSO text file; its header goes on where that of the file it came from ended.
+
+    Args:
+        curve: N points. Where dR or dq is not known, its column is NaN if another follows it.
+        calculated: [N], the model's curve: a column more.
+        stack: the model, in ORSO's language of samples. That has no word for scale and background.
+    """
+    # It changes how PyYAML reads dates and writes tags in this process: only who writes such a file pays.
+    from orsopy.fileio import Column, ErrorColumn, OrsoDataset, save_orso
+
+    missing = np.full(len(curve.q), np.nan)
+    dq = _dq(curve)
+    arrays = [curve.q, curve.r, missing if curve.dr is None else curve.dr, missing if dq is None else dq]
+    columns: list[Any] = [
+        Column("Qz", "1/angstrom", physical_quantity="normal wavevector transfer"),
+        Column("R", None, physical_quantity="reflectivity"),
+        ErrorColumn("R", error_type="uncertainty", value_is="sigma"),
+        ErrorColumn("Qz", error_type="resolution", value_is="sigma"),
+    ]
+    if calculated is not None:
+        arrays.append(calculated)
+        columns.append(Column("R_model", None, physical_quantity="reflectivity of the model"))
+    else:
+        kept = 4 if dq is not None else 3 if curve.dr is not None else 2
+        arrays, columns = arrays[:kept], columns[:kept]
+    header = _orso_header(curve)
+    header.columns = columns
+    if stack is not None:
+        header.data_source.sample.model = sample_model(stack)
+    buffer = io.StringIO()
+    save_orso([OrsoDataset(header, np.stack(arrays, axis=1))], buffer)
+    return buffer.getvalue().encode()
+
+
+def sample_model(stack: Stack) -> SampleModel:
+    """The stack in ORSO's language of samples: from the side of the beam, all numbers written out."""
+    from orsopy.fileio import ComplexValue, Value
+    from orsopy.fileio.model_language import Layer as OrsoLayer
+    from orsopy.fileio.model_language import Material, ModelParameters, SampleModel
+
+    layers = {}
+    for slab in _from_the_beam(stack):
+        # That language parts names from thicknesses at blanks, and knows layers by their names.
+        name = base = slab.name.replace(" ", "_")
+        number = 1
+        while name in layers:
+            number += 1
+            name = f"{base}_{number}"
+        layers[name] = OrsoLayer(
+            thickness=Value(slab.thickness, "angstrom"),
+            roughness=Value(slab.roughness, "angstrom"),
+            material=Material(sld=ComplexValue(slab.sld * _UNIT, slab.isld * _UNIT, "1/angstrom^2")),
+        )
+    return SampleModel(
+        stack=" | ".join(layers),
+        layers=layers,
+        globals=ModelParameters(length_unit="angstrom", sld_unit="1/angstrom^2"),
+    )
+
+
+def refl1d_script(
+    curve: Curve,
+    stack: Stack,
+    *,
+    scale: float = 1.0,
+    background: float = 0.0,
+    free: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """A script for refl1d 1.0: `python SCRIPT` prints chi-square, `refl1d SCRIPT` goes on with the fit.
+
+    It defines `q`, `experiment`, `problem` and `chi_square`.
+
+    Args:
+        curve: N points with dR.
+        stack: the model.
+        scale, background: measured = scale x reflectivity + background.
+        free: bounds of what a fit may change, by names such as "film.thickness", "water.sld" and "scale".
+
+    Raises:
+        UserError: the curve has no dR, or `free` names what there is not.
+    """
+    slabs = _from_the_beam(stack)
+    data = _data(curve)
+    lines = [
+        '"""A film and its measured reflectivity, for refl1d 1.0. All lengths are in angstrom."""',
+        "",
+        "import numpy as np",
+        "from refl1d.names import SLD, Experiment, FitProblem, QProbe, Slab",
+        "",
+        *data,
+        "# The last is the medium that the beam comes through; interface is the roughness towards the next.",
+        "slabs = [",
+    ]
+    for slab in reversed(slabs):
+        material = f"SLD(name={slab.name!r}, rho={slab.sld!r}, irho={slab.isld!r})"
+        lines.append(f"    Slab({material}, thickness={slab.thickness!r}, interface={slab.roughness!r}),")
+    lines += [
+        "]",
+        "sample = slabs[0]",
+        "for slab in slabs[1:]:",
+        "    sample = sample | slab",
+        f"probe = QProbe(q, dq, R=r, dR=dr, intensity={scale!r}, background={background!r})",
+        "if dq.any():",
+        "    # Without it, refl1d blurs straight lines between the measured points.",
+        f"    probe.oversample(n={_OVERSAMPLING})",
+        "experiment = Experiment(sample=sample, probe=probe)",
+    ]
+    places = {"scale": "probe.intensity", "background": "probe.background"}
+    for index, slab in enumerate(reversed(slabs)):
+        places |= {
+            f"{slab.name}.thickness": f"slabs[{index}].thickness",
+            f"{slab.name}.sld": f"slabs[{index}].material.rho",
+            f"{slab.name}.isld": f"slabs[{index}].material.irho",
+            slab.roughness_name: f"slabs[{index}].interface",
+        }
+    for name, low, high in _free(free, places, stack):
+        lines.append(f"{places[name]}.range({low!r}, {high!r})")
+    lines += [
+        "problem = FitProblem(experiment)",
+        "chi_square = float(np.sum(((experiment.reflectivity()[1] - r) / dr) ** 2))",
+        "",
+        'if __name__ == "__main__":',
+        '    print(f"chi-square {chi_square:.6g} of {len(q)} points")',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def refnx_script(
+    curve: Curve,
+    stack: Stack,
+    *,
+    scale: float = 1.0,
+    background: float = 0.0,
+    free: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """A script for refnx 0.1: it prints chi-square, and with the word `fit` behind it goes on from there.
+
+    It defines `q`, `model`, `objective` and `chi_square`. Arguments and errors are those of `refl1d_script`.
+    """
+    slabs = _from_the_beam(stack)
+    data = _data(curve)
+    lines = [
+        '"""A film and its measured reflectivity, for refnx 0.1. All lengths are in angstrom."""',
+        "",
+        "import sys",
+        "",
+        "import numpy as np",
+        "from refnx.analysis import CurveFitter, Objective",
+        "from refnx.dataset import Data1D",
+        "from refnx.reflect import SLD, ReflectModel, Structure",
+        "",
+        *data,
+        "# The first is the medium that the beam comes through; thickness, roughness towards the one before.",
+        "slabs = [",
+    ]
+    for slab in slabs:
+        material = f"SLD({complex(slab.sld, slab.isld)!r}, name={slab.name!r})"
+        lines.append(f"    {material}({slab.thickness!r}, {slab.roughness!r}),")
+    lines += [
+        "]",
+        "structure = Structure()",
+        "for slab in slabs:",
+        "    structure |= slab",
+        "# refnx takes widths at half maximum.",
+        f"data = Data1D((q, r, dr, {FWHM_PER_SIGMA!r} * dq) if dq.any() else (q, r, dr))",
+        f"model = ReflectModel(structure, scale={scale!r}, bkg={background!r}, dq=0.0)",
+        f"model.quad_order = {_QUADRATURE}",
+        "objective = Objective(model, data)",
+    ]
+    places = {"scale": "model.scale", "background": "model.bkg"}
+    for index, slab in enumerate(slabs):
+        places |= {
+            f"{slab.name}.thickness": f"slabs[{index}].thick",
+            f"{slab.name}.sld": f"slabs[{index}].sld.real",
+            f"{slab.name}.isld": f"slabs[{index}].sld.imag",
+            slab.roughness_name: f"slabs[{index}].rough",
+        }
+    for name, low, high in _free(free, places, stack):
+        lines.append(f"{places[name]}.setp(vary=True, bounds=({low!r}, {high!r}))")
+    lines += [
+        "chi_square = float(objective.chisqr())",
+        "",
+        'if __name__ == "__main__":',
+        '    print(f"chi-square {chi_square:.6g} of {len(q)} points")',
+        '    if "fit" in sys.argv[1:]:',
+        '        CurveFitter(objective).fit("least_squares")',
+        "        print(objective)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _from_the_beam(stack: Stack) -> list[_Slab]:
+    """The media in the order in which the beam meets them."""
+    media: list[Medium] = [stack.fronting, *stack.layers, stack.backing]
+    roughness = [part.roughness for part in (*stack.layers, stack.backing)]
+    owners = [part.name for part in (*stack.layers, stack.backing)]
+    if stack.beam == "backing":
+        media, roughness, owners = media[::-1], roughness[::-1], owners[::-1]
+    return [
+        _Slab(
+            name=medium.name,
+            thickness=medium.thickness if isinstance(medium, Layer) else 0.0,
+            sld=medium.sld,
+            isld=medium.isld,
+            roughness=roughness[index - 1] if index else 0.0,
+            roughness_name=f"{owners[index - 1]}.roughness" if index else "",
+        )
+        for index, medium in enumerate(media)
+    ]
+
+
+def _data(curve: Curve) -> list[str]:
+    """Lines that define q, r, dr and dq."""
+    if curve.dr is None:
+        raise UserError("curve.dr", "nothing", "the script compares by chi-square, which needs dR")
+    dq = _dq(curve)
+    rows = np.stack([curve.q, curve.r, curve.dr, np.zeros_like(curve.q) if dq is None else dq], axis=1)
+    return [
+        "# q in 1/angstrom, R, and one standard deviation of R and of q.",
+        "q, r, dr, dq = np.array(",
+        "    [",
+        *(f"        [{', '.join(repr(float(value)) for value in row)}]," for row in rows),
+        "    ]",
+        ").T",
+    ]
+
+
+def _free(
+    free: Mapping[str, tuple[float, float]] | None, places: Mapping[str, str], stack: Stack
+) -> Iterator[tuple[str, float, float]]:
+    names = [part.name for part in (stack.fronting, *stack.layers, stack.backing)]
+    for name, (low, high) in (free or {}).items():
+        if name not in places or not name:
+            raise UserError(f"free.{name}", name, f"must be one of {', '.join(filter(None, places))}")
+        if names.count(name.rpartition(".")[0]) > 1:
+            raise UserError(f"free.{name}", name, "must name one medium: several are called so")
+        yield name, float(low), float(high)
+
+
+def _dq(curve: Curve) -> np.ndarray | None:
+    """One standard deviation of each q."""
+    return curve.dq if curve.relative_dq is None or curve.dq is not None else curve.relative_dq * curve.q
+
+
+def _orso_header(curve: Curve) -> Orso:
+    """The header that the curve came with, or one of what is known."""
+    from orsopy.fileio import Orso
+
+    known = curve.metadata
+    if "data_source" in known.header:
+        return Orso.from_dict(deepcopy(dict(known.header)))
+    header = Orso.empty()
+    source = header.data_source
+    source.owner.name = known.owner or None
+    source.sample.name = known.sample or None
+    experiment = source.experiment
+    experiment.title, experiment.instrument = known.title or None, known.instrument or None
+    experiment.facility, experiment.proposalID = known.facility or None, known.proposal or None
+    experiment.start_date, experiment.probe = known.start or None, known.radiation or "neutron"
+    source.measurement.data_files = [known.run or known.filename] if known.run or known.filename else []
+    return header
