@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 import guidehall
-from guidehall.cli import data, demo, jobs, local, platform, predict, submit
+from guidehall.cli import data, demo, jobs, local, platform, predict, reflectometry, submit
 from guidehall.cli._exit import ExitCode, exit_code
 from guidehall.cli._extras import needs_more
 
@@ -82,7 +82,7 @@ def cli(**_: object) -> None:
     """
 
 
-for _module in (submit, jobs, predict, data, platform, local, demo):
+for _module in (submit, jobs, predict, data, reflectometry, platform, local, demo):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

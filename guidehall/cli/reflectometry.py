@@ -1,0 +1,129 @@
+"""`guidehall reflectometry`: what this science needs beyond jobs, models and datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guidehall.cli._context import connect, json_option
+from guidehall.cli._output import clean, emit
+from guidehall.cli.data import id_of
+
+if TYPE_CHECKING:
+    from guidehall.science.reflectometry.formats.project import Project
+
+
+@click.group(
+    epilog="""\b
+Examples
+  guidehall reflectometry import-settings old-project/ > film.yml
+  guidehall submit reflectometry.nr_sld --from film.yml --watch
+"""
+)
+def reflectometry() -> None:
+    """Bring work of other programs along."""
+
+
+@reflectometry.command("import-settings")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the parameters into this file instead of to standard output.",
+)
+@click.option("--model-name", default="film", show_default=True, help="Name of the model to train.")
+@click.option("--dry-run", is_flag=True, help="Look at everything, upload nothing.")
+@json_option
+def import_settings(path: Path, output: Path | None, model_name: str, dry_run: bool, as_json: bool) -> None:
+    """Upload the arrays of a pyreflect project and write parameters for `guidehall submit`.
+
+    PATH is the folder of a project, or its settings.yml. Nothing in it is unpickled: networks and
+    normalisation of pyreflect are named and left.
+    """
+    from guidehall.science.reflectometry.formats.project import read_project
+
+    with _refusals():
+        project = read_project(path)
+        params = _params(project, model_name)
+    datasets = {} if dry_run else _upload(project)
+    if as_json:
+        files = [
+            {
+                "role": file.role,
+                "file": file.name,
+                "holds": file.description,
+                "problem": file.problem,
+                "dataset": datasets.get(file.role),
+            }
+            for file in project.files
+        ]
+        emit({"files": files, "problems": project.problems, "params": params})
+        return
+    text = _document(project, datasets, params)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        click.echo(f"datasets uploaded: {len(datasets)}; parameters written to {output}")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Refusals of the science as those of a service."""
+    from guidehall.core.errors import InvalidArgument
+    from guidehall.science.pipeline import UserError
+
+    try:
+        yield
+    except UserError as error:
+        raise InvalidArgument.field(error.field, error.value, error.allowed) from error
+
+
+def _params(project: Project, model_name: str) -> dict[str, Any] | None:
+    """Parameters of a training, where the settings are of one."""
+    if "nr_predict_sld" not in project.settings:
+        return None
+    return project.params(model_name).model_dump(mode="json", exclude_defaults=True)
+
+
+def _upload(project: Project) -> dict[str, str]:
+    """Name of the dataset version for each role."""
+    arrays = project.datasets()
+    if not arrays:
+        return {}
+    folder = project.settings_file.resolve().parent.name
+    versions = {}
+    with connect() as client:
+        for file in arrays:
+            assert file.path is not None  # noqa: S101 (for the type checker)
+            labels = {"origin": "pyreflect", "role": file.role}
+            version = client.upload_dataset(
+                file.path, id_of(Path(f"{folder}-{file.role}.npy")), labels=labels
+            )
+            versions[file.role] = version.name
+    return versions
+
+
+def _document(project: Project, datasets: dict[str, str], params: dict[str, Any] | None) -> str:
+    import yaml
+
+    lines = [f"# From {project.settings_file}, settings of pyreflect."]
+    for file in project.files:
+        fate = file.problem or datasets.get(file.role, "can be uploaded")
+        holds = f" ({file.description})" if file.description else ""
+        lines.append(f"# {file.role}: {file.name}{holds}: {fate}")
+    lines += [f"# problem: {problem}" for problem in project.problems]
+    if params is None:
+        lines.append("# There are no settings of a training from reflectivity to SLD.")
+    else:
+        lines.append("# guidehall submit reflectometry.nr_sld --from THIS-FILE")
+    # A name in the settings must not end its comment.
+    text = "".join(f"{clean(line)}\n" for line in lines)
+    return text if params is None else text + yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+
+
+COMMANDS = (reflectometry,)
