@@ -8,15 +8,35 @@ and says whether it is a standard deviation or a full width at half maximum (FWH
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from guidehall.science.pipeline import MODEL_NAME, refuse_field
+from guidehall.science.reflectometry.expressions import (
+    MAX_LENGTH,
+    Expression,
+    Interval,
+    Tangled,
+    identifier,
+    order,
+)
+from guidehall.science.reflectometry.expressions import bounds as bounds_of
 
 MAX_LAYERS = 40
 MAX_POINTS = 20_000
@@ -47,6 +67,7 @@ class _Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,39}$")]
 
 
@@ -166,15 +187,46 @@ class Range(_Params):
         return self.min == self.max
 
 
+class Tie(Range):
+    """A parameter that others decide; what lies beyond `min` or `max` is brought to that end."""
+
+    expression: str = Field(title="Expression", max_length=MAX_LENGTH)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Tie:
+        try:
+            Expression(self.expression)
+        except ValueError as error:
+            refuse_field(self, ["expression"], self.expression, str(error))
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """There is nothing to find out that others do not tell."""
+        return True
+
+
+_TIED = {
+    "type": "string",
+    "title": "Expression",
+    "description": "Of other parameters, such as 2 * film.thickness, in the place of both bounds.",
+    "maxLength": MAX_LENGTH,
+}
+
+
 @dataclass(frozen=True)
 class _Within:
-    """Annotates a field of type Range: both ends lie between these, which its JSON Schema says too."""
+    """Annotates a field of type Range: both ends lie between these, which its JSON Schema says too.
+
+    With `tied`, an expression is accepted in the place of the bounds, and the field then holds a Tie.
+    """
 
     lowest: float
     highest: float
+    tied: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
+        return core_schema.no_info_wrap_validator_function(self._read, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -183,20 +235,29 @@ class _Within:
         shared = handler.resolve_ref_schema(handler(schema))
         limits = {"minimum": self.lowest, "maximum": self.highest}
         ends = {name: {**end, **limits} for name, end in shared["properties"].items()}
-        return {**shared, "properties": ends}
+        if not self.tied:
+            return {**shared, "properties": ends}
+        either = {key: value for key, value in shared.items() if key != "required"}
+        return {**either, "properties": {**ends, "expression": _TIED}}
 
-    def _check(self, bounds: Range) -> Range:
+    def _read(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Range:
+        if self.tied and isinstance(value, str):
+            value = {"expression": value}
+        if self.tied and isinstance(value, Mapping) and value.get("expression") is not None:
+            bounds: Range = Tie.model_validate({"min": self.lowest, "max": self.highest, **value})
+        else:
+            bounds = handler(value)
         for end in ("min", "max"):
-            value: float = getattr(bounds, end)
-            if not self.lowest <= value <= self.highest:
-                refuse_field(bounds, [end], value, f"must be between {self.lowest:g} and {self.highest:g}")
+            number: float = getattr(bounds, end)
+            if not self.lowest <= number <= self.highest:
+                refuse_field(bounds, [end], number, f"must be between {self.lowest:g} and {self.highest:g}")
         return bounds
 
 
-SldRange = Annotated[Range, _Within(*_SLD_LIMITS)]
-IsldRange = Annotated[Range, _Within(*_ISLD_LIMITS)]
-ThicknessRange = Annotated[Range, _Within(*_THICKNESS_LIMITS)]
-RoughnessRange = Annotated[Range, _Within(*_ROUGHNESS_LIMITS)]
+SldRange = Annotated[SerializeAsAny[Range], _Within(*_SLD_LIMITS, tied=True)]
+IsldRange = Annotated[SerializeAsAny[Range], _Within(*_ISLD_LIMITS, tied=True)]
+ThicknessRange = Annotated[SerializeAsAny[Range], _Within(*_THICKNESS_LIMITS, tied=True)]
+RoughnessRange = Annotated[SerializeAsAny[Range], _Within(*_ROUGHNESS_LIMITS, tied=True)]
 
 
 def _range(default: Any, title: str, unit: str = "", description: str | None = None) -> Any:
@@ -228,6 +289,28 @@ class LayerPrior(BackingPrior):
     thickness: ThicknessRange = _range(..., "Thickness", "angstrom")
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """A number that belongs to a film of a prior, or that expressions use.
+
+    Attributes:
+        name: such as "film.thickness".
+        key: what expressions call it.
+        kind: the part of the name behind the point; "parameter" for those that the user declared.
+        path: of its field below the StackPrior.
+    """
+
+    name: str
+    key: str
+    kind: str
+    path: tuple[str | int, ...]
+    bounds: Range
+
+
+# Beside the film, a fit finds these.
+_TAKEN = ("scale", "background", "q_offset", "footprint_q")
+
+
 class StackPrior(_Params):
     """What is known of a film before it is measured."""
 
@@ -237,6 +320,12 @@ class StackPrior(_Params):
     )
     backing: BackingPrior = Field(title="Backing medium")
     beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
+    parameters: dict[ParameterName, Annotated[SerializeAsAny[Range], _Within(-1e6, 1e6, tied=True)]] = Field(
+        default_factory=dict,
+        title="Further parameters",
+        description="Names and bounds of parameters that expressions use.",
+        max_length=MAX_LAYERS,
+    )
 
     @model_validator(mode="after")
     def _names_and_freedom(self) -> StackPrior:
@@ -257,13 +346,78 @@ class StackPrior(_Params):
                     f"must differ from that of {seen[layer.name]}",
                 )
             seen[layer.name] = f"layers[{index}]"
-        parts = (self.fronting, *self.layers, self.backing)
-        ranges = [value for part in parts for _, value in part if isinstance(value, Range)]
-        if all(item.fixed for item in ranges):
+        if all(item.bounds.fixed for item in self.quantities()):
             refuse_field(
                 self, ["layers"], "only fixed values", "at least one parameter must have min below max"
             )
+        self.intervals()
         return self
+
+    def quantities(self) -> list[Quantity]:
+        """All numbers of the film from fronting to backing, then the further parameters."""
+        found = []
+        paths: list[tuple[str | int, ...]] = [("layers", index) for index in range(len(self.layers))]
+        parts = (self.fronting, *self.layers, self.backing)
+        for path, part in zip([("fronting",), *paths, ("backing",)], parts, strict=True):
+            for kind in ("thickness", "sld", "isld", "roughness"):
+                bounds: Range | None = getattr(part, kind, None)
+                if bounds is not None:
+                    key = f"{identifier(part.name)}.{kind}"
+                    found.append(Quantity(f"{part.name}.{kind}", key, kind, (*path, kind), bounds))
+        for name, bounds in self.parameters.items():
+            found.append(Quantity(name, name, "parameter", ("parameters", name), bounds))
+        return found
+
+    def intervals(self) -> dict[str, Interval]:
+        """What each quantity may be, by its key; those with an expression come after what they need.
+
+        Raises:
+            ValidationError: an expression is impossible.
+        """
+        quantities = {item.key: item for item in self.quantities()}
+        ties = {key: item.bounds for key, item in quantities.items() if isinstance(item.bounds, Tie)}
+
+        def refuse(key: str, allowed: str) -> NoReturn:
+            refuse_field(self, [*quantities[key].path, "expression"], ties[key].expression, allowed)
+
+        parsed = {key: Expression(tie.expression) for key, tie in ties.items()}
+        for key, expression in parsed.items():
+            if unknown := sorted(expression.names - quantities.keys()):
+                near = difflib.get_close_matches(unknown[0], quantities, 3) or sorted(quantities)[:20]
+                refuse(key, f"{unknown[0]} is unknown; there are {', '.join(near)}")
+        self._check_parameters(quantities, parsed)
+        found = {
+            key: Interval(item.bounds.min, item.bounds.max)
+            for key, item in quantities.items()
+            if key not in ties
+        }
+        try:
+            sequence = order(parsed)
+        except Tangled as tangled:
+            refuse(tangled.name, str(tangled))
+        for key in sequence:
+            low, high = ties[key].min, ties[key].max
+            try:
+                interval = bounds_of(parsed[key], found)
+            except ValueError as error:
+                refuse(key, str(error))
+            if interval.high < low or interval.low > high:
+                refuse(key, f"lies between {interval.low:g} and {interval.high:g}, never {low:g} to {high:g}")
+            found[key] = interval.clamp(low, high)
+        return found
+
+    def _check_parameters(self, known: Mapping[str, Quantity], parsed: Mapping[str, Expression]) -> None:
+        used = frozenset[str]().union(*(expression.names for expression in parsed.values()))
+        for name in self.parameters:
+            if name in _TAKEN or name != identifier(name):
+                refuse_field(self, ["parameters", name], name, "this word is taken")
+            if name not in used:
+                refuse_field(self, ["parameters", name], name, "must be in an expression")
+        if parsed and len(known) < len(self.quantities()):
+            keys = [item.key for item in self.quantities()]
+            twice = next(item for item in self.quantities() if keys.count(item.key) > 1)
+            allowed = "expressions cannot tell it from another that differs only in spaces, - and _"
+            refuse_field(self, [*twice.path[:-1], "name"], twice.name, allowed)
 
 
 class TrainingProbe(_Params):

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.expressions import Expression
 from guidehall.science.reflectometry.kernel import Media, depth_grid
-from guidehall.science.reflectometry.params import SLD_UNIT, Range, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.params import SLD_UNIT, StackPrior, Tie, TrainingProbe
 from guidehall.science.reflectometry.resolution import Resolution, quadrature
 
 _FILM = ("sld", "isld", "thickness", "roughness")
 _KINDS = (*_FILM, "scale", "background", "q_offset")
-_UNITS = {"sld": SLD_UNIT, "isld": SLD_UNIT, "thickness": "angstrom", "roughness": "angstrom"}
+_UNITS = {
+    "sld": SLD_UNIT,
+    "isld": SLD_UNIT,
+    "thickness": "angstrom",
+    "roughness": "angstrom",
+    "q_offset": "1/angstrom",
+}
+# Those of expressions, on tensors of one shape or of none.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "min": lambda *of: reduce(torch.minimum, of),
+    "max": lambda *of: reduce(torch.maximum, of),
+    "sqrt": torch.sqrt,
+    "exp": torch.exp,
+    "log": torch.log,
+    "abs": torch.abs,
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +58,20 @@ class _Slot:
     """A number that a film or its measurement needs, free or not."""
 
     parameter: FreeParameter
-    # Where it goes: one of _KINDS.
+    # Where it goes: one of _KINDS, or nowhere but into expressions.
     kind: str
+    # What expressions call it.
+    key: str
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """A number that an expression gives, kept between `low` and `high`."""
+
+    key: str
+    expression: Expression
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -62,12 +91,21 @@ class Prior:
     """Maps points of the unit cube, [B, P], to films and their curves.
 
     Attributes:
-        free: the P parameters with lower < upper: fronting, layers, backing, scale, background, q_offset.
+        free: the P parameters with lower < upper that no expression gives: fronting, layers, backing, further
+            parameters, scale, background, q_offset.
     """
 
     def __init__(self, stack: StackPrior, probe: TrainingProbe, device: str = "cpu") -> None:
         slots = list(_slots(stack, probe))
-        is_free = [slot.parameter.lower < slot.parameter.upper for slot in slots]
+        self._intervals = stack.intervals()
+        self._keys = [slot.key for slot in slots]
+        ties = {item.key: item.bounds for item in stack.quantities() if isinstance(item.bounds, Tie)}
+        self._ties = [
+            _Tied(key, Expression(ties[key].expression), ties[key].min, ties[key].max)
+            for key in self._intervals
+            if key in ties
+        ]
+        is_free = [slot.parameter.lower < slot.parameter.upper and slot.key not in ties for slot in slots]
         self.free = tuple(slot.parameter for slot, free in zip(slots, is_free, strict=True) if free)
         self._beam_from_backing = stack.beam == "backing"
         self._columns = {kind: [i for i, slot in enumerate(slots) if slot.kind == kind] for kind in _KINDS}
@@ -105,7 +143,12 @@ class Prior:
     def depth_grid(self, points: int) -> Tensor:
         """One depth grid, [points], that holds the profile of every film of this prior."""
         ends = torch.tensor([[0.0], [1.0]], device=self._lower.device)
-        return depth_grid(self.films(self.values(ends.expand(2, len(self.free)))), points)
+        numbers = self._complete(self.values(ends.expand(2, len(self.free))))
+        for tie in self._ties:
+            # What grows with one parameter may shrink with another.
+            interval = self._intervals[tie.key]
+            numbers[:, self._keys.index(tie.key)] = numbers.new_tensor([interval.low, interval.high])
+        return depth_grid(self._media(numbers), points)
 
     def measured(self, q: Tensor, sigma: Tensor | None, values: Tensor, order: int = 33) -> Tensor:
         """Curves of these films as an instrument sees them, scale x (blurred reflectivity) + background.
@@ -150,7 +193,10 @@ class Prior:
         slopes[:, sources] = scale[..., None] * blurred[:, 1:]
         slopes[:, self._columns["scale"]] = blurred[:, :1]
         slopes[:, self._columns["background"]] = 1.0
-        by_free = slopes[:, self._free_columns]
+        if self._ties:
+            by_free = torch.einsum("cbp,bcn->bpn", self._chain(values), slopes)
+        else:
+            by_free = slopes[:, self._free_columns]
         return Linearised(
             scale * blurred[:, 0] + self._column(numbers, "background"),
             self._stretch(values)[..., None] * by_free,
@@ -175,7 +221,20 @@ class Prior:
                 1, keepdim=True
             )
         by_number[:, self._columns["background"]] = gradients.sum(1, keepdim=True)
-        return by_number[:, self._free_columns] * self._stretch(values)
+        by_free = self._chain(values, by_number) if self._ties else by_number[:, self._free_columns]
+        return by_free * self._stretch(values)
+
+    def _chain(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Derivatives of all numbers by the free ones, [numbers, B, P], or of their weighted sum, [B, P]."""
+        # Callers may have turned derivatives off.
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = values.detach().clone().requires_grad_()
+            numbers = self._complete(leaf)
+            if weights is not None:
+                return torch.autograd.grad(numbers, leaf, weights.clone())[0]
+            each = torch.eye(len(self._keys), dtype=numbers.dtype, device=numbers.device)
+            rows = each[:, None, :].expand(-1, len(values), -1)
+            return torch.autograd.grad(numbers, leaf, rows, is_grads_batched=True)[0]
 
     def _stretch(self, values: Tensor) -> Tensor:
         """Derivative of each value by its place in the unit cube, [B, P]."""
@@ -185,18 +244,18 @@ class Prior:
         """Which derivatives the engine must give, and the columns of the numbers that they belong to."""
         media = len(self._columns["sld"])
         starts = {"sld": 0, "isld": media, "thickness": 2 * media, "roughness": 3 * media - 2}
+        moving = {*self._free_columns, *(self._keys.index(tie.key) for tie in self._ties)}
         wanted, sources = [], []
-        for column in self._free_columns:
-            for kind, start in starts.items():
-                if column in self._columns[kind]:
-                    place = self._columns[kind].index(column)
+        for kind, start in starts.items():
+            columns = self._columns[kind]
+            for place, column in enumerate(columns):
+                if column in moving:
                     # The engine counts from the side of the beam.
-                    count = len(self._columns[kind])
-                    wanted.append(start + (count - 1 - place if self._beam_from_backing else place))
+                    wanted.append(start + (len(columns) - 1 - place if self._beam_from_backing else place))
                     sources.append(column)
-            if column in self._columns["q_offset"]:
-                wanted.append(4 * media - 3)
-                sources.append(column)
+        for column in moving.intersection(self._columns["q_offset"]):
+            wanted.append(4 * media - 3)
+            sources.append(column)
         return np.array(wanted, dtype=np.int64), sources
 
     def _seen(self, q: Tensor, numbers: Tensor) -> Tensor:
@@ -209,7 +268,13 @@ class Prior:
     def _complete(self, values: Tensor) -> Tensor:
         numbers = self._defaults.repeat(len(values), 1)
         numbers[:, self._free_columns] = values.double()
-        return numbers
+        if not self._ties:
+            return numbers
+        known = dict(zip(self._keys, numbers.unbind(1), strict=True))
+        for tie in self._ties:
+            value = tie.expression.evaluate(known, numbers.new_tensor, _FUNCTIONS)
+            known[tie.key] = value.clamp(tie.low, tie.high).expand(len(numbers))
+        return torch.stack(list(known.values()), dim=1)
 
     def _media(self, numbers: Tensor) -> Media:
         return Media(*(numbers[:, self._columns[kind]] for kind in _FILM))
@@ -220,18 +285,17 @@ class Prior:
 
 
 def _slots(stack: StackPrior, probe: TrainingProbe) -> Iterator[_Slot]:
-    for part in (stack.fronting, *stack.layers, stack.backing):
-        for kind in ("thickness", "sld", "isld", "roughness"):
-            bounds: Range | None = getattr(part, kind, None)
-            if bounds is not None:
-                name = f"{part.name}.{kind}"
-                yield _Slot(FreeParameter(name, _UNITS[kind], bounds.min, bounds.max), kind)
-    yield _Slot(FreeParameter("scale", "", probe.scale.min, probe.scale.max), "scale")
-    background, offset = probe.background, probe.q_offset
-    yield _Slot(
-        FreeParameter("background", "", background.min, background.max, not background.fixed), "background"
-    )
-    yield _Slot(FreeParameter("q_offset", "1/angstrom", offset.min, offset.max), "q_offset")
+    for item in stack.quantities():
+        parameter = FreeParameter(item.name, _UNITS.get(item.kind, ""), item.bounds.min, item.bounds.max)
+        yield _Slot(parameter, item.kind, item.key)
+    for name, bounds in (
+        ("scale", probe.scale),
+        ("background", probe.background),
+        ("q_offset", probe.q_offset),
+    ):
+        log = name == "background" and not bounds.fixed
+        parameter = FreeParameter(name, _UNITS.get(name, ""), bounds.min, bounds.max, log)
+        yield _Slot(parameter, name, name)
 
 
 def _working(parameter: FreeParameter) -> tuple[float, float]:

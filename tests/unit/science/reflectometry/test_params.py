@@ -12,7 +12,7 @@ from guidehall.cli import _schema
 from guidehall.science import registry
 from guidehall.science.pipeline import field_errors
 from guidehall.science.reflectometry.examples import film_under_water
-from guidehall.science.reflectometry.params import NrSldParams, Probe, Range, SimulateParams, sigma_of
+from guidehall.science.reflectometry.params import NrSldParams, Probe, Range, SimulateParams, Tie, sigma_of
 from tests.fixtures.reflectometry import SMALL_TRAINING
 
 
@@ -54,6 +54,64 @@ def test_refuses_naming_the_field(path: str, value: Any, field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         NrSldParams.model_validate(changed(path, value))
     assert field in [path for path, _ in field_errors(caught.value)]
+
+
+FILM = "stack.layers.0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "reason"),
+    [
+        (f"{FILM}.roughness", "film.thicknes / 3", "roughness.expression", "film.thickness"),
+        (f"{FILM}.roughness", "film.roughness / 3", "roughness.expression", "needs itself"),
+        (f"{FILM}.roughness", "film.thickness / ", "roughness.expression", "cannot be read"),
+        (f"{FILM}.roughness", "2 + film.thickness / 0", "roughness.expression", "divides by"),
+        (f"{FILM}.roughness", "-film.thickness", "roughness.expression", "never 0 to 200"),
+        (f"{FILM}.roughness", {"expression": "film.sld", "max": 300}, "roughness.max", "between 0 and 200"),
+        (f"{FILM}.roughness", {"expression": "film.sld", "min": 9, "max": 8}, "roughness.max", "below min"),
+        (f"{FILM}.roughness", {"expression": "film.sld", "maximum": 8}, "roughness.maximum", "not permitted"),
+        (f"{FILM}.roughness", {"expression": 3}, "roughness.expression", "string"),
+        ("probe.scale", "2 * film.sld", "probe.scale", "valid"),
+    ],
+)
+def test_refuses_wrong_expressions(path: str, value: Any, field: str, reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        NrSldParams.model_validate(changed(path, value))
+    where = field if field.startswith("probe") else f"stack.layers[0].{field}"
+    assert [found for found, said in field_errors(caught.value) if reason in said] == [where]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "reason"),
+    [
+        ({"phi": {"min": 0, "max": 1}}, "phi", "must be in an expression"),
+        ({"scale": {"min": 0, "max": 1}}, "scale", "taken"),
+        ({"lambda": 3}, "lambda", "taken"),
+        ({"phi": {"min": 0, "max": 1e9}}, "phi.max", "between -1e+06 and 1e+06"),
+        ({"1": 3}, "1", "pattern"),
+    ],
+)
+def test_refuses_wrong_further_parameters(parameters: Any, field: str, reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        NrSldParams.model_validate(changed("stack.parameters", parameters))
+    found, said = field_errors(caught.value)[0]
+    assert found.startswith(f"stack.parameters.{field}")
+    assert reason in said
+
+
+def test_expressions_need_names_that_they_can_tell_apart() -> None:
+    document = changed("stack.layers.0.roughness", "film_1.thickness / 9")
+    film = document["stack"]["layers"][0]
+    document["stack"]["layers"] = [film | {"name": "film 1"}, film | {"name": "film_1"}]
+    with pytest.raises(ValidationError, match="cannot tell it from another"):
+        NrSldParams.model_validate(document)
+
+
+def test_expressions_are_said_plainly_or_in_an_object_and_round_trip() -> None:
+    for value in ("film.thickness / 9", {"expression": "film.thickness / 9"}):
+        params = NrSldParams.model_validate(changed("stack.layers.0.roughness", value))
+        assert NrSldParams.model_validate_json(params.model_dump_json()) == params
+        assert params.stack.layers[0].roughness == Tie(expression="film.thickness / 9", min=0, max=200)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "validation_curves"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from guidehall.science.reflectometry.examples import film_under_water
-from guidehall.science.reflectometry.params import NrSldParams, Range
+from guidehall.science.reflectometry.kernel import interfaces
+from guidehall.science.reflectometry.params import NrSldParams, Range, StackPrior
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
 
@@ -88,11 +89,8 @@ def test_beam_side_turns_the_stack_round() -> None:
     )
 
 
-@pytest.mark.parametrize("side", ["fronting", "backing"])
-def test_derivatives_are_those_of_differences(side: str) -> None:
-    params = film_under_water()
-    probe = params.probe.model_copy(update={"q_offset": Range(min=-1e-4, max=1e-4)})
-    prior = Prior(params.stack.model_copy(update={"beam": side}), probe)
+def check_derivatives(prior: Prior) -> None:
+    """Those of `linearise` and `pull` are the differences of `curves`."""
     q = np.linspace(0.01, 0.2, 50)
     seen = resolution(q, 0.02 * q, order=9)
     unit = 0.2 + 0.6 * torch.rand(3, len(prior.free), dtype=torch.float64, generator=torch.Generator())
@@ -106,6 +104,85 @@ def test_derivatives_are_those_of_differences(side: str) -> None:
         above, below = (prior.curves(seen, prior.values(unit + sign * step)) for sign in (1, -1))
         expected = (above - below) / 2e-5
         scale = float(expected.abs().max())
-        assert scale > 0
+        assert scale > 0, prior.free[place].name
         torch.testing.assert_close(found.slopes[:, place] / scale, expected / scale, rtol=0, atol=1e-5)
         torch.testing.assert_close(pulled[:, place], (found.slopes[:, place] * gradients).sum(1))
+
+
+@pytest.mark.parametrize("side", ["fronting", "backing"])
+def test_derivatives_are_those_of_differences(side: str) -> None:
+    params = film_under_water()
+    probe = params.probe.model_copy(update={"q_offset": Range(min=-1e-4, max=1e-4)})
+    check_derivatives(Prior(params.stack.model_copy(update={"beam": side}), probe))
+
+
+def tied_stack(side: str = "fronting") -> StackPrior:
+    """A film whose parts follow each other and a volume fraction."""
+    return StackPrior.model_validate(
+        {
+            "fronting": {"name": "silicon", "sld": 2.07},
+            "layers": [
+                {"name": "thin-layer", "thickness": {"min": 20, "max": 60}, "sld": 3.47, "roughness": 4},
+                {
+                    "name": "film",
+                    "thickness": "2 * thin_layer.thickness + 10",
+                    "sld": "water.sld * (1 - phi) + 0.6 * phi",
+                    "roughness": "min(thin_layer.roughness * 2, film.thickness / 9)",
+                },
+            ],
+            "backing": {"name": "water", "sld": {"min": 5.9, "max": 6.4}, "roughness": "film.roughness"},
+            "parameters": {"phi": {"min": 0.1, "max": 0.9}},
+            "beam": side,
+        }
+    )
+
+
+def test_ties_give_the_film_that_they_say() -> None:
+    prior = Prior(tied_stack(), film_under_water().probe)
+    names = [free.name for free in prior.free]
+    assert names == ["thin-layer.thickness", "water.sld", "phi", "scale", "background"]
+    film = prior.films(torch.tensor([[30.0, 6.0, 0.5, 1.0, 1e-6]] * 2, dtype=torch.float64))
+    assert film.thickness.tolist() == [[30.0, 70.0]] * 2
+    torch.testing.assert_close(film.sld[0], torch.tensor([2.07, 3.47, 3.3, 6.0], dtype=torch.float64))
+    torch.testing.assert_close(film.roughness[0], torch.tensor([4.0, 70 / 9, 70 / 9], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("side", ["fronting", "backing"])
+def test_derivatives_go_through_ties(side: str) -> None:
+    check_derivatives(Prior(tied_stack(side), film_under_water().probe))
+
+
+@torch.inference_mode()
+def test_derivatives_go_through_ties_where_torch_takes_none() -> None:
+    check_derivatives(Prior(tied_stack(), film_under_water().probe))
+
+
+def test_films_of_ties_can_be_differentiated() -> None:
+    prior = Prior(tied_stack(), film_under_water().probe)
+    unit = torch.full((1, len(prior.free)), 0.5, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(prior.films(prior.values(unit)).thickness[:, 1].sum(), unit)
+    # Twice the width of the prior.
+    assert slope.tolist() == [[80.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+def test_a_tie_stays_within_its_limits() -> None:
+    document = tied_stack().model_dump()
+    document["layers"][1]["thickness"] = "thin_layer.thickness - 40"
+    document["layers"][1]["roughness"] = {"expression": "thin_layer.thickness", "min": 5, "max": 30}
+    prior = Prior(StackPrior.model_validate(document), film_under_water().probe)
+    unit = torch.zeros(2, len(prior.free), dtype=torch.float64)
+    unit[1] = 1.0
+    film = prior.films(prior.values(unit))
+    assert film.thickness[:, 1].tolist() == [0.0, 20.0]
+    assert film.roughness[:, 1].tolist() == [20.0, 30.0]
+
+
+def test_the_depth_grid_holds_films_that_shrink_as_others_grow() -> None:
+    document = tied_stack().model_dump()
+    document["layers"][1]["thickness"] = "300 - 4 * thin_layer.thickness"
+    prior = Prior(StackPrior.model_validate(document), film_under_water().probe)
+    z = prior.depth_grid(100)
+    unit = torch.rand(50, len(prior.free), dtype=torch.float64)
+    depth = interfaces(prior.films(prior.values(unit)))
+    assert float(z[-1]) > float(depth.max())
+    assert float(z[-1]) < 500
