@@ -74,8 +74,9 @@ def read(data: bytes, given: Given) -> list[Columns]:
         UserError: there are none, with the groups that were found; or names the array that is wrong; or
             reading took too long.
     """
-    command = [sys.executable, "-c", f"from {__name__} import _child; _child()"]
-    command += [given.field, "" if given.q_unit is None else given.q_unit]
+    # It finds modules where this process does, and not in whatever folder it happens to be started in.
+    start = f"import sys; sys.path[:] = sys.argv[3:]; from {__name__} import _child; _child()"
+    command = [sys.executable, "-I", "-c", start, given.field, given.q_unit or "", *sys.path]
     broken = "must be a whole file; the library could not read it in the time and memory allowed"
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=_MAX_SECONDS, check=False)
@@ -110,7 +111,7 @@ def _child() -> None:
 
         for limit, value in ((resource.RLIMIT_CPU, _MAX_SECONDS), (resource.RLIMIT_AS, _MAX_MEMORY)):
             resource.setrlimit(limit, (value, value))
-    field, q_unit = sys.argv[1:]
+    field, q_unit = sys.argv[1:3]
     given = Given(field, "", None, "1/nm" if q_unit == "1/nm" else "1/angstrom" if q_unit else None)
     try:
         sets = _read(sys.stdin.buffer.read(), given)

@@ -9,8 +9,9 @@ import yaml
 from guidehall.science.pipeline import UserError
 
 # Of nodes, with every alias counted as often as it stands: a few lines of nested aliases could mean billions.
-_MAX_NODES = 100_000
-_MAX_BYTES = 1 << 20
+_MAX_NODES = 20_000
+# Reading YAML takes a second for each 100 kB.
+_MAX_CHARACTERS = 256 << 10
 
 
 def load_all(text: str, field: str) -> list[Any]:
@@ -19,12 +20,13 @@ def load_all(text: str, field: str) -> list[Any]:
     Raises:
         UserError: it is not YAML of plain data, or means more than it may.
     """
-    if len(text) > _MAX_BYTES:
-        raise UserError(field, f"{len(text)} characters of YAML", f"at most {_MAX_BYTES} are allowed")
+    if len(text) > _MAX_CHARACTERS:
+        raise UserError(field, f"{len(text)} characters of YAML", f"at most {_MAX_CHARACTERS} are allowed")
     try:
         for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
             if node is not None and _weight(node, {}) > _MAX_NODES:
-                raise UserError(field, "YAML with nested aliases", f"may mean at most {_MAX_NODES} values")
+                got = f"YAML of more than {_MAX_NODES} values"
+                raise UserError(field, got, "an alias counts as often as it stands")
         return list(yaml.safe_load_all(text))
     except RecursionError:
         raise UserError(field, "YAML that is nested too deep", "must be a flat document") from None

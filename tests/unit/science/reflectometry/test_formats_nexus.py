@@ -242,6 +242,13 @@ def test_reading_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch
         read_curves(hdf5(nxdata))
 
 
+def test_the_folder_that_it_runs_in_brings_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "numpy", "h5py"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)\n")
+    check(one(hdf5(nxdata)))
+
+
 def test_damage_is_refused_or_read() -> None:
     data, rng = hdf5(nxdata), np.random.default_rng(2)
     for _ in range(6):

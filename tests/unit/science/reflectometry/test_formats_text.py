@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,32 @@ def test_reads_arrays_of_every_shape() -> None:
     assert (one(npy(four)).dr, one(npy(four)).dq) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"1" + b" " * 100_000 + b"2\n", "file line 1: got 100003 characters"),
+        (b"\n" * 300_000, "more than 200000 lines"),
+        ((b"# " + b" (" * 900 + b"\n") * 1500 + b"0.01 1\n", "1 points; between 2"),
+        (b"9" * 5000 + b" 1\n0.1 1\n", r"file\.q\[0\]: got inf"),
+    ],
+    ids=range(4),
+)
+def test_text_that_would_take_long_does_not(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_curves(data)
+
+
+def test_reading_and_writing_load_what_they_need_and_no_more() -> None:
+    heavy = ("torch", "h5py", "orsopy", "matplotlib")
+    code = (
+        "import sys; from guidehall.science.reflectometry import export, formats;"
+        "from guidehall.science.reflectometry.formats import project;"
+        "formats.read_curves(b'0.01 1\\n0.02 1\\n');"
+        f"assert not [name for name in {heavy} if name in sys.modules]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def _header(shape: tuple[int, ...], descr: object = "<f8") -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -274,13 +302,14 @@ def _header(shape: tuple[int, ...], descr: object = "<f8") -> bytes:
         (npy(np.empty((0, 2, 5))), "1 to 10000 curves"),
         (npy(np.full((2, 9), 0.1)) + b"more", "numpy cannot read"),
         (b"\x93NUMPY\x01\x00\xff\xff{'descr': " + b"[" * 60_000, "numpy cannot read"),
+        (b"\x93NUMPY\x01\x00\x05\x00{'a':", "numpy cannot read"),
         (b"\x93NUMPY\x09\x00", "numpy cannot read"),
         (b"\x93NUMPY", "numpy cannot read"),
         (npy(np.array([[[0.01, 0.02], [1, 1]], [[0.01, -0.02], [1, 1]]])), r"file\[1\]\.q\[1\]: got -0.02"),
         (pickle.dumps({"q": np.ones(3)}), "not UTF-8 text"),
         (b"PK\x03\x04" + bytes(30), "not UTF-8 text"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_refuses_arrays_and_pickles(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
