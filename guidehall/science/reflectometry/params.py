@@ -29,7 +29,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from guidehall.science.pipeline import MODEL_NAME, refuse_field
 from guidehall.science.reflectometry.expressions import (
-    MAX_LENGTH,
     Expression,
     Interval,
     Tangled,
@@ -39,6 +38,8 @@ from guidehall.science.reflectometry.expressions import (
 from guidehall.science.reflectometry.expressions import bounds as bounds_of
 
 MAX_LAYERS = 40
+# With those that are repeated counted as often as they are there.
+MAX_LAYERS_IN_ALL = 400
 MAX_POINTS = 20_000
 MAX_FIXED_CURVES = 200_000
 # 2 sqrt(2 ln 2)
@@ -50,6 +51,8 @@ _ISLD_LIMITS = (0.0, 50.0)
 _THICKNESS_LIMITS = (0.0, 20_000.0)
 # Beyond this the Nevot-Croce factor overflows for the strongest contrasts allowed here.
 _ROUGHNESS_LIMITS = (0.0, 200.0)
+
+_LONGEST_EXPRESSION = 200
 
 BeamSide = Literal["fronting", "backing"]
 ResolutionConvention = Literal["fwhm", "sigma"]
@@ -104,6 +107,54 @@ class Layer(Backing):
     thickness: float = _quantity(..., "Thickness", "angstrom", **_limited(_THICKNESS_LIMITS))
 
 
+class Repeat(_Params):
+    """A group of neighbouring layers that is there several times, one behind the other: a multilayer.
+
+    All are alike. The roughness of the group's first layer is that of the interface before each of them.
+    """
+
+    first: LayerName = Field(title="First layer")
+    last: LayerName = Field(title="Last layer")
+    times: int = Field(title="Times in all", ge=2, le=MAX_LAYERS_IN_ALL)
+
+
+def _repeats() -> Any:
+    return Field((), title="Repeated groups", max_length=MAX_LAYERS)
+
+
+def _sequence(stack: Stack | StackPrior) -> tuple[int, ...]:
+    """Index of each layer from fronting to backing, those of repeated groups several times.
+
+    Raises:
+        ValidationError: a group cannot be.
+    """
+    names = [layer.name for layer in stack.layers]
+    times = {}
+    ends: dict[int, int] = {}
+    for number, group in enumerate(stack.repeats):
+        for end in ("first", "last"):
+            name: str = getattr(group, end)
+            if names.count(name) != 1:
+                allowed = "must be the name of one layer" + (" only" if name in names else "")
+                refuse_field(stack, ["repeats", number, end], name, allowed)
+        start, stop = names.index(group.first), names.index(group.last)
+        if stop < start:
+            refuse_field(stack, ["repeats", number, "last"], group.last, "must not be in front of first")
+        if any(start <= other_stop and other_start <= stop for other_start, other_stop in ends.items()):
+            refuse_field(stack, ["repeats", number, "first"], group.first, "groups must not overlap")
+        ends[start], times[start] = stop, group.times
+    found: list[int] = []
+    place = 0
+    while place < len(names):
+        stop = ends.get(place, place)
+        found += list(range(place, stop + 1)) * times.get(place, 1)
+        place = stop + 1
+    if len(found) > MAX_LAYERS_IN_ALL:
+        allowed = f"at most {MAX_LAYERS_IN_ALL} layers in all"
+        refuse_field(stack, ["repeats"], f"{len(found)} layers", allowed)
+    return tuple(found)
+
+
 class Stack(_Params):
     """A film of known structure between two media."""
 
@@ -111,6 +162,17 @@ class Stack(_Params):
     layers: tuple[Layer, ...] = Field((), title="Layers", max_length=MAX_LAYERS)
     backing: Backing = Field(title="Backing medium", description="Last medium, such as silicon or a liquid.")
     beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
+    repeats: tuple[Repeat, ...] = _repeats()
+
+    @model_validator(mode="after")
+    def _repeatable(self) -> Stack:
+        _sequence(self)
+        return self
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """The layers, those of repeated groups as often as they are there."""
+        return tuple(self.layers[index] for index in _sequence(self))
 
 
 class Probe(_Params):
@@ -190,7 +252,7 @@ class Range(_Params):
 class Tie(Range):
     """A parameter that others decide; what lies beyond `min` or `max` is brought to that end."""
 
-    expression: str = Field(title="Expression", max_length=MAX_LENGTH)
+    expression: str = Field(title="Expression", max_length=_LONGEST_EXPRESSION)
 
     @model_validator(mode="after")
     def _readable(self) -> Tie:
@@ -210,7 +272,7 @@ _TIED = {
     "type": "string",
     "title": "Expression",
     "description": "Of other parameters, such as 2 * film.thickness, in the place of both bounds.",
-    "maxLength": MAX_LENGTH,
+    "maxLength": _LONGEST_EXPRESSION,
 }
 
 
@@ -282,11 +344,69 @@ class BackingPrior(MediumPrior):
     )
 
 
+class Molecules(_Params):
+    """What a layer one molecule thick is made of."""
+
+    b: Annotated[SerializeAsAny[Range], _Within(-1e6, 1e6, tied=True)] = _range(
+        ..., "Scattering length", "fm", "Of one molecule, in 1e-5 angstrom."
+    )
+    volume: Annotated[SerializeAsAny[Range], _Within(1.0, 1e7, tied=True)] = _range(
+        ..., "Volume of one molecule", "angstrom^3"
+    )
+    area: Annotated[SerializeAsAny[Range], _Within(1.0, 1e6, tied=True)] = _range(
+        ..., "Area per molecule", "angstrom^2"
+    )
+
+
+def _thickness_or_molecules(schema: dict[str, Any]) -> None:
+    required = [name for name in schema["required"] if name not in ("sld", "thickness")]
+    schema.pop("required")
+    if required:
+        schema["required"] = required
+    schema["anyOf"] = [{"required": ["sld", "thickness"]}, {"required": ["molecules"]}]
+
+
 class LayerPrior(BackingPrior):
-    """A layer with bounds."""
+    """A layer with bounds.
+
+    With a volume fraction phi of solvent, the liquid of the stack, `sld` and `isld` are those of the dry
+    layer and the film has (1 - phi) sld + phi sld(liquid), as with `vfsolv` of refnx.
+
+    Molecules of scattering length b (fm), volume V and area A each fill in what is left out:
+
+        sld       = 10 b / V            in 1e-6/angstrom^2
+        thickness = V / (A (1 - phi))   where it is left out, with phi = 0 unless it is given
+        phi       = 1 - V / (A t)       where the thickness t is given and phi is not
+
+    as in Lu et al., Adv. Colloid Interface Sci. 84 (2000) 143, and in `LipidLeaflet` of refnx. The layer then
+    also has `b`, `volume` and `area` for expressions.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_thickness_or_molecules)
 
     name: LayerName = _quantity("layer", "Name")
-    thickness: ThicknessRange = _range(..., "Thickness", "angstrom")
+    thickness: ThicknessRange = _range(..., "Thickness", "angstrom", "Needed unless there are molecules.")
+    solvent: Annotated[SerializeAsAny[Range], _Within(0.0, 1.0, tied=True)] | None = _quantity(
+        None, "Solvent", description="Volume fraction of the liquid; SLD and absorption are those without it."
+    )
+    molecules: Molecules | None = Field(
+        None, title="Molecules", description="Give SLD and thickness, or SLD and solvent, of the layer."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_molecules(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("molecules") is None:
+            return data
+        name = identifier(str(data.get("name", "layer")))
+        given = {key: value for key, value in data.items() if value is not None}
+        found: dict[str, Any] = {"sld": f"10 * {name}.b / {name}.volume"}
+        if "thickness" in given:
+            found["solvent"] = f"1 - {name}.volume / ({name}.area * {name}.thickness)"
+        else:
+            found["thickness"] = f"{name}.volume / ({name}.area * (1 - {name}.solvent))"
+            found["solvent"] = 0.0
+        return {**found, **given}
 
 
 @dataclass(frozen=True)
@@ -307,6 +427,10 @@ class Quantity:
     bounds: Range
 
 
+def _quantity_of(part: str, kind: str, path: tuple[str | int, ...], bounds: Range) -> Quantity:
+    return Quantity(f"{part}.{kind}", f"{identifier(part)}.{kind}", kind, path, bounds)
+
+
 # Beside the film, a fit finds these.
 _TAKEN = ("scale", "background", "q_offset", "footprint_q")
 
@@ -320,6 +444,8 @@ class StackPrior(_Params):
     )
     backing: BackingPrior = Field(title="Backing medium")
     beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
+    repeats: tuple[Repeat, ...] = _repeats()
+    liquid: BeamSide = _quantity("backing", "Liquid", description="The medium that is the solvent of layers.")
     parameters: dict[ParameterName, Annotated[SerializeAsAny[Range], _Within(-1e6, 1e6, tied=True)]] = Field(
         default_factory=dict,
         title="Further parameters",
@@ -351,7 +477,13 @@ class StackPrior(_Params):
                 self, ["layers"], "only fixed values", "at least one parameter must have min below max"
             )
         self.intervals()
+        _ = self.sequence
         return self
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Index of each layer of the film, those of repeated groups several times."""
+        return _sequence(self)
 
     def quantities(self) -> list[Quantity]:
         """All numbers of the film from fronting to backing, then the further parameters."""
@@ -359,11 +491,15 @@ class StackPrior(_Params):
         paths: list[tuple[str | int, ...]] = [("layers", index) for index in range(len(self.layers))]
         parts = (self.fronting, *self.layers, self.backing)
         for path, part in zip([("fronting",), *paths, ("backing",)], parts, strict=True):
-            for kind in ("thickness", "sld", "isld", "roughness"):
+            for kind in ("thickness", "sld", "isld", "roughness", "solvent"):
                 bounds: Range | None = getattr(part, kind, None)
                 if bounds is not None:
-                    key = f"{identifier(part.name)}.{kind}"
-                    found.append(Quantity(f"{part.name}.{kind}", key, kind, (*path, kind), bounds))
+                    found.append(_quantity_of(part.name, kind, (*path, kind), bounds))
+            if isinstance(part, LayerPrior) and part.molecules is not None:
+                found += [
+                    _quantity_of(part.name, kind, (*path, "molecules", kind), bounds)
+                    for kind, bounds in part.molecules
+                ]
         for name, bounds in self.parameters.items():
             found.append(Quantity(name, name, "parameter", ("parameters", name), bounds))
         return found
@@ -413,7 +549,8 @@ class StackPrior(_Params):
                 refuse_field(self, ["parameters", name], name, "this word is taken")
             if name not in used:
                 refuse_field(self, ["parameters", name], name, "must be in an expression")
-        if parsed and len(known) < len(self.quantities()):
+        solvated = any(layer.solvent is not None for layer in self.layers)
+        if (parsed or solvated) and len(known) < len(self.quantities()):
             keys = [item.key for item in self.quantities()]
             twice = next(item for item in self.quantities() if keys.count(item.key) > 1)
             allowed = "expressions cannot tell it from another that differs only in spaces, - and _"
@@ -529,7 +666,7 @@ class NrSldParams(_Params):
         # Curves that are calculated at once: this bounds the memory of a run to a few gigabytes.
         for name in ("batch_size", "validation_curves"):
             curves: int = getattr(training, name)
-            if curves * points * (len(self.stack.layers) + 1) > 5_000_000:
+            if curves * points * (len(self.stack.sequence) + 1) > 5_000_000:
                 allowed = f"{name} x points x interfaces must not be above 5e6"
                 refuse_field(self, ["training", name], curves, allowed)
         if training.fixed_curves * points > 50_000_000:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from guidehall.science.reflectometry import engine
-from guidehall.science.reflectometry.expressions import Expression
+from guidehall.science.reflectometry.expressions import Expression, identifier
 from guidehall.science.reflectometry.kernel import Media, depth_grid
-from guidehall.science.reflectometry.params import SLD_UNIT, StackPrior, Tie, TrainingProbe
+from guidehall.science.reflectometry.params import SLD_UNIT, Range, StackPrior, Tie, TrainingProbe
 from guidehall.science.reflectometry.resolution import Resolution, quadrature
 
 _FILM = ("sld", "isld", "thickness", "roughness")
@@ -24,8 +24,13 @@ _UNITS = {
     "isld": SLD_UNIT,
     "thickness": "angstrom",
     "roughness": "angstrom",
+    "b": "fm",
+    "volume": "angstrom^3",
+    "area": "angstrom^2",
     "q_offset": "1/angstrom",
 }
+# Behind the key of a quantity: what the film has in its place.
+_IN_THE_FILM = " in the film"
 # Those of expressions, on tensors of one shape or of none.
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "min": lambda *of: reduce(torch.minimum, of),
@@ -96,7 +101,11 @@ class Prior:
     """
 
     def __init__(self, stack: StackPrior, probe: TrainingProbe, device: str = "cpu") -> None:
-        slots = list(_slots(stack, probe))
+        derived = {item.key: item for item in _derived(stack)}
+        slots = [
+            *_slots(stack, probe),
+            *(_Slot(FreeParameter(key, "", 0.0, 0.0), "", key) for key in derived),
+        ]
         self._intervals = stack.intervals()
         self._keys = [slot.key for slot in slots]
         ties = {item.key: item.bounds for item in stack.quantities() if isinstance(item.bounds, Tie)}
@@ -105,10 +114,19 @@ class Prior:
             for key in self._intervals
             if key in ties
         ]
+        self._ties += derived.values()
         is_free = [slot.parameter.lower < slot.parameter.upper and slot.key not in ties for slot in slots]
         self.free = tuple(slot.parameter for slot, free in zip(slots, is_free, strict=True) if free)
         self._beam_from_backing = stack.beam == "backing"
         self._columns = {kind: [i for i, slot in enumerate(slots) if slot.kind == kind] for kind in _KINDS}
+        # In the film, a repeated layer is there several times.
+        parts = [stack.fronting, *(stack.layers[index] for index in stack.sequence), stack.backing]
+        for kind in _FILM:
+            keys = [f"{identifier(part.name)}.{kind}" for part in parts if hasattr(part, kind)]
+            self._columns[kind] = [
+                self._keys.index(f"{key}{_IN_THE_FILM}" if f"{key}{_IN_THE_FILM}" in derived else key)
+                for key in keys
+            ]
         self._free_columns = [i for i, free in enumerate(is_free) if free]
 
         def tensor(numbers: list[float]) -> Tensor:
@@ -146,7 +164,7 @@ class Prior:
         numbers = self._complete(self.values(ends.expand(2, len(self.free))))
         for tie in self._ties:
             # What grows with one parameter may shrink with another.
-            interval = self._intervals[tie.key]
+            interval = self._intervals[tie.key.removesuffix(_IN_THE_FILM)]
             numbers[:, self._keys.index(tie.key)] = numbers.new_tensor([interval.low, interval.high])
         return depth_grid(self._media(numbers), points)
 
@@ -190,7 +208,8 @@ class Prior:
         scale = self._column(numbers, "scale")
         shape = (len(unit), len(self._defaults), len(resolution.first))
         slopes = torch.zeros(shape, dtype=torch.float64, device=unit.device)
-        slopes[:, sources] = scale[..., None] * blurred[:, 1:]
+        # Those of a repeated layer add up.
+        slopes.index_add_(1, sources, scale[..., None] * blurred[:, 1:])
         slopes[:, self._columns["scale"]] = blurred[:, :1]
         slopes[:, self._columns["background"]] = 1.0
         if self._ties:
@@ -215,7 +234,7 @@ class Prior:
         scale = self._column(numbers, "scale")
         by_number = torch.zeros_like(numbers)
         seen = self._seen(resolution.q, numbers)
-        by_number[:, sources] = scale * engine.pull(seen, media, wanted, sharp)
+        by_number.index_add_(1, sources, scale * engine.pull(seen, media, wanted, sharp))
         if not set(self._columns["scale"]).isdisjoint(self._free_columns):
             by_number[:, self._columns["scale"]] = (sharp * engine.reflectivity(seen, media)).sum(
                 1, keepdim=True
@@ -240,7 +259,7 @@ class Prior:
         """Derivative of each value by its place in the unit cube, [B, P]."""
         return self._width * torch.where(self._log, values, 1.0)
 
-    def _gradient_rows(self) -> tuple[np.ndarray, list[int]]:
+    def _gradient_rows(self) -> tuple[np.ndarray, Tensor]:
         """Which derivatives the engine must give, and the columns of the numbers that they belong to."""
         media = len(self._columns["sld"])
         starts = {"sld": 0, "isld": media, "thickness": 2 * media, "roughness": 3 * media - 2}
@@ -256,7 +275,7 @@ class Prior:
         for column in moving.intersection(self._columns["q_offset"]):
             wanted.append(4 * media - 3)
             sources.append(column)
-        return np.array(wanted, dtype=np.int64), sources
+        return np.array(wanted, dtype=np.int64), torch.tensor(sources, device=self._lower.device)
 
     def _seen(self, q: Tensor, numbers: Tensor) -> Tensor:
         """Where the curve is calculated: the instrument's q is too small by the offset."""
@@ -282,6 +301,20 @@ class Prior:
     def _from_the_beam(self, numbers: Tensor) -> Media:
         media = self._media(numbers)
         return media.reversed() if self._beam_from_backing else media
+
+
+def _derived(stack: StackPrior) -> Iterator[_Tied]:
+    """Numbers of the film that are not those of its parts alone."""
+    dry = Range(min=0.0, max=0.0)
+    liquid = stack.fronting if stack.liquid == "fronting" else stack.backing
+    solvent = identifier(liquid.name)
+    for layer in stack.layers:
+        name = identifier(layer.name)
+        for kind in ("sld", "isld"):
+            absorbs = kind == "sld" or not layer.isld == liquid.isld == dry
+            if layer.solvent is not None and layer.solvent != dry and absorbs:
+                text = f"(1 - {name}.solvent) * {name}.{kind} + {name}.solvent * {solvent}.{kind}"
+                yield _Tied(f"{name}.{kind}{_IN_THE_FILM}", Expression(text), -math.inf, math.inf)
 
 
 def _slots(stack: StackPrior, probe: TrainingProbe) -> Iterator[_Slot]:

@@ -15,12 +15,13 @@ from guidehall.science.reflectometry.resolution import resolution
 
 def media_of(stack: Stack) -> Media:
     """One film of known structure, fronting medium first."""
-    parts = (stack.fronting, *stack.layers, stack.backing)
+    layers = stack.all_layers
+    parts = (stack.fronting, *layers, stack.backing)
     return Media.of(
         sld=np.array([part.sld for part in parts]),
         isld=np.array([part.isld for part in parts]),
-        thickness=np.array([layer.thickness for layer in stack.layers]),
-        roughness=np.array([part.roughness for part in (*stack.layers, stack.backing)]),
+        thickness=np.array([layer.thickness for layer in layers]),
+        roughness=np.array([part.roughness for part in (*layers, stack.backing)]),
     )
 
 

@@ -114,6 +114,75 @@ def test_expressions_are_said_plainly_or_in_an_object_and_round_trip() -> None:
         assert params.stack.layers[0].roughness == Tie(expression="film.thickness / 9", min=0, max=200)
 
 
+@pytest.mark.parametrize(
+    ("repeats", "field", "reason"),
+    [
+        ([{"first": "a", "last": "d", "times": 2}], "[0].last", "name of one layer"),
+        ([{"first": "b", "last": "a", "times": 2}], "[0].last", "in front of"),
+        ([{"first": "a", "last": "b", "times": 1}], "[0].times", "greater than"),
+        ([{"first": "a", "last": "c", "times": 200}], "", "at most 400 layers"),
+        ([{"first": n, "last": "b", "times": 2} for n in "ab"], "[1].first", "overlap"),
+    ],
+)
+def test_refuses_groups_that_cannot_be(repeats: Any, field: str, reason: str) -> None:
+    layers = [{"name": name, "thickness": 10, "sld": {"min": 1, "max": 2}} for name in "abc"]
+    prior = changed("stack.layers", layers)
+    prior["stack"]["repeats"] = repeats
+    known = {**prior["stack"], "layers": [layer | {"sld": 1} for layer in layers], "backing": {"sld": 2}}
+    for model, document in ((NrSldParams, prior), (SimulateParams, {"stack": known})):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(document)
+        found, said = field_errors(caught.value)[0]
+        assert found == f"stack.repeats{field}"
+        assert reason in said
+
+
+def test_simulated_layers_of_one_name_cannot_be_repeated() -> None:
+    layer = {"thickness": 10, "sld": 1}
+    stack = {"fronting": {"sld": 0}, "layers": [layer, layer], "backing": {"sld": 6}}
+    assert len(SimulateParams.model_validate({"stack": stack}).stack.all_layers) == 2
+    stack["repeats"] = [{"first": "layer", "last": "layer", "times": 2}]
+    with pytest.raises(ValidationError, match="must be the name of one layer only"):
+        SimulateParams.model_validate({"stack": stack})
+
+
+def test_repeated_groups_keep_their_places() -> None:
+    layers = [{"name": name, "thickness": place, "sld": 1} for place, name in enumerate("abcd", 1)]
+    repeats = [{"first": "d", "last": "d", "times": 2}, {"first": "a", "last": "b", "times": 3}]
+    stack = {"fronting": {"sld": 0}, "layers": layers, "backing": {"sld": 6}, "repeats": repeats}
+    found = SimulateParams.model_validate({"stack": stack}).stack.all_layers
+    assert "".join(layer.name for layer in found) == "abababcdd"
+
+
+def test_repeated_layers_count_in_what_is_calculated_at_once() -> None:
+    document = changed("stack.repeats", [{"first": "film", "last": "film", "times": 400}])
+    document["training"]["batch_size"] = 1000
+    with pytest.raises(ValidationError, match="interfaces"):
+        NrSldParams.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "reason"),
+    [
+        ({"sld": 1}, "thickness", "required"),
+        ({"molecules": {"b": 1, "volume": 100}}, "molecules.area", "required"),
+        ({"molecules": {"b": 1, "volume": 100, "area": 0}}, "molecules.area.min", "between 1 and"),
+        (
+            {"molecules": {"b": 1, "volume": 100, "area": 50}, "solvent": {"min": 0, "max": 1}},
+            "thickness.expression",
+            "divides by what may be 0",
+        ),
+        ({"sld": 1, "thickness": 9, "solvent": 1.5}, "solvent.min", "between 0 and 1"),
+    ],
+)
+def test_refuses_wrong_molecules_and_solvents(layer: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        NrSldParams.model_validate(changed("stack.layers", [{"name": "film", **layer}]))
+    found, said = field_errors(caught.value)[0]
+    assert found == f"stack.layers[0].{field}"
+    assert reason in said
+
+
 @pytest.mark.parametrize("name", ["batch_size", "validation_curves"])
 def test_limits_what_is_calculated_at_once(name: str) -> None:
     document = changed("probe.points", 1024)

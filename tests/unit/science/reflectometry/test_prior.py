@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +188,121 @@ def test_the_depth_grid_holds_films_that_shrink_as_others_grow() -> None:
     depth = interfaces(prior.films(prior.values(unit)))
     assert float(z[-1]) > float(depth.max())
     assert float(z[-1]) < 500
+
+
+def multilayer(side: str = "fronting") -> dict[str, Any]:
+    """Five bilayers on an oxide, in air."""
+    return {
+        "fronting": {"name": "air", "sld": 0},
+        "layers": [
+            {"name": "cap", "thickness": 15, "sld": 2.5, "roughness": 4},
+            {
+                "name": "nickel",
+                "thickness": {"min": 30, "max": 60},
+                "sld": {"min": 8, "max": 10},
+                "roughness": {"min": 2, "max": 6},
+            },
+            {"name": "titanium", "thickness": {"min": 40, "max": 80}, "sld": -1.9, "roughness": 3},
+            {"name": "oxide", "thickness": 12, "sld": 3.47, "roughness": 3},
+        ],
+        "backing": {"name": "silicon", "sld": 2.07, "roughness": 2},
+        "repeats": [{"first": "nickel", "last": "titanium", "times": 5}],
+        "beam": side,
+    }
+
+
+@pytest.mark.parametrize("side", ["fronting", "backing"])
+def test_repeats_are_the_same_layers_again(side: str) -> None:
+    prior = Prior(StackPrior.model_validate(multilayer(side)), film_under_water().probe)
+    assert [free.name for free in prior.free][:3] == ["nickel.thickness", "nickel.sld", "nickel.roughness"]
+    values = torch.tensor([[45.0, 9.0, 5.0, 60.0, 1.0, 1e-6]], dtype=torch.float64)
+    film = prior.films(values)
+    nickel, titanium = [45.0, 9.0, 5.0], [60.0, -1.9, 3.0]
+    rows = [[15.0, 2.5, 4.0], *(5 * [nickel, titanium]), [12.0, 3.47, 3.0]]
+    assert film.thickness.tolist() == [[row[0] for row in rows]]
+    assert film.sld.tolist() == [[0.0, *(row[1] for row in rows), 2.07]]
+    assert film.roughness.tolist() == [[*(row[2] for row in rows), 2.0]]
+    check_derivatives(prior)
+
+
+def test_a_multilayer_reflects_as_that_of_refnx() -> None:
+    reflect = pytest.importorskip("refnx.reflect")
+    prior = Prior(StackPrior.model_validate(multilayer()), film_under_water().probe)
+    bilayer = reflect.SLD(9.0)(45, 5) | reflect.SLD(-1.9)(60, 3)
+    multiple = reflect.Stack(components=list(bilayer.components), repeats=5)
+    peer = reflect.SLD(0)() | reflect.SLD(2.5)(15, 4) | multiple | reflect.SLD(3.47)(12, 3)
+    peer |= reflect.SLD(2.07)(0, 2)
+    q = np.linspace(0.01, 0.3, 200)
+    found = prior.measured(
+        torch.from_numpy(q), None, torch.tensor([[45.0, 9.0, 5.0, 60.0, 1.0, 1e-6]], dtype=torch.float64)
+    )
+    np.testing.assert_allclose(found[0].numpy() - 1e-6, peer.reflectivity(q), rtol=1e-6)
+
+
+def solvated(side: str) -> dict[str, Any]:
+    """A wet film on silicon; the beam and the liquid come from one side each."""
+    film = {
+        "name": "film",
+        "thickness": 150,
+        "sld": {"min": 0.5, "max": 2},
+        "isld": 0.2,
+        "roughness": 4,
+        "solvent": {"min": 0.1, "max": 0.6},
+    }
+    silicon, water = {"name": "silicon", "sld": 2.07}, {"name": "water", "sld": {"min": 5, "max": 6.4}}
+    media = (silicon, water) if side == "backing" else (water, silicon)
+    return {"fronting": media[0], "layers": [film], "backing": media[1], "liquid": side}
+
+
+@pytest.mark.parametrize("side", ["fronting", "backing"])
+def test_solvent_mixes_as_in_refnx(side: str) -> None:
+    reflect = pytest.importorskip("refnx.reflect")
+    prior = Prior(StackPrior.model_validate(solvated(side)), film_under_water().probe)
+    check_derivatives(prior)
+    numbers = {"film.sld": 1.2, "film.solvent": 0.3, "water.sld": 6.1, "scale": 1.0, "background": 1e-6}
+    values = torch.tensor([[numbers[free.name] for free in prior.free]], dtype=torch.float64)
+    silicon, water = reflect.SLD(2.07), reflect.SLD(6.1)
+    film = reflect.Slab(150, reflect.SLD(1.2 + 0.2j), 4, vfsolv=0.3)
+    peer = silicon() | film | water() if side == "backing" else water() | film | silicon()
+    peer.solvent = water
+    seen = prior.films(values)
+    slab = peer.slabs()[1]
+    assert (float(seen.sld[0, 1]), float(seen.isld[0, 1])) == pytest.approx((slab[1], slab[2]))
+    q = np.linspace(0.01, 0.3, 200)
+    found = prior.measured(torch.from_numpy(q), None, values)[0].numpy() - 1e-6
+    np.testing.assert_allclose(found, peer.reflectivity(q), rtol=1e-5)
+
+
+def test_molecules_make_the_leaflet_of_refnx() -> None:
+    reflect = pytest.importorskip("refnx.reflect")
+    heads = {"b": 60.0, "volume": 320.0, "area": {"min": 50, "max": 70}}
+    tails = {"b": -29.0, "volume": 780.0, "area": "heads.area"}
+    document = {
+        "fronting": {"name": "air", "sld": 0},
+        "layers": [
+            {"name": "tails", "molecules": tails, "roughness": 3},
+            {"name": "heads", "molecules": heads, "thickness": {"min": 8, "max": 12}, "roughness": 3},
+        ],
+        "backing": {"name": "water", "sld": 6.36, "roughness": 3},
+    }
+    stack = StackPrior.model_validate(document)
+    assert StackPrior.model_validate_json(stack.model_dump_json()) == stack
+    prior = Prior(stack, film_under_water().probe)
+    check_derivatives(prior)
+    assert [free.name for free in prior.free][:2] == ["heads.thickness", "heads.area"]
+    film = prior.films(torch.tensor([[10.0, 60.0, 1.0, 1e-6]], dtype=torch.float64))
+    leaflet = reflect.LipidLeaflet(60, 60e-5, 320, 10, -29e-5, 780, 780 / 60, 3, 3, reverse_monolayer=True)
+    slabs = (reflect.SLD(0)() | leaflet | reflect.SLD(6.36)(0, 3)).slabs()
+    np.testing.assert_allclose(film.sld[0].numpy(), slabs[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(film.thickness[0].numpy(), slabs[1:-1, 0], rtol=1e-12)
+
+
+def test_wet_molecules_are_thicker() -> None:
+    molecules = {"b": 60.0, "volume": 320.0, "area": {"min": 50, "max": 70}}
+    layer = {"name": "in", "molecules": molecules, "solvent": {"min": 0, "max": 0.5}}
+    document = {"fronting": {"name": "air", "sld": 0}, "layers": [layer], "backing": {"sld": 6.36}}
+    prior = Prior(StackPrior.model_validate(document), film_under_water().probe)
+    assert [free.name for free in prior.free][:2] == ["in.solvent", "in.area"]
+    film = prior.films(torch.tensor([[0.25, 64.0, 1.0, 1e-6]], dtype=torch.float64))
+    assert float(film.thickness) == pytest.approx(320 / 64 / 0.75)
+    assert float(film.sld[0, 1]) == pytest.approx(0.75 * 600 / 320 + 0.25 * 6.36)
