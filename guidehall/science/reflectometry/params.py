@@ -212,6 +212,13 @@ class SimulateParams(_Params):
     probe: Probe = Field(default_factory=Probe)
     profile_points: int = _quantity(500, "Points of the SLD profile", ge=10, le=MAX_POINTS)
 
+    @model_validator(mode="after")
+    def _affordable(self) -> SimulateParams:
+        points = self.probe.points
+        if points * (len(self.stack.all_layers) + 1) > 1_000_000:
+            refuse_field(self, ["probe", "points"], points, "points x interfaces must not be above 1e6")
+        return self
+
 
 class SimulateResult(_Params):
     """A calculated curve and the profile behind it."""
@@ -223,6 +230,8 @@ class SimulateResult(_Params):
     z: list[float]
     sld: list[float]
     isld: list[float]
+    # What a reader must know of the curve.
+    notes: list[str] = Field(default_factory=list)
 
 
 class Range(_Params):
@@ -446,6 +455,13 @@ class StackPrior(_Params):
     beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
     repeats: tuple[Repeat, ...] = _repeats()
     liquid: BeamSide = _quantity("backing", "Liquid", description="The medium that is the solvent of layers.")
+    max_roughness_share: float | None = _quantity(
+        None,
+        "Largest roughness",
+        description="As a share of the thickness of the thinner layer beside it; what is more is cut.",
+        gt=0,
+        le=1,
+    )
     parameters: dict[ParameterName, Annotated[SerializeAsAny[Range], _Within(-1e6, 1e6, tied=True)]] = Field(
         default_factory=dict,
         title="Further parameters",
@@ -549,8 +565,10 @@ class StackPrior(_Params):
                 refuse_field(self, ["parameters", name], name, "this word is taken")
             if name not in used:
                 refuse_field(self, ["parameters", name], name, "must be in an expression")
-        solvated = any(layer.solvent is not None for layer in self.layers)
-        if (parsed or solvated) and len(known) < len(self.quantities()):
+        derived = self.max_roughness_share is not None or any(
+            layer.solvent is not None for layer in self.layers
+        )
+        if (parsed or derived) and len(known) < len(self.quantities()):
             keys = [item.key for item in self.quantities()]
             twice = next(item for item in self.quantities() if keys.count(item.key) > 1)
             allowed = "expressions cannot tell it from another that differs only in spaces, - and _"

@@ -14,7 +14,7 @@ from torch import Tensor
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.expressions import Expression, identifier
 from guidehall.science.reflectometry.kernel import Media, depth_grid
-from guidehall.science.reflectometry.params import SLD_UNIT, Range, StackPrior, Tie, TrainingProbe
+from guidehall.science.reflectometry.params import SLD_UNIT, LayerPrior, Range, StackPrior, Tie, TrainingProbe
 from guidehall.science.reflectometry.resolution import Resolution, quadrature
 
 _FILM = ("sld", "isld", "thickness", "roughness")
@@ -315,6 +315,24 @@ def _derived(stack: StackPrior) -> Iterator[_Tied]:
             if layer.solvent is not None and layer.solvent != dry and absorbs:
                 text = f"(1 - {name}.solvent) * {name}.{kind} + {name}.solvent * {solvent}.{kind}"
                 yield _Tied(f"{name}.{kind}{_IN_THE_FILM}", Expression(text), -math.inf, math.inf)
+    if stack.max_roughness_share is not None:
+        yield from _smoothed(stack, stack.max_roughness_share)
+
+
+def _smoothed(stack: StackPrior, share: float) -> Iterator[_Tied]:
+    """Each roughness, but not more than so much of the thickness of the layers beside it."""
+    beside: dict[str, set[str]] = {}
+    before = None
+    for part in (*(stack.layers[index] for index in stack.sequence), stack.backing):
+        # A repeated layer has its roughness in common in all its places.
+        thin = beside.setdefault(part.name, set())
+        thin |= {other.name for other in (before, part) if isinstance(other, LayerPrior)}
+        before = part
+    for name, others in beside.items():
+        key = identifier(name)
+        limits = ", ".join(f"{share!r} * {identifier(other)}.thickness" for other in sorted(others))
+        expression = Expression(f"min({key}.roughness, {limits})")
+        yield _Tied(f"{key}.roughness{_IN_THE_FILM}", expression, 0.0, math.inf)
 
 
 def _slots(stack: StackPrior, probe: TrainingProbe) -> Iterator[_Slot]:

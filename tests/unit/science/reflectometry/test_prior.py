@@ -306,3 +306,28 @@ def test_wet_molecules_are_thicker() -> None:
     film = prior.films(torch.tensor([[0.25, 64.0, 1.0, 1e-6]], dtype=torch.float64))
     assert float(film.thickness) == pytest.approx(320 / 64 / 0.75)
     assert float(film.sld[0, 1]) == pytest.approx(0.75 * 600 / 320 + 0.25 * 6.36)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_roughness_is_cut_to_a_share_of_the_thinner_neighbour(repeated: bool) -> None:
+    document = multilayer()
+    document["max_roughness_share"] = 0.1
+    values = torch.tensor([[30.0, 9.0, 5.0, 60.0, 1.0, 1e-6]], dtype=torch.float64)
+    if not repeated:
+        document["repeats"] = []
+    prior = Prior(StackPrior.model_validate(document), film_under_water().probe)
+    # Cap and nickel touch, and in the multilayer titanium and nickel as well.
+    film = prior.films(values)
+    count = 5 if repeated else 1
+    found = [1.5, *(count * [1.5, 3.0]), 1.2, 1.2]
+    assert film.roughness[0].tolist() == pytest.approx(found)
+    full = prior.films(prior.values(torch.ones(1, len(prior.free))))
+    assert float(full.roughness.max()) == 3.0
+    # Where nothing is cut, nothing changes.
+    loose = Prior(
+        StackPrior.model_validate(multilayer() | {"max_roughness_share": 1.0}), film_under_water().probe
+    )
+    free = Prior(StackPrior.model_validate(multilayer()), film_under_water().probe)
+    torch.testing.assert_close(loose.films(values).roughness, free.films(values).roughness)
+    torch.testing.assert_close(loose.depth_grid(9), free.depth_grid(9))
+    check_derivatives(loose)
