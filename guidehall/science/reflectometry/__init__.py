@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from guidehall.science.pipeline import Architecture, Pipeline
+from guidehall.science.reflectometry.chi.params import (
+    ChiParams,
+    ChiResult,
+    NrSldChiParams,
+    NrSldChiResult,
+)
 from guidehall.science.reflectometry.cnn.params import (
     CnnParams,
     CnnResult,
@@ -11,6 +17,11 @@ from guidehall.science.reflectometry.cnn.params import (
 )
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, SimulateParams, SimulateResult
 from guidehall.science.registry import Science
+
+_CHI_DATASETS = {
+    "sld_curves": "Profiles: .npy [N, 2, M], z in angstrom and SLD.",
+    "chi_params": "Their chi: .npy [N, C].",
+}
 
 SCIENCE = Science(
     name="reflectometry",
@@ -61,14 +72,44 @@ SCIENCE = Science(
             name="reflectometry.import_model",
             version="1",
             title="Import a model of pyreflect",
-            description="Publishes a network that the package pyreflect trained, so that it is served here.",
+            description="Publishes networks that the package pyreflect trained: they are served here then.",
             params=ImportModelParams,
             result=ImportModelResult,
             entry="guidehall.science.reflectometry.cnn.import_model:run",
             device="cpu",
             datasets={
                 "weights": "The .pth file of torch.save(model.state_dict()), or safetensors.",
-                "statistics": "The normalisation statistics of pyreflect: .npy, .npz or JSON.",
+                "statistics": "The normalisation statistics of pyreflect: .npy, .npz or JSON. For chi, JSON"
+                " with the limits of each chi.",
+                "perceptron": "For chi: the second network, in a file like the first.",
+            },
+        ),
+        Pipeline(
+            name="reflectometry.sld_chi",
+            version="1",
+            title="Train a model from SLD profiles to chi",
+            description="An autoencoder and a perceptron on its latent space; intervals are tested.",
+            params=ChiParams,
+            result=ChiResult,
+            entry="guidehall.science.reflectometry.chi.sld_chi:run",
+            datasets=_CHI_DATASETS | {"experimental_sld": "Profiles to predict: .npy [2, L] or [N, 2, L]."},
+        ),
+        Pipeline(
+            name="reflectometry.nr_sld_chi",
+            version="1",
+            title="From reflectivity to profiles to chi",
+            description="Trains or reads a network of pyreflect, trains a model to chi, and applies both.",
+            params=NrSldChiParams,
+            result=NrSldChiResult,
+            entry="guidehall.science.reflectometry.chi.nr_sld_chi:run",
+            datasets=_CHI_DATASETS
+            | {
+                "nr_train": "As for reflectometry.pyreflect_cnn.",
+                "sld_train": "As for reflectometry.pyreflect_cnn.",
+                "weights": "Without params.cnn: as for reflectometry.import_model.",
+                "statistics": "Without params.cnn: as for reflectometry.import_model.",
+                "experimental_nr": "Curves to predict: .npy [2, L] or [N, 2, L], q and R. Without it, a test"
+                " curve.",
             },
         ),
     ),
@@ -82,6 +123,11 @@ SCIENCE = Science(
             key="reflectometry.pyreflect_cnn/1",
             entry="guidehall.science.reflectometry.cnn.predictor:CnnPredictor",
             title="Reflectivity to SLD profile, by the network of pyreflect",
+        ),
+        Architecture(
+            key="reflectometry.sld_chi/1",
+            entry="guidehall.science.reflectometry.chi.predictor:ChiPredictor",
+            title="SLD profile to chi",
         ),
     ),
 )

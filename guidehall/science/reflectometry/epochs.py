@@ -6,41 +6,19 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from guidehall.science.pipeline import Context, Desired, JobCancelled, JobPaused, UserError
+from guidehall.science.reflectometry.network_params import EpochTraining
 from guidehall.science.reflectometry.params import EpochLosses
 
 EndedBy = Literal["epochs", "stop", "patience"]
 # Long epochs, too, must be seen to go on; reading a loss makes the processor wait for the device.
 _REPORT_STEPS = 10
-
-
-class EpochSettings(Protocol):
-    """How long and how: the fields that the parameters of such a training have."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def optimiser(self) -> Literal["adam", "adamw"]: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def precision(self) -> Literal["auto", "float32", "bfloat16"]: ...
-    @property
-    def gradient_limit(self) -> float: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def checkpoint_epochs(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +52,7 @@ def autocast_type(precision: str, device: str) -> torch.dtype | None:
     return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else None
 
 
-def new_optimiser(module: nn.Module, settings: EpochSettings) -> torch.optim.Optimizer:
+def new_optimiser(module: nn.Module, settings: EpochTraining) -> torch.optim.Optimizer:
     """The optimiser in its fused form, one pass over the weights."""
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
     return kind(
@@ -102,7 +80,7 @@ class EpochLoop:
         self,
         context: Context,
         module: nn.Module,
-        settings: EpochSettings,
+        settings: EpochTraining,
         rows: int,
         seed: int,
         loss: Callable[[Tensor], Tensor],

@@ -15,6 +15,7 @@ import torch
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.cnn.params import MAX_CURVES, MAX_NUMBERS, MIN_CURVES, CnnParams
+from guidehall.science.reflectometry.network_params import LARGEST
 from guidehall.science.reflectometry.params import sigma_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
@@ -84,8 +85,11 @@ def read_pairs(path: Path, field: str, *, rows: tuple[int, int]) -> np.ndarray:
     if mapped.size > MAX_NUMBERS:
         raise UserError(field, found, f"at most {MAX_NUMBERS} numbers")
     curves: np.ndarray = np.array(mapped, dtype=np.float32)
-    if not np.isfinite(curves).all():
-        raise UserError(field, "NaN or infinite values", "must be finite numbers")
+    # NaN is not below anything.
+    if not (np.abs(curves) <= LARGEST).all():
+        raise UserError(
+            field, "NaN or a huge number", f"must be numbers between {-LARGEST:g} and {LARGEST:g}"
+        )
     return curves
 
 

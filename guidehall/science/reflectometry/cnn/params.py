@@ -6,14 +6,14 @@ Units as in `reflectometry.params`. Needs no torch.
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from guidehall.science.pipeline import MODEL_NAME, refuse_field
+from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
-from guidehall.science.reflectometry.params import EpochLosses, Range, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Params, model_name
+from guidehall.science.reflectometry.params import EpochLosses, Range, StackPrior, Tie, TrainingProbe
 
 MIN_CURVES, MAX_CURVES = 10, 200_000
 # Reflectivity and profile points, numbers of float32 each: 2 GB.
@@ -21,59 +21,18 @@ MAX_NUMBERS = 500_000_000
 # A gigabyte of weights; the network of the package has 155 million.
 MAX_WEIGHTS = 250_000_000
 PROFILE_POINTS = 900
-# No curve or profile holds larger numbers.
-_LARGEST = 1e6
 # Below this reflectivity the package sees nothing.
 FLOOR = 1e-8
 
 
-class _Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Extent(_Params):
-    """Least and largest value: what is brought to 0 and to 1."""
-
-    min: float = Field(title="Least", ge=-_LARGEST, le=_LARGEST)
-    max: float = Field(title="Largest", ge=-_LARGEST, le=_LARGEST)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Extent:
-        if self.max < self.min:
-            refuse_field(self, ["max"], self.max, f"must not be below min, {self.min}")
-        return self
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Extent:
-        """That of `values`."""
-        return cls(min=float(values.min()), max=float(values.max()))
-
-    @property
-    def span(self) -> float:
-        """The distance, or 1 where nothing varies: no value may become NaN."""
-        return self.max - self.min or 1.0
-
-
-class Channels(_Params):
-    """Extents of the two rows of a curve: q and log10 R, or z and SLD."""
-
-    x: Extent
-    y: Extent
-
-    @classmethod
-    def of(cls, curves: np.ndarray) -> Channels:
-        """Those of curves [N, 2, L]."""
-        return cls(x=Extent.of(curves[:, 0]), y=Extent.of(curves[:, 1]))
-
-
-class Normalisation(_Params):
+class Normalisation(Params):
     """What pyreflect calls normalisation statistics; `nr.y` is that of log10 R."""
 
     nr: Channels
     sld: Channels
 
 
-class CnnNetwork(_Params):
+class CnnNetwork(Params):
     """The network: convolutions that grow in width, and one dense layer."""
 
     layers: int = Field(12, title="Convolutions", ge=1, le=24)
@@ -94,37 +53,18 @@ class CnnNetwork(_Params):
         return int(convolutions) + 2 * self.width * points * profile_points
 
 
-class EpochTraining(_Params):
-    """How long and how a network is trained."""
+class CnnTraining(EpochTraining):
+    """How long and how a network of pyreflect is trained."""
 
-    epochs: int = Field(10, title="Epochs", description="It is validated after each.", ge=1, le=10_000)
-    batch_size: int = Field(32, title="Curves per step", ge=1, le=4096)
-    optimiser: Literal["adam", "adamw"] = Field("adam", title="Optimiser")
-    learning_rate: float = Field(2.15481e-5, title="Learning rate", gt=0, le=1)
-    weight_decay: float = Field(2.6324e-5, title="Weight decay", ge=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", title="Precision", description="auto takes bfloat16 where the machine calculates with it."
     )
-    gradient_limit: float = Field(0.0, title="Largest gradient", description="0 for any.", ge=0, le=1e6)
-    patience: int = Field(
-        0, title="Epochs without improvement before it ends", description="0 for any number.", ge=0, le=10_000
-    )
-    checkpoint_epochs: int = Field(5, title="Epochs between checkpoints", ge=1, le=10_000)
 
 
-def _model_name(default: str) -> Any:
-    return Field(
-        default,
-        title="Model name",
-        description="Each run adds a version to it.",
-        pattern=f"^{MODEL_NAME.pattern}$",
-    )
-
-
-class CnnParams(_Params):
+class CnnParams(Params):
     """Train the network of pyreflect, from reflectivity to the SLD profile."""
 
-    model_name: str = _model_name("cnn")
+    model_name: str = model_name("cnn")
     engine: Literal["native", "pyreflect"] = Field(
         "native",
         title="Engine",
@@ -149,7 +89,7 @@ class CnnParams(_Params):
     )
     profile_points: int = Field(PROFILE_POINTS, title="Points of a profile", ge=16, le=4096)
     network: CnnNetwork = Field(default_factory=CnnNetwork)
-    training: EpochTraining = Field(default_factory=EpochTraining)
+    training: CnnTraining = Field(default_factory=CnnTraining)
     export: bool = Field(
         False,
         title="Add files for pyreflect",
@@ -183,7 +123,7 @@ class CnnParams(_Params):
         for name in ("width", "kernel"):
             if getattr(self.network, name) != getattr(own, name):
                 refuse_field(self, ["network", name], getattr(self.network, name), fixed)
-        for name, field in EpochTraining.model_fields.items():
+        for name, field in CnnTraining.model_fields.items():
             value = getattr(self.training, name)
             if name not in ("epochs", "batch_size") and value != field.default:
                 refuse_field(self, ["training", name], value, fixed)
@@ -193,12 +133,18 @@ class CnnParams(_Params):
             refuse_field(self, ["profile_points"], self.profile_points, fixed)
         if self.stack.beam != "fronting":
             refuse_field(self, ["stack", "beam"], self.stack.beam, "must be fronting with pyreflect")
-        parts = (self.stack.fronting, *self.stack.layers, self.stack.backing)
+        stack = self.stack
+        more = stack.repeats or stack.parameters or stack.max_roughness_share is not None
+        tied = any(isinstance(item.bounds, Tie) for item in stack.quantities())
+        if more or tied or any(layer.molecules or layer.solvent for layer in stack.layers):
+            allowed = "pyreflect knows thickness, SLD and roughness of layers, each by itself"
+            refuse_field(self, ["stack"], "a film of other kinds", allowed)
+        parts = (stack.fronting, *stack.layers, stack.backing)
         if any(part.isld != Range(min=0.0, max=0.0) for part in parts):
             refuse_field(self, ["stack"], "absorption", "must be 0 with pyreflect, which ignores some of it")
 
 
-class CnnExample(_Params):
+class CnnExample(Params):
     """The test curve whose error is the median, and what the model makes of it.
 
     z grows from the backing medium to the fronting one.
@@ -214,7 +160,7 @@ class CnnExample(_Params):
     predicted_sld: list[float]
 
 
-class CnnResult(_Params):
+class CnnResult(Params):
     """What a training gave; metrics are those of the test curves."""
 
     model_name: str
@@ -227,10 +173,10 @@ class CnnResult(_Params):
     example: CnnExample
 
 
-class ImportModelParams(_Params):
+class ImportModelParams(Params):
     """Publish a model that the package pyreflect trained."""
 
-    model_name: str = _model_name("imported")
+    model_name: str = model_name("imported")
     kind: Literal["cnn", "chi"] = Field(
         "cnn",
         title="Kind",
@@ -243,7 +189,7 @@ class ImportModelParams(_Params):
     )
 
 
-class ImportModelResult(_Params):
+class ImportModelResult(Params):
     """What was imported."""
 
     model_name: str

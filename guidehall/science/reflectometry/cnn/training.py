@@ -10,16 +10,16 @@ from torch.nn import functional
 from guidehall.science.pipeline import Context
 from guidehall.science.reflectometry.cnn.curves import CurveSet
 from guidehall.science.reflectometry.cnn.network import Cnn
-from guidehall.science.reflectometry.cnn.params import FLOOR, Channels, Extent, Normalisation
+from guidehall.science.reflectometry.cnn.params import FLOOR, CnnTraining, Normalisation
 from guidehall.science.reflectometry.epochs import (
     EndedBy,
     EpochLoop,
-    EpochSettings,
     Split,
     autocast_type,
     from_bytes,
     to_bytes,
 )
+from guidehall.science.reflectometry.network_params import Channels, Extent
 
 # Rows that are brought to the network's scale at once.
 _PIECE = 4096
@@ -44,7 +44,7 @@ class CnnTrainer:
     def __init__(
         self,
         network: Cnn,
-        settings: EpochSettings,
+        settings: CnnTraining,
         context: Context,
         curves: CurveSet,
         split: Split,

@@ -13,9 +13,10 @@ import torch
 
 from guidehall.science.pipeline import InvalidModel, LocalContext, Manifest, UserError
 from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, empty_network
-from guidehall.science.reflectometry.cnn.params import Channels, Extent, Normalisation
+from guidehall.science.reflectometry.cnn.params import Normalisation
 from guidehall.science.reflectometry.cnn.predictor import CnnArguments, CnnPredictor, publish
 from guidehall.science.reflectometry.legacy_five_layers import legacy_q
+from guidehall.science.reflectometry.network_params import Channels, Extent
 from guidehall.science.registry import load_predictor
 
 NORMALISATION = Normalisation(

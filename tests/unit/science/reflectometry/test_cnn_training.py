@@ -14,7 +14,7 @@ from guidehall.science import registry
 from guidehall.science.pipeline import Desired, JobCancelled, JobPaused, LocalContext, Manifest, UserError
 from guidehall.science.reflectometry.cnn.curves import CurveSet
 from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape
-from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, EpochTraining
+from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, CnnTraining
 from guidehall.science.reflectometry.cnn.training import CnnTrainer, fit_normalisation
 from guidehall.science.reflectometry.epochs import Split, autocast_type
 
@@ -132,14 +132,14 @@ def test_learns(tmp_path: Path) -> None:
     curves = CurveSet(np.repeat(curves.nr, 10, axis=0), np.repeat(curves.sld, 10, axis=0))
     split = Split.of(40, 0.1, 1)
     network = Cnn(CnnShape(2, 8, 5, 24, 20))
-    settings = EpochTraining(epochs=40, batch_size=8, learning_rate=3e-3, precision="float32")
+    settings = CnnTraining(epochs=40, batch_size=8, learning_rate=3e-3, precision="float32")
     trainer = trainer_of(network, settings, curves, split, tmp_path)
     trainer.loop.run()
     assert trainer.loop.losses[-1].validation_loss < 0.05 * trainer.loop.losses[0].validation_loss
 
 
 def trainer_of(
-    network: Cnn, settings: EpochTraining, curves: CurveSet, split: Split, folder: Path
+    network: Cnn, settings: CnnTraining, curves: CurveSet, split: Split, folder: Path
 ) -> CnnTrainer:
     context = LocalContext(folder, seed=1)
     normalisation = fit_normalisation(curves, split.training)
@@ -213,7 +213,7 @@ def test_cancel_leaves_at_once(tmp_path: Path) -> None:
 def test_patience_ends_it_with_the_best(tmp_path: Path) -> None:
     curves = random_curves(40)
     split = Split.of(40, 0.1, 1)
-    settings = EpochTraining(
+    settings = CnnTraining(
         epochs=200, batch_size=8, learning_rate=0.05, precision="float32", patience=3, weight_decay=0
     )
     trainer = trainer_of(Cnn(CnnShape(2, 8, 5, 24, 20)), settings, curves, split, tmp_path)
@@ -240,7 +240,7 @@ def test_bfloat16_learns_as_well(tmp_path: Path) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        settings = EpochTraining(epochs=3, batch_size=8, learning_rate=1e-3, precision=precision)
+        settings = CnnTraining(epochs=3, batch_size=8, learning_rate=1e-3, precision=precision)
         trainer = trainer_of(Cnn(CnnShape(2, 8, 5, 24, 20)), settings, curves, split, tmp_path)
         trainer.loop.run()
         losses[precision] = trainer.loop.losses[-1].validation_loss
@@ -260,7 +260,7 @@ def test_losses_are_those_of_the_trainer_of_pyreflect(tmp_path: Path) -> None:
 
     curves = random_curves(160)
     split = Split(np.arange(160), np.arange(8), np.arange(8))
-    settings = EpochTraining(batch_size=8, precision="float32")
+    settings = CnnTraining(batch_size=8, precision="float32")
     torch.manual_seed(0)
     ours = Cnn(CnnShape(4, 16, 9, 24, 20))
     theirs = copy.deepcopy(ours)

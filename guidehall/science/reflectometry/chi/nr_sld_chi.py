@@ -1,0 +1,112 @@
+"""Pipeline `reflectometry.nr_sld_chi`: from reflectivity to SLD profiles to chi."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from guidehall.science.pipeline import Checkpoint, Context, Desired, Manifest, Provenance
+from guidehall.science.reflectometry.chi import sld_chi
+from guidehall.science.reflectometry.chi.params import NrSldChiParams, NrSldChiResult
+from guidehall.science.reflectometry.cnn import train as cnn
+from guidehall.science.reflectometry.cnn.curves import read_pairs
+from guidehall.science.reflectometry.cnn.import_model import read_cnn
+from guidehall.science.reflectometry.cnn.params import CnnResult, ImportModelParams
+from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
+
+PIPELINE = "reflectometry.nr_sld_chi"
+_MAX_CURVES = 1000
+
+
+def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
+    """Trains or reads the first network, trains the second, and applies one after the other."""
+    path = sld_chi.optional_dataset(context, "experimental_nr")
+    curves = None if path is None else read_pairs(path, "inputs.experimental_nr", rows=(1, _MAX_CURVES))
+    stages = _Stages(context)
+    trained: CnnResult | None = None
+    if params.cnn is None:
+        predictor = read_cnn(ImportModelParams(), context)
+        if curves is None:
+            # Says that it is missing.
+            context.dataset("experimental_nr")
+    else:
+        trained, predictor, test = cnn.train(params.cnn, _Stage(context, stages, 0), PIPELINE)
+        if curves is None:
+            curves = test.nr[:1]
+    assert curves is not None  # noqa: S101 (refused above)
+    profiles = _profiles(predictor, curves)
+    stoppable = trained is None or trained.ended_by != "stop"
+    chi = sld_chi.train(params.chi, _Stage(context, stages, 1), PIPELINE, profiles, stoppable=stoppable)
+    return NrSldChiResult(cnn=trained, chi=chi)
+
+
+def _profiles(predictor: CnnPredictor, curves: np.ndarray) -> np.ndarray:
+    """Profiles [N, 2, M] of curves [N, 2, L]; where the network lets z descend, it stays instead."""
+    answer = predictor.predict(
+        {"q": np.ascontiguousarray(curves[:, 0]), "reflectivity": np.ascontiguousarray(curves[:, 1])}
+    )
+    return np.stack([np.maximum.accumulate(answer["z"], axis=1), answer["sld"]], axis=1)
+
+
+class _Stages:
+    """The states of both trainings in the one checkpoint of the job."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        data = context.checkpoint.load()
+        self._states: list[bytes] = [b"", b""]
+        if data is not None:
+            (length,) = struct.unpack_from("<Q", data)
+            self._states = [data[8 : 8 + length], data[8 + length :]]
+
+    def load(self, stage: int) -> bytes | None:
+        return self._states[stage] or None
+
+    def save(self, stage: int, state: bytes) -> None:
+        self._states[stage] = state
+        first, second = self._states
+        self._context.checkpoint.save(struct.pack("<Q", len(first)) + first + second)
+
+
+class _StageCheckpoint:
+    def __init__(self, stages: _Stages, stage: int) -> None:
+        self._stages, self._stage = stages, stage
+
+    def load(self) -> bytes | None:
+        return self._stages.load(self._stage)
+
+    def save(self, state: bytes) -> None:
+        self._stages.save(self._stage, state)
+
+
+class _Stage:
+    """The context of the job as one of the trainings sees it."""
+
+    def __init__(self, context: Context, stages: _Stages, stage: int) -> None:
+        self._context = context
+        self.device, self.seed, self.provenance = context.device, context.seed, context.provenance
+        self.checkpoint: Checkpoint = _StageCheckpoint(stages, stage)
+
+    device: str
+    seed: int
+    provenance: Provenance
+
+    def progress(self, step: int, total: int, *, phase: str = "", **metrics: float) -> None:
+        self._context.progress(step, total, phase=phase, **metrics)
+
+    def log(self, line: str) -> None:
+        self._context.log(line)
+
+    def desired(self) -> Desired:
+        return self._context.desired()
+
+    def dataset(self, role: str) -> Path:
+        return self._context.dataset(role)
+
+    def publish_model(self, name: str, weights: bytes | Path, manifest: Manifest) -> None:
+        self._context.publish_model(name, weights, manifest)
+
+    def artifact(self, name: str, data: bytes | Path, media_type: str) -> None:
+        self._context.artifact(name, data, media_type)

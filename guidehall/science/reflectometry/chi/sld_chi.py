@@ -1,0 +1,199 @@
+"""Pipeline `reflectometry.sld_chi`: train on profiles and their chi, test, publish, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from guidehall.science.pipeline import Context, UserError
+from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.chi.params import (
+    MAX_CHI,
+    MAX_PROFILE_POINTS,
+    MAX_PROFILES,
+    MIN_PROFILES,
+    ChiFilter,
+    ChiParams,
+    ChiPoint,
+    ChiPrediction,
+    ChiResult,
+    ChiScatter,
+)
+from guidehall.science.reflectometry.chi.predictor import ChiPredictor, publish
+from guidehall.science.reflectometry.chi.training import ChiSeeds, ChiTrainer
+from guidehall.science.reflectometry.cnn.curves import read_pairs
+from guidehall.science.reflectometry.epochs import Split
+from guidehall.science.reflectometry.network_params import LARGEST
+
+# Of all profiles, held back for validation, and as many for testing.
+_HELD_BACK = 0.15
+# Profiles and points of a scatter chart.
+_MAX_PREDICTIONS, _MAX_SCATTER = 1000, 500
+
+
+def run(params: ChiParams, context: Context) -> ChiResult:
+    """Trains a model, publishes it, and applies it to the profiles in the role experimental_sld."""
+    path = optional_dataset(context, "experimental_sld")
+    profiles = None if path is None else read_profiles(path, "inputs.experimental_sld")
+    return train(params, context, "reflectometry.sld_chi", profiles)
+
+
+def optional_dataset(context: Context, role: str) -> Path | None:
+    """The dataset in this role, if the job has one."""
+    try:
+        return context.dataset(role)
+    except UserError:
+        return None
+
+
+def read_profiles(path: Path, field: str) -> np.ndarray:
+    """Profiles float32 [N, 2, L] to predict, z ascending; [2, L] is one.
+
+    Raises:
+        UserError: blames `field`.
+    """
+    profiles = read_pairs(path, field, rows=(1, _MAX_PREDICTIONS))
+    if (np.diff(profiles[:, 0]) < 0).any():
+        raise UserError(field, "z that descends", "z comes first, in angstrom, and must not descend")
+    return profiles
+
+
+def train(
+    params: ChiParams,
+    context: Context,
+    pipeline: str,
+    experimental: np.ndarray | None,
+    *,
+    stoppable: bool = True,
+) -> ChiResult:
+    """Trains on the datasets sld_curves and chi_params, and publishes in the name of `pipeline`.
+
+    Args:
+        experimental: profiles [N, 2, L] to predict.
+        stoppable: whether to end early when that is desired.
+    """
+    profiles, chi = _read_training(context)
+    count = len(profiles)
+    varies = np.ptp(profiles[:, 1], axis=1) > 0
+    wanted = _wanted(chi, params.filters)
+    keep = varies & wanted
+    if keep.sum() < MIN_PROFILES:
+        found = f"{int(keep.sum())} of {count} profiles left"
+        raise UserError("filters", found, f"at least {MIN_PROFILES} that are not flat must be left")
+    context.log(
+        f"{int((~varies).sum())} flat profiles and {int((varies & ~wanted).sum())} outside are left out"
+    )
+    profiles, chi = profiles[keep], chi[keep]
+    split = Split.of(len(profiles), _HELD_BACK, ChiSeeds.of(context.seed).split)
+    trainer = ChiTrainer(params, context, profiles, chi, split, stoppable)
+    stopped = trainer.run()
+    predictor = trainer.predictor()
+    metrics, test, median = _test(predictor, profiles[split.test], chi[split.test])
+    context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    publish(context, params.model_name, pipeline, predictor, metrics)
+    for name, losses in trainer.losses.items():
+        plots.attach(context, f"{name}-losses", plots.loss_curve(losses))
+    predictions = [] if experimental is None else _predictions(predictor, experimental)
+    points = median
+    if predictions:
+        points = [ChiPoint(x=i + 1, predicted=c, actual=None) for i, c in enumerate(predictions[0].chi)]
+    return ChiResult(
+        model_name=params.model_name,
+        stopped_early=stopped,
+        profiles=len(profiles),
+        flat_profiles=int((~varies).sum()),
+        filtered_profiles=int((varies & ~wanted).sum()),
+        metrics=metrics,
+        autoencoder_losses=trainer.losses["autoencoder"],
+        perceptron_losses=trainer.losses["perceptron"],
+        chi=points,
+        predictions=predictions,
+        test=test,
+    )
+
+
+def _read_training(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Profiles float32 [N, 2, M] and their chi float64 [N, C]."""
+    field = "inputs.sld_curves"
+    profiles = read_pairs(context.dataset("sld_curves"), field, rows=(MIN_PROFILES, MAX_PROFILES))
+    if profiles.shape[2] > MAX_PROFILE_POINTS:
+        raise UserError(field, f"{profiles.shape[2]} points", f"at most {MAX_PROFILE_POINTS}")
+    if (np.diff(profiles[:, 0]) < 0).any():
+        raise UserError(field, "z that descends", "z comes first, in angstrom, and must not descend")
+    field = "inputs.chi_params"
+    allowed = (
+        f"must be a .npy file of finite numbers [{len(profiles)}, 1 to {MAX_CHI}], a row for each profile"
+    )
+    try:
+        chi = np.load(context.dataset("chi_params"), mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise UserError(field, "bytes numpy cannot read", allowed) from None
+    if not isinstance(chi, np.ndarray) or chi.dtype.kind not in "fiu" or chi.ndim != 2:
+        raise UserError(field, "another kind of file", allowed)
+    if len(chi) != len(profiles) or not 1 <= chi.shape[1] <= MAX_CHI:
+        raise UserError(field, f"{chi.dtype} {list(chi.shape)}", allowed)
+    values: np.ndarray = np.array(chi, dtype=np.float64)
+    # NaN is not below anything.
+    if not (np.abs(values) <= LARGEST).all():
+        raise UserError(field, "NaN or a huge number", allowed)
+    return profiles, values
+
+
+def _wanted(chi: np.ndarray, filters: tuple[ChiFilter, ...]) -> np.ndarray:
+    wanted = np.ones(len(chi), dtype=bool)
+    for index, item in enumerate(filters):
+        if item.parameter > chi.shape[1]:
+            allowed = f"the dataset has {chi.shape[1]}"
+            raise UserError(f"filters[{index}].parameter", item.parameter, allowed)
+        column = chi[:, item.parameter - 1]
+        wanted &= (column >= item.min) & (column <= item.max)
+    return wanted
+
+
+def _test(
+    predictor: ChiPredictor, profiles: np.ndarray, chi: np.ndarray
+) -> tuple[dict[str, float], dict[str, ChiScatter], list[ChiPoint]]:
+    """Metrics of each chi in its own unit, its scatter, and the test profile whose error is the median."""
+    answer = predictor.answer(profiles)
+    predicted = answer["chi"].astype(np.float64)
+    errors = predicted - chi
+    metrics, test = {}, {}
+    for column in range(chi.shape[1]):
+        name = f"chi{column + 1}"
+        error = errors[:, column]
+        metrics[f"{name}.mae"] = float(np.abs(error).mean())
+        metrics[f"{name}.rmse"] = float(np.sqrt(np.mean(error**2)))
+        variance = float(chi[:, column].var())
+        if variance > 0:
+            metrics[f"{name}.r2"] = 1.0 - float(np.mean(error**2)) / variance
+        inside = (chi[:, column] >= answer["chi_low"][:, column]) & (
+            chi[:, column] <= answer["chi_high"][:, column]
+        )
+        metrics[f"{name}.coverage"] = float(inside.mean())
+        test[name] = ChiScatter(
+            actual=chi[:_MAX_SCATTER, column].tolist(), predicted=predicted[:_MAX_SCATTER, column].tolist()
+        )
+    metrics["typical"] = float(answer["typical"].mean())
+    spans = np.array([extent.span for extent in predictor.arguments.chi])
+    row = int(np.abs(errors / spans).mean(axis=1).argsort()[len(errors) // 2])
+    points = [
+        ChiPoint(x=i + 1, predicted=float(pair[0]), actual=float(pair[1]))
+        for i, pair in enumerate(zip(predicted[row], chi[row], strict=True))
+    ]
+    return metrics, test, points
+
+
+def _predictions(predictor: ChiPredictor, profiles: np.ndarray) -> list[ChiPrediction]:
+    answer = predictor.answer(profiles)
+    return [
+        ChiPrediction(
+            chi=answer["chi"][row].tolist(),
+            low=answer["chi_low"][row].tolist(),
+            high=answer["chi_high"][row].tolist(),
+            in_range=answer["in_range"][row].tolist(),
+            typical=bool(answer["typical"][row, 0]),
+            latent=answer["latent"][row].tolist(),
+        )
+        for row in range(len(profiles))
+    ]
