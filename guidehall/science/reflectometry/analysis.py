@@ -10,9 +10,9 @@ import torch
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
-from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search
+from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search, sharpen
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.params import sigma_of
+from guidehall.science.reflectometry.params import ResolutionMode, sigma_of
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
@@ -25,7 +25,7 @@ MAX_CUT = 0.2
 _SLACK = 1e-4
 # Quadrature points of the resolution while a fit looks for the answer, and in what is reported: enough for
 # sharp edges of total reflection.
-_FIT_ORDER, _FINAL_ORDER = 17, 101
+FIT_ORDER, FINAL_ORDER = 17, 101
 
 # Closer to a bound than this, a parameter has no error bar: the bound decides, not the data.
 _AT_BOUND = 1e-4
@@ -115,7 +115,7 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """The points of a curve that a model can use; sigma is one standard deviation of q."""
 
     q: np.ndarray
@@ -143,7 +143,8 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
             .cpu()
             .numpy()
         )
-    return _describe(model.arguments, prepared, unit, "network")
+    prior = Prior(model.arguments.stack, model.arguments.probe)
+    return describe(prior, prepared, unit, "network")
 
 
 def refine(
@@ -168,25 +169,24 @@ def refine(
     """
     prepared = _prepare(arguments, curve, field)
     prior = Prior(arguments.stack, arguments.probe)
-    target = CurveTarget(
-        prior,
-        prepared.q,
-        prepared.r,
-        prepared.dr,
-        prepared.sigma,
-        arguments.probe.resolution_mode,
-        _FIT_ORDER,
-    )
+    mode = arguments.probe.resolution_mode
+    target, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
     modes = search(target, LogTarget(target), torch.from_numpy(start)[None, None], seed)[0]
+    modes = sharpen(exact, modes)
     posterior = None
     if samples and prepared.dr is not None:
         posterior = sample(target, modes, samples, seed)
-    analysis = _describe(arguments, prepared, modes[0].unit, "refined", modes, posterior)
-    more = () if prepared.dr is None else tuple(doubts(target, modes[0]))
+    analysis = describe(prior, prepared, modes[0].unit, "refined", modes, posterior)
+    more = () if prepared.dr is None else tuple(doubts(exact, modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))
 
 
-def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> _Prepared:
+def target_of(prior: Prior, prepared: Prepared, mode: ResolutionMode, order: int) -> CurveTarget:
+    """What a fit of the points minimises, with so many points of quadrature over the resolution."""
+    return CurveTarget(prior, prepared.q, prepared.r, prepared.dr, prepared.sigma, mode, order)
+
+
+def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> Prepared:
     curve.check(field)
     side = arguments.stack.beam
     if curve.beam_side not in (None, side):
@@ -208,7 +208,7 @@ def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> _Prepare
     sigma, more = _resolution(arguments, curve)
     if curve.dr is None:
         notes.append(Note("NO_ERROR_BARS", "the curve has no dr, so there is no chi-square"))
-    return _Prepared(
+    return Prepared(
         q=curve.q[inside],
         r=curve.r[inside],
         dr=None if curve.dr is None else curve.dr[inside],
@@ -240,18 +240,18 @@ def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray,
 
 
 @torch.inference_mode()
-def _describe(
-    arguments: PhysicalArguments,
-    prepared: _Prepared,
+def describe(
+    prior: Prior,
+    prepared: Prepared,
     unit: np.ndarray,
     stage: Stage,
     modes: tuple[Mode, ...] = (),
     posterior: Posterior | None = None,
 ) -> Analysis:
-    prior = Prior(arguments.stack, arguments.probe)
+    """What the point `unit` of the prior's cube, [P], says of a curve."""
     values = prior.values(torch.from_numpy(unit)[None])
     q, sigma = torch.from_numpy(prepared.q), torch.from_numpy(prepared.sigma)
-    calculated = prior.measured(q, sigma, values, _FINAL_ORDER)[0].numpy()
+    calculated = prior.measured(q, sigma, values, FINAL_ORDER)[0].numpy()
     films, z = prior.films(values), prior.depth_grid(PROFILE_POINTS)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
     chi_square = None if residuals is None else float(residuals @ residuals)
@@ -265,7 +265,7 @@ def _describe(
     if sampled is not None:
         some = prior.films(sampled)
         profiles = _band(profile(z, some.sld, some).numpy())
-        curves = _band(prior.measured(q, sigma, sampled, _FIT_ORDER).numpy())
+        curves = _band(prior.measured(q, sigma, sampled, FIT_ORDER).numpy())
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
     return Analysis(
         stage=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -189,7 +190,7 @@ class Search:
     """
 
     starts: int = 12
-    kept: int = 4
+    kept: int = 6
     steps: int = 60
 
 
@@ -360,3 +361,9 @@ def search(
             modes = Descents(fine.unit[part], fine.chi_square[part], fine.curvature[part])
             found.append(merge(modes, within))
     return found
+
+
+def sharpen(target: Target, modes: Sequence[Mode], steps: int = 20, row: int = 0) -> tuple[Mode, ...]:
+    """The same explanations on a target that was calculated more exactly than the one they were found on."""
+    starts = torch.from_numpy(np.stack([mode.unit for mode in modes]))
+    return merge(descend(target, starts, steps, torch.full((len(starts),), row)), math.inf)

@@ -13,9 +13,10 @@ from typing import Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from guidehall.science.pipeline import Context
+from guidehall.science.reflectometry.analysis import Analysis
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import EpochLosses
 
@@ -46,6 +47,22 @@ def fit(curve: Curve, calculated: np.ndarray) -> Figure:
         calculated: [N], the model's curve at the same q.
     """
     figure = Figure(figsize=(7, 6), layout="constrained")
+    _draw_fit(figure, curve, calculated)
+    return figure
+
+
+def answer(curve: Curve, analysis: Analysis) -> Figure:
+    """An answer to all points of a curve: the fit with what is left over, and the profile with its bands."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
+    _draw_fit(left, curve, analysis.calculated)
+    band = analysis.sld_band
+    bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
+    _draw_sld(right.subplots(), analysis.z, analysis.sld, *bands)
+    return figure
+
+
+def _draw_fit(figure: FigureBase, curve: Curve, calculated: np.ndarray) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _draw_measured(upper, curve, np.ones_like(curve.q))
     upper.plot(curve.q, calculated, color="C1", zorder=3, label="model")
@@ -63,7 +80,6 @@ def fit(curve: Curve, calculated: np.ndarray) -> Figure:
     for axes in (upper, lower):
         axes.grid(True, alpha=0.3)
     upper.legend()
-    return figure
 
 
 def fit_q4(curve: Curve, calculated: np.ndarray) -> Figure:
@@ -93,7 +109,17 @@ def sld_bands(
         within_68, within_95: lower and upper end of each band, [Z] each.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    _draw_sld(figure.subplots(), z, sld, within_68, within_95)
+    return figure
+
+
+def _draw_sld(
+    axes: Axes,
+    z: np.ndarray,
+    sld: np.ndarray,
+    within_68: tuple[np.ndarray, np.ndarray] | None = None,
+    within_95: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
     for band, label, alpha in ((within_95, "95 %", 0.2), (within_68, "68 %", 0.4)):
         if band is not None:
             axes.fill_between(z, *band, color="C0", alpha=alpha, linewidth=0, label=label)
@@ -101,7 +127,6 @@ def sld_bands(
     axes.set(xlabel="Depth (Å)", ylabel=_SLD_LABEL)
     axes.grid(True, alpha=0.3)
     axes.legend()
-    return figure
 
 
 def chi(actual: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:

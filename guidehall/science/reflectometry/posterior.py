@@ -36,9 +36,9 @@ _ENOUGH_PERCENT = 20.0
 # A rung of the ladder leaves the particles worth this share of their number.
 _RUNG = 0.5
 _MOST_RUNGS = 60
-# At each rung particles move until their places are this little correlated with where they began there, at
-# the last one less; but not for ever.
-_CORRELATION, _LAST_CORRELATION = 0.5, 0.1
+# At each rung particles move until their places are this little correlated with where they began there, in
+# the worst direction, at the last one less; but not for ever.
+_CORRELATION, _LAST_CORRELATION = 0.7, 0.25
 _MOVES, _LAST_MOVES = 30, 200
 # The mixture is wider than Laplace's Gaussians: it is easier to move inwards.
 _WIDER = 1.5
@@ -197,9 +197,9 @@ def _climb(
 
 
 def _correlation(before: Tensor, after: Tensor) -> float:
-    """Mean over the coordinates of how much particles still are where they were."""
+    """How much particles still are where they were, in the coordinate where they are it most."""
     a, b = before - before.mean(0), after - after.mean(0)
-    return float(((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-300)).mean())
+    return float(((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-300)).max())
 
 
 def _rung(gain: Tensor, left: float, count: int) -> float:

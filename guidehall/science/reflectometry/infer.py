@@ -1,0 +1,244 @@
+"""Pipeline `reflectometry.infer`: the film behind one curve, many, several contrasts or a series."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
+from guidehall.science.reflectometry import engine, export, plots
+from guidehall.science.reflectometry.analysis import Analysis
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.fit import Search
+from guidehall.science.reflectometry.formats.read import read_curves
+from guidehall.science.reflectometry.infer_params import (
+    MAX_CURVES,
+    FittedCurve,
+    FoundFilm,
+    FoundNote,
+    FoundParameter,
+    InferParams,
+    InferResult,
+    Instrument,
+    LayerEvidence,
+)
+from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
+
+ROLE = "curves"
+
+
+def run(params: InferParams, context: Context) -> InferResult:
+    """Fits what the dataset in the role `curves` holds."""
+    began = time.monotonic()
+    path = context.dataset(ROLE)
+    curves = read_curves(path.read_bytes(), path.name, dq=params.dq_convention, field=f"inputs.{ROLE}")
+    if len(curves) > MAX_CURVES:
+        raise UserError(
+            f"inputs.{ROLE}", f"{len(curves)} curves", f"at most {MAX_CURVES} are fitted in one job"
+        )
+    measured = _measured(params, curves)
+    context.log(f"{len(curves)} curves, engine {engine.name()}")
+    evidence: list[LayerEvidence] = []
+    fitted: list[FittedCurve] = []
+    if params.layer_counts:
+        evidence = list(_layer_evidence(params, measured, context))
+    for solution, items in _solutions(params, measured, context):
+        for item, analysis in zip(items, solution.analyses, strict=True):
+            label = f"curve-{len(fitted) + 1}"
+            fitted.append(_fitted(label, item, analysis))
+            for name, data, media_type in answer_files(
+                label, params.stack, params.instrument, item, analysis
+            ):
+                context.artifact(name, data, media_type)
+            context.progress(len(fitted), len(measured), phase="fit")
+            notes = ", ".join(note.code for note in analysis.notes) or "no doubts"
+            quality = analysis.reduced_chi_square
+            per = "" if quality is None else f"chi-square per degree of freedom {quality:.3g}, "
+            context.log(f"{item.name}: {per}{notes}")
+    return InferResult(
+        curves=fitted,
+        layer_evidence=evidence,
+        engine=engine.name(),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _measured(params: InferParams, curves: Sequence[Curve]) -> list[Measured]:
+    names = [curve.metadata.data_set or str(place) for place, curve in enumerate(curves, start=1)]
+    if len(set(names)) < len(names):
+        names = [str(place) for place in range(1, len(curves) + 1)]
+    own: dict[str, dict[str, Range]] = {name: {} for name in names}
+    for place, contrast in enumerate(params.contrasts):
+        name = contrast.curve
+        if name not in own and name.isdecimal() and 1 <= int(name) <= len(names):
+            name = names[int(name) - 1]
+        if name not in own:
+            allowed = f"the curves are {', '.join(names[:10])}"
+            raise UserError(f"contrasts[{place}].curve", contrast.curve, allowed)
+        own[name].update(contrast.bounds)
+    return [Measured(name, curve, own[name]) for name, curve in zip(names, curves, strict=True)]
+
+
+def probe_of(instrument: Instrument) -> TrainingProbe:
+    """The same as a prior reads it."""
+    width = Range(min=instrument.resolution, max=instrument.resolution)
+    return TrainingProbe(
+        # Not used: each curve has its own range.
+        q_min=0.001,
+        q_max=1.0,
+        scale=instrument.scale,
+        background=instrument.background,
+        q_offset=instrument.q_offset,
+        resolution=width,
+        resolution_convention=instrument.resolution_convention,
+        resolution_mode=instrument.resolution_mode,
+    )
+
+
+def _solutions(
+    params: InferParams, measured: Sequence[Measured], context: Context
+) -> Iterator[tuple[Solution, Sequence[Measured]]]:
+    probe, how = probe_of(params.instrument), Search(starts=params.starts)
+    if params.relation == "contrasts":
+        raise_if_cancelled(context)
+        yield (
+            solve(params.stack, probe, measured, seed=context.seed, how=how, samples=params.samples),
+            measured,
+        )
+        return
+    if params.relation == "series":
+        found = series(params.stack, probe, measured, seed=context.seed, how=how, samples=params.samples)
+        for item in measured:
+            raise_if_cancelled(context)
+            yield next(found), [item]
+        return
+    for item in measured:
+        raise_if_cancelled(context)
+        yield (
+            solve(params.stack, probe, [item], seed=context.seed, how=how, samples=params.samples),
+            [item],
+        )
+
+
+def _layer_evidence(
+    params: InferParams, measured: Sequence[Measured], context: Context
+) -> Iterator[LayerEvidence]:
+    """Of 1 to n layers like the first of the stack, explaining all curves as contrasts of one film."""
+    probe, how = probe_of(params.instrument), Search(starts=params.starts)
+    items = measured if params.relation == "contrasts" else measured[:1]
+    found: list[tuple[int, float, float]] = []
+    for count in range(1, params.layer_counts + 1):
+        raise_if_cancelled(context)
+        context.progress(count - 1, params.layer_counts, phase="count layers")
+        solution = solve(
+            with_layers(params.stack, count),
+            probe,
+            items,
+            seed=context.seed,
+            how=how,
+            samples=max(params.samples, 200),
+        )
+        if solution.posterior is None:
+            raise UserError("layer_counts", params.layer_counts, "the curves need dr")
+        found.append((count, solution.posterior.log_evidence, solution.modes[0].chi_square))
+    best = max(log_evidence for _, log_evidence, _ in found)
+    total = sum(math.exp(log_evidence - best) for _, log_evidence, _ in found)
+    for count, log_evidence, chi_square in found:
+        yield LayerEvidence(
+            layers=count,
+            log_evidence=log_evidence,
+            probability=math.exp(log_evidence - best) / total,
+            chi_square=chi_square,
+        )
+
+
+def with_layers(stack: StackPrior, count: int) -> StackPrior:
+    """The same with `count` layers like the first one, called layer1, layer2, …"""
+    first = stack.layers[0]
+    layers = tuple(first.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1))
+    return stack.model_copy(update={"layers": layers})
+
+
+def known_stack(prior: StackPrior, analysis: Analysis) -> Stack:
+    """The film that was found."""
+    values = {parameter.name: parameter.value for parameter in analysis.parameters}
+
+    def numbers(part: object, kinds: Sequence[str]) -> dict[str, object]:
+        name = getattr(part, "name")  # noqa: B009 (three classes have it)
+        found: dict[str, object] = {"name": name}
+        for kind in kinds:
+            bounds = getattr(part, kind)
+            found[kind] = values.get(f"{name}.{kind}", bounds.min)
+        return found
+
+    return Stack.model_validate(
+        {
+            "fronting": numbers(prior.fronting, ("sld", "isld")),
+            "layers": [numbers(layer, ("sld", "isld", "roughness", "thickness")) for layer in prior.layers],
+            "backing": numbers(prior.backing, ("sld", "isld", "roughness")),
+            "beam": prior.beam,
+        }
+    )
+
+
+def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
+    names = [parameter.name for parameter in analysis.parameters]
+    error = analysis.mean_abs_log10_error
+    return FittedCurve(
+        label=label,
+        name=item.name,
+        points=len(analysis.q),
+        chi_square=analysis.chi_square,
+        reduced_chi_square=analysis.reduced_chi_square,
+        mean_abs_log10_error=error if math.isfinite(error) else None,
+        effective_samples=analysis.effective_samples,
+        parameters=[FoundParameter(**asdict(parameter)) for parameter in analysis.parameters],
+        explanations=[
+            FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
+            for film in analysis.explanations
+        ],
+        notes=[FoundNote(code=note.code, message=note.message) for note in analysis.notes],
+    )
+
+
+def answer_files(
+    label: str, stack: StackPrior, instrument: Instrument, item: Measured, analysis: Analysis
+) -> Iterator[tuple[str, bytes, str]]:
+    """Name, content and media type of what an answer leaves.
+
+    Pictures, the fitted curve, the film, and scripts with which to check it elsewhere.
+    """
+    curve = item.curve
+    band = analysis.sld_band
+    bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
+    figures = {
+        "fit": plots.fit(curve, analysis.calculated),
+        "q4": plots.fit_q4(curve, analysis.calculated),
+        "sld": plots.sld_bands(analysis.z, analysis.sld, *bands),
+    }
+    for name, figure in figures.items():
+        yield f"{label}-{name}.png", plots.picture(figure, "png"), "image/png"
+        yield f"{label}-{name}.svg", plots.picture(figure, "svg", f"{label}-{name}"), "image/svg+xml"
+    film = known_stack(stack, analysis)
+    yield f"{label}.ort", export.to_ort(curve, analysis.calculated, film), "text/plain"
+    yield f"{label}.csv", export.to_csv(curve, analysis.calculated), "text/csv"
+    profile = io.BytesIO()
+    np.save(profile, np.stack([analysis.z, analysis.sld, analysis.isld]), allow_pickle=False)
+    yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
+    yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
+    if curve.dr is None:
+        return
+    values = {parameter.name: parameter.value for parameter in analysis.parameters}
+    scale = values.get("scale", instrument.scale.min)
+    background = values.get("background", instrument.background.min)
+    free = {p.name: (p.lower, p.upper) for p in analysis.parameters if p.name != "q_offset"}
+    for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
+        text = script(curve, film, scale=scale, background=background, free=free)
+        yield f"{label}-{package}.py", text.encode(), "text/x-python"

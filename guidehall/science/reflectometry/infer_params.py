@@ -1,0 +1,164 @@
+"""Parameters and results of `reflectometry.infer`. Units as in `params`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from guidehall.science.pipeline import refuse_field
+from guidehall.science.reflectometry.network_params import Params
+from guidehall.science.reflectometry.params import (
+    LayerName,
+    Range,
+    ResolutionConvention,
+    ResolutionMode,
+    StackPrior,
+)
+
+MAX_CURVES = 200
+MAX_SAMPLES = 5000
+MAX_LAYER_COUNT = 8
+
+
+class Instrument(Params):
+    """What is known of the measurement besides the film. Each curve has values of its own."""
+
+    scale: Range = Field(
+        Range(min=0.8, max=1.2), title="Scale", description="Measured = scale x reflectivity + background."
+    )
+    background: Range = Field(
+        Range(min=1e-9, max=1e-4), title="Background", description="Searched evenly in its logarithm."
+    )
+    q_offset: Range = Field(
+        Range(min=0.0, max=0.0),
+        title="Offset of q",
+        description="The true q is the measured one plus this.",
+        json_schema_extra={"unit": "1/angstrom"},
+    )
+    resolution: float = Field(
+        0.05,
+        title="Resolution dq/q",
+        description="Of curves that come without one. 0 for none.",
+        ge=0,
+        le=0.3,
+    )
+    resolution_convention: ResolutionConvention = Field("fwhm", title="What that resolution means")
+    resolution_mode: ResolutionMode = Field("quadrature", title="How resolution is calculated")
+
+
+class OwnBounds(Params):
+    """What of one curve's sample differs from the others'."""
+
+    curve: str = Field(
+        ..., title="Curve", description="Its name in the file, or its place: 1, 2, …", max_length=200
+    )
+    bounds: dict[str, Range] = Field(
+        title="Own bounds", description='By the parameter\'s name, such as "water.sld".', max_length=100
+    )
+
+
+class InferParams(Params):
+    """Find the film behind measured curves."""
+
+    stack: StackPrior
+    instrument: Instrument = Field(default_factory=Instrument)
+    relation: Literal["independent", "contrasts", "series"] = Field(
+        "independent",
+        title="How the curves belong together",
+        description="independent: a film each. contrasts: one film, seen several times, such as in several"
+        " liquids. series: a film that changes, each curve fitted from the answer to the one before.",
+    )
+    contrasts: tuple[OwnBounds, ...] = Field(
+        (),
+        title="What differs between contrasts",
+        description="Of all other parameters the curves share one value.",
+        max_length=MAX_CURVES,
+    )
+    dq_convention: ResolutionConvention | None = Field(
+        None, title="What dq in the file means", description="Needed where the file has dq and does not say."
+    )
+    layer_counts: int = Field(
+        0,
+        title="Layers to count up to",
+        description="Compares films with 1 to so many layers like the first one of the stack. 0 does not.",
+        ge=0,
+        le=MAX_LAYER_COUNT,
+    )
+    starts: int = Field(24, title="Starts of each fit", ge=1, le=1000)
+    samples: int = Field(
+        500,
+        title="Samples of the posterior",
+        description="For intervals and bands, where the curve has dr. 0 leaves them out.",
+        ge=0,
+        le=MAX_SAMPLES,
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InferParams:
+        if self.contrasts and self.relation != "contrasts":
+            refuse_field(self, ["contrasts"], self.relation, "only where relation is contrasts")
+        if self.layer_counts and self.relation == "series":
+            refuse_field(self, ["layer_counts"], self.layer_counts, "must be 0 where relation is series")
+        return self
+
+
+class FoundParameter(Params):
+    """A parameter that was found."""
+
+    name: str
+    unit: str
+    value: float
+    lower: float
+    upper: float
+    standard_error: float | None
+    interval_68: tuple[float, float] | None
+    interval_95: tuple[float, float] | None
+
+
+class FoundFilm(Params):
+    """One of the films that explain the curves, by parameter; chi-square is that of all curves of the fit."""
+
+    chi_square: float
+    values: dict[str, float]
+
+
+class FoundNote(Params):
+    """What a reader must know; `code` stays the same between versions."""
+
+    code: str
+    message: str
+
+
+class FittedCurve(Params):
+    """One curve and the answer to it. Artifacts begin with its `label`."""
+
+    label: LayerName
+    name: str
+    points: int
+    chi_square: float | None
+    reduced_chi_square: float | None
+    mean_abs_log10_error: float | None
+    effective_samples: float | None
+    parameters: list[FoundParameter]
+    explanations: list[FoundFilm]
+    notes: list[FoundNote]
+
+
+class LayerEvidence(Params):
+    """How well a number of layers explains the data: differences of log evidence beyond 5 are decisive."""
+
+    layers: int
+    log_evidence: float
+    probability: float
+    chi_square: float
+
+
+class InferResult(Params):
+    """What the curves say."""
+
+    curves: list[FittedCurve]
+    layer_evidence: list[LayerEvidence]
+    # Name and value of what was fitted together.
+    engine: str
+    seconds: float

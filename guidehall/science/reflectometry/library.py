@@ -1,0 +1,227 @@
+"""The science without the platform: `guidehall.fit`, the same code that the platform runs."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from pydantic import ValidationError
+
+import guidehall
+from guidehall.science.pipeline import UserError, field_errors
+from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.analysis import Analysis, Parameter
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.fit import Search
+from guidehall.science.reflectometry.formats.read import read_curves
+from guidehall.science.reflectometry.formats.safe_yaml import load_all
+from guidehall.science.reflectometry.infer import answer_files, probe_of
+from guidehall.science.reflectometry.infer_params import Instrument
+from guidehall.science.reflectometry.params import Range, ResolutionConvention, StackPrior
+from guidehall.science.reflectometry.solve import Measured, Solution, solve
+from guidehall.science.reflectometry.verdict import Note
+
+Model = StackPrior | Mapping[str, Any] | str | Path
+
+_CITATIONS = (
+    "L. G. Parratt, Phys. Rev. 95, 359 (1954): the recursion over layers.",
+    "L. Névot and P. Croce, Rev. Phys. Appl. 15, 761 (1980): rough interfaces.",
+    "D. W. Marquardt, J. Soc. Ind. Appl. Math. 11, 431 (1963): least squares.",
+    "P. Del Moral, A. Doucet and A. Jasra, J. R. Stat. Soc. B 68, 411 (2006): samples of the posterior.",
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found. In a notebook it shows itself.
+
+    Attributes:
+        curves: as they were fitted.
+        analyses: one for each curve: its parameters, profile, calculated curve, residuals and notes.
+    """
+
+    stack: StackPrior
+    instrument: Instrument
+    curves: tuple[Measured, ...]
+    solution: Solution
+
+    @property
+    def analyses(self) -> tuple[Analysis, ...]:
+        """One for each curve."""
+        return self.solution.analyses
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All that was fitted, with error bars; of several curves those of each but what they share once."""
+        found: dict[str, Parameter] = {}
+        for item, analysis in zip(self.curves, self.analyses, strict=True):
+            joint = {parameter.name for parameter in self.solution.free}
+            for parameter in analysis.parameters:
+                own = f"{item.name}: {parameter.name}"
+                name = own if own in joint else parameter.name
+                found.setdefault(name, parameter)
+        return tuple(found.values())
+
+    def __getitem__(self, name: str) -> Parameter:
+        """The parameter of that name, such as "film.thickness".
+
+        Raises:
+            KeyError: there is none.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(f"{name!r}; the parameters are {', '.join(p.name for p in self.parameters)}")
+
+    @property
+    def chi_square(self) -> float:
+        """Of all curves together; of the log10 misfit where a curve has no dr."""
+        return self.solution.modes[0].chi_square
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What a reader must know, of all curves."""
+        return tuple(note for analysis in self.analyses for note in analysis.notes)
+
+    def plot(self, curve: int = 0) -> Figure:
+        """Curve number `curve` with the answer, what is left over, and the profile with its bands."""
+        item, analysis = self.curves[curve], self.analyses[curve]
+        return plots.answer(item.curve, analysis)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes pictures, curves, films and scripts for refl1d and refnx; returns their paths."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        written = []
+        for place, (item, analysis) in enumerate(zip(self.curves, self.analyses, strict=True), start=1):
+            label = f"curve-{place}"
+            for name, data, _ in answer_files(label, self.stack, self.instrument, item, analysis):
+                path = target / name
+                path.write_bytes(data)
+                written.append(path)
+        return written
+
+    def cite(self) -> str:
+        """What to cite beside the data."""
+        return "\n".join((f"Guidehall {guidehall.__version__}", *_CITATIONS))
+
+    def __str__(self) -> str:
+        lines = [f"chi-square {self.chi_square:.6g}"]
+        for parameter in self.parameters:
+            error = "" if parameter.standard_error is None else f" ± {parameter.standard_error:.2g}"
+            lines.append(f"{parameter.name:24} {parameter.value:.6g}{error} {parameter.unit}".rstrip())
+        lines += [f"{note.code}: {note.message}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(p.name)}</td><td>{p.value:.6g}</td>"
+            f"<td>{'' if p.standard_error is None else format(p.standard_error, '.2g')}</td>"
+            f"<td>{html.escape(p.unit)}</td></tr>"
+            for p in self.parameters
+        )
+        pictures = "".join(
+            f'<img alt="fit" src="data:image/png;base64,{_encoded(self.plot(place))}">'
+            for place in range(len(self.curves))
+        )
+        notes = "".join(f"<p>{html.escape(f'{note.code}: {note.message}')}</p>" for note in self.notes)
+        head = "<tr><th>parameter</th><th>value</th><th>±</th><th>unit</th></tr>"
+        return f"<p>chi-square {self.chi_square:.6g}</p><table>{head}{rows}</table>{notes}{pictures}"
+
+
+def _encoded(figure: Figure) -> str:
+    return base64.b64encode(plots.picture(figure, "png")).decode()
+
+
+def fit(
+    data: str | Path | Curve | Sequence[Curve],
+    model: Model,
+    *,
+    own: Sequence[Mapping[str, Any]] = (),
+    instrument: Instrument | Mapping[str, Any] | None = None,
+    dq: ResolutionConvention | None = None,
+    samples: int = 500,
+    starts: int = 24,
+    seed: int = 0,
+) -> Fit:
+    """Finds the film behind a measured curve, or behind several curves of one film.
+
+    Args:
+        data: a file (ORSO, text, NeXus, .npy) or curves. Several curves share the film.
+        model: what is known of the film, with bounds: a `StackPrior`, a mapping like one, or a YAML or JSON
+            file that holds one, by itself or as `stack`.
+        own: for each curve the bounds that hold for it alone, such as
+            {"water.sld": {"min": 5.9, "max": 6.4}}.
+        instrument: bounds of scale and background, and the resolution of curves that have none.
+        dq: what dq in the file is, where the file does not say it.
+        samples: of the posterior, for intervals and bands; 0 leaves them out.
+        starts: of the search.
+        seed: the same gives the same answer.
+
+    Raises:
+        UserError: names what is wrong and what is allowed.
+    """
+    curves = _curves(data, dq)
+    given = [{name: _range(bounds, name) for name, bounds in item.items()} for item in own]
+    if given and len(given) != len(curves):
+        raise UserError(
+            "own", f"{len(given)} sets of bounds", f"must be one for each of {len(curves)} curves"
+        )
+    items = tuple(
+        Measured(str(place), curve, given[place - 1] if given else {})
+        for place, curve in enumerate(curves, start=1)
+    )
+    stack = _stack(model)
+    known = (
+        instrument
+        if isinstance(instrument, Instrument)
+        else _valid(Instrument, instrument or {}, "instrument")
+    )
+    solution = solve(stack, probe_of(known), items, seed=seed, how=Search(starts=starts), samples=samples)
+    return Fit(stack, known, items, solution)
+
+
+def _curves(data: str | Path | Curve | Sequence[Curve], dq: ResolutionConvention | None) -> list[Curve]:
+    if isinstance(data, Curve):
+        return [data]
+    if isinstance(data, str | Path):
+        path = Path(data)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError("data", path, f"cannot be read: {error.strerror}") from None
+        return read_curves(content, path.name, dq=dq, field=path.name)
+    return list(data)
+
+
+def _stack(model: Model) -> StackPrior:
+    if isinstance(model, StackPrior):
+        return model
+    if isinstance(model, str | Path):
+        path = Path(model)
+        try:
+            documents = load_all(path.read_text(encoding="utf-8"), path.name)
+        except (OSError, UnicodeDecodeError):
+            raise UserError("model", path, "must be a YAML or JSON file that can be read") from None
+        model = documents[0] if documents and isinstance(documents[0], Mapping) else {}
+        model = model.get("stack", model)
+    found: StackPrior = _valid(StackPrior, model, "model")
+    return found
+
+
+def _range(bounds: Any, name: str) -> Range:
+    found: Range = bounds if isinstance(bounds, Range) else _valid(Range, bounds, f"own.{name}")
+    return found
+
+
+def _valid(kind: Any, document: Any, where: str) -> Any:
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        path, reason = field_errors(error, where)[0]
+        raise UserError(path, "this", reason) from None

@@ -1,0 +1,224 @@
+"""Measured curves in, films out, without a network: what `reflectometry.infer` and `guidehall.fit` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.analysis import (
+    FINAL_ORDER,
+    FIT_ORDER,
+    Analysis,
+    Prepared,
+    describe,
+    target_of,
+)
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.fit import (
+    CurveTarget,
+    JointTarget,
+    LogTarget,
+    Mode,
+    Search,
+    search,
+    sharpen,
+)
+from guidehall.science.reflectometry.params import Range, StackPrior, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.posterior import Posterior, sample
+from guidehall.science.reflectometry.prior import FreeParameter, Prior
+from guidehall.science.reflectometry.verdict import Note, doubts
+
+# Of the instrument, so each curve has its own.
+_INSTRUMENT = ("scale", "background", "q_offset")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A curve, and what in its sample differs from the others'.
+
+    Attributes:
+        name: of the curve, such as "D2O".
+        own: bounds that hold for this curve alone, by the parameter's name, such as "water.sld". Parameters
+            without own bounds are shared by all curves, but for scale, background and q_offset.
+    """
+
+    name: str
+    curve: Curve
+    own: Mapping[str, Range] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What several curves say together.
+
+    Attributes:
+        free: the joint parameters; those of one curve are called "<curve>: <parameter>".
+        modes: explanations of all curves, best first, in the unit cube of `free`.
+        posterior: samples of the same cube; None where a curve has no dr or none were wanted.
+        analyses: one for each curve, in its own parameters.
+    """
+
+    free: tuple[FreeParameter, ...]
+    modes: tuple[Mode, ...]
+    posterior: Posterior | None
+    analyses: tuple[Analysis, ...]
+
+
+def solve(
+    stack: StackPrior,
+    probe: TrainingProbe,
+    measured: Sequence[Measured],
+    *,
+    seed: int,
+    how: Search,
+    samples: int = 0,
+    guess: np.ndarray | None = None,
+) -> Solution:
+    """Fits one film, or films that share parameters, to all curves together.
+
+    Args:
+        stack: what is known of the film.
+        probe: bounds of scale, background and q_offset, and the resolution where a curve has none. Its range
+            of q is not used.
+        seed: of starts and samples.
+        samples: of the posterior.
+        guess: [P] a start in the unit cube of the joint parameters.
+
+    Raises:
+        UserError: a curve is wrong, or its own bounds name no parameter.
+    """
+    cases = [_Case.of(stack, probe, item, index) for index, item in enumerate(measured)]
+    names, free, columns = _joint(cases, measured)
+    target = JointTarget([case.target for case in cases], columns)
+    smoother = JointTarget([LogTarget(case.target) for case in cases], columns)
+    exact = JointTarget([case.exact for case in cases], columns)
+    guesses = torch.zeros(1, 0, len(names), dtype=torch.float64)
+    if guess is not None:
+        guesses = torch.from_numpy(guess)[None, None]
+    modes = sharpen(exact, search(target, smoother, guesses, seed, how)[0])
+    known = all(case.prepared.dr is not None for case in cases)
+    posterior = sample(target, modes, samples, seed) if samples and known else None
+    analyses = tuple(
+        _analysis(case, np.array(places), modes, posterior)
+        for case, places in zip(cases, columns, strict=True)
+    )
+    return Solution(tuple(free), modes, posterior, analyses)
+
+
+def series(
+    stack: StackPrior,
+    probe: TrainingProbe,
+    measured: Sequence[Measured],
+    *,
+    seed: int,
+    how: Search,
+    samples: int = 0,
+) -> Iterator[Solution]:
+    """Fits curves one after the other, each from the answer to the one before: a film that dries."""
+    guess: np.ndarray | None = None
+    for item in measured:
+        found = solve(stack, probe, [item], seed=seed, how=how, samples=samples, guess=guess)
+        guess = found.modes[0].unit
+        yield found
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One curve, ready to be fitted; `exact` is for the last steps of a fit."""
+
+    prior: Prior
+    prepared: Prepared
+    target: CurveTarget
+    exact: CurveTarget
+
+    @classmethod
+    def of(cls, stack: StackPrior, probe: TrainingProbe, item: Measured, index: int) -> _Case:
+        where = f"curves[{index}]"
+        item.curve.check(where)
+        if item.curve.beam_side not in (None, stack.beam):
+            raise UserError(
+                f"{where}.beam_side", item.curve.beam_side, f"the stack is seen through its {stack.beam}"
+            )
+        prior = Prior(*_with_own(stack, probe, item.own, f"{where}.own"))
+        prepared = _prepare(probe, item.curve)
+        mode = probe.resolution_mode
+        targets = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+        return cls(prior, prepared, *targets)
+
+
+def _with_own(
+    stack: StackPrior, probe: TrainingProbe, own: Mapping[str, Range], where: str
+) -> tuple[StackPrior, TrainingProbe]:
+    parts = {part.name: part for part in (stack.fronting, *stack.layers, stack.backing)}
+    instrument: dict[str, Range] = {}
+    for name, bounds in own.items():
+        part, _, kind = name.rpartition(".")
+        if name in _INSTRUMENT:
+            instrument[name] = bounds
+        elif part in parts and isinstance(getattr(parts[part], kind, None), Range):
+            # Validated anew: the bounds have limits of their own.
+            changed = parts[part].model_dump() | {kind: bounds.model_dump()}
+            parts[part] = type(parts[part]).model_validate(changed)
+        else:
+            raise UserError(where, name, "must name a parameter of the stack, scale, background or q_offset")
+    changes = {
+        "fronting": parts[stack.fronting.name],
+        "layers": tuple(parts[layer.name] for layer in stack.layers),
+        "backing": parts[stack.backing.name],
+    }
+    return stack.model_copy(update=changes), probe.model_copy(update=instrument)
+
+
+def _prepare(probe: TrainingProbe, curve: Curve) -> Prepared:
+    notes = []
+    if curve.dq is not None:
+        sigma = curve.dq
+    elif curve.relative_dq is not None:
+        sigma = curve.relative_dq * curve.q
+    else:
+        bounds = probe.resolution
+        relative = sigma_of(0.5 * (bounds.min + bounds.max), probe.resolution_convention)
+        sigma = relative * curve.q
+        message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
+        notes.append(Note("RESOLUTION_ASSUMED", message))
+    if curve.dr is None:
+        notes.append(Note("NO_ERROR_BARS", "the curve has no dr, so there is no chi-square"))
+    points = np.arange(len(curve.q))
+    return Prepared(curve.q, curve.r, curve.dr, sigma, points, tuple(notes))
+
+
+def _joint(
+    cases: Sequence[_Case], measured: Sequence[Measured]
+) -> tuple[list[str], list[FreeParameter], list[list[int]]]:
+    """Names and parameters of all, and for each curve the places of its own among them."""
+    names: list[str] = []
+    free: list[FreeParameter] = []
+    columns: list[list[int]] = []
+    for case, item in zip(cases, measured, strict=True):
+        places = []
+        for parameter in case.prior.free:
+            alone = parameter.name in item.own or parameter.name in _INSTRUMENT
+            name = f"{item.name}: {parameter.name}" if alone and len(cases) > 1 else parameter.name
+            if name not in names:
+                names.append(name)
+                free.append(replace(parameter, name=name))
+            places.append(names.index(name))
+        columns.append(places)
+    return names, free, columns
+
+
+def _analysis(
+    case: _Case, places: np.ndarray, modes: tuple[Mode, ...], posterior: Posterior | None
+) -> Analysis:
+    """One curve's view of the joint answer."""
+    own_modes = tuple(
+        Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
+    )
+    own = None if posterior is None else replace(posterior, unit=posterior.unit[:, places])
+    analysis = describe(case.prior, case.prepared, own_modes[0].unit, "refined", own_modes, own)
+    more = () if case.prepared.dr is None else tuple(doubts(case.exact, own_modes[0]))
+    return replace(analysis, notes=(*analysis.notes, *more))

@@ -1,0 +1,202 @@
+"""The pipeline that finds films behind measured curves, on curves whose answer is known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import refnx
+import torch
+
+from guidehall.science.pipeline import Desired, JobCancelled, LocalContext, UserError
+from guidehall.science.reflectometry import infer
+from guidehall.science.reflectometry.infer_params import InferParams, InferResult
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
+
+MEASURED = Path(refnx.__file__).parent / "analysis/tests"
+FILM = {
+    "fronting": {"name": "silicon", "sld": 2.07},
+    "layers": [
+        {
+            "name": "oxide",
+            "sld": 3.47,
+            "thickness": {"min": 5, "max": 30},
+            "roughness": {"min": 1, "max": 8},
+        },
+        {
+            "name": "film",
+            "sld": {"min": 0, "max": 2.5},
+            "thickness": {"min": 150, "max": 300},
+            "roughness": {"min": 1, "max": 12},
+        },
+    ],
+    "backing": {"name": "water", "sld": {"min": 5.9, "max": 6.4}, "roughness": {"min": 1, "max": 12}},
+}
+
+
+def simulated(stack: dict[str, object], values: list[float], seed: int, points: int = 80) -> np.ndarray:
+    """q, R, dR, dq (one standard deviation) of a film, with 3 % noise; [points, 4]."""
+    params = InferParams.model_validate({"stack": stack})
+    prior = Prior(params.stack, infer.probe_of(params.instrument))
+    assert len(values) == len(prior.free)
+    q = np.geomspace(0.008, 0.2, points)
+    seen = resolution(q, 0.02 * q)
+    r = prior.curves(seen, torch.tensor([values], dtype=torch.float64))[0].numpy()
+    dr = 0.03 * r + 1e-8
+    noisy = r + dr * np.random.default_rng(seed).standard_normal(points)
+    return np.stack([q, noisy, dr, 0.02 * q], axis=1)
+
+
+def write(path: Path, *tables: np.ndarray) -> Path:
+    """An ORSO file of several curves."""
+    from orsopy import fileio
+
+    sets = []
+    for place, table in enumerate(tables, start=1):
+        columns = [
+            fileio.Column("Qz", "1/angstrom"),
+            fileio.Column("R"),
+            fileio.ErrorColumn(error_of="R", value_is="sigma"),
+            fileio.ErrorColumn(error_of="Qz", value_is="sigma"),
+        ]
+        header = fileio.Orso.empty()
+        header.columns = columns
+        header.data_set = f"set{place}"
+        sets.append(fileio.OrsoDataset(header, table))
+    fileio.save_orso(sets, path)
+    return path
+
+
+def fitted(tmp_path: Path, file: Path, params: dict[str, object]) -> tuple[InferResult, LocalContext]:
+    context = LocalContext(tmp_path / "run", seed=3, datasets={"curves": file})
+    result = infer.run(InferParams.model_validate(params), context)
+    return result, context
+
+
+WATER = [13.0, 4.0, 210.0, 0.5, 5.0, 6.2, 6.0, 1.0, 1e-6]
+
+
+def test_finds_a_film_and_says_how_well_it_is_known(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    result, context = fitted(tmp_path, file, {"stack": FILM, "samples": 300})
+    (curve,) = result.curves
+    assert curve.reduced_chi_square == pytest.approx(1.0, abs=0.4)
+    assert curve.notes == []
+    for parameter, truth in zip(curve.parameters, WATER, strict=True):
+        assert parameter.interval_95 is not None
+        low, high = parameter.interval_95
+        slack = 0.5 * (high - low)
+        assert low - slack <= truth <= high + slack, parameter.name
+    names = {"curve-1-fit.png", "curve-1-sld.svg", "curve-1.ort", "curve-1.csv", "curve-1-refnx.py"}
+    assert names <= set(context.artifacts)
+
+
+def test_the_same_seed_gives_the_same_answer(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    params = {"stack": FILM, "samples": 100, "starts": 6}
+    first, second = (fitted(tmp_path / name, file, params)[0] for name in ("a", "b"))
+    assert first.curves == second.curves
+
+
+def test_scripts_give_the_same_chi_square_elsewhere(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    result, context = fitted(tmp_path, file, {"stack": FILM, "samples": 0})
+    expected = result.curves[0].chi_square
+    for package in ("refnx", "refl1d"):
+        script = context.directory / f"artifacts/curve-1-{package}.py"
+        said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+        assert float(said.split()[1]) == pytest.approx(expected, rel=0.02), package
+
+
+def test_contrasts_share_what_is_not_their_own(tmp_path: Path) -> None:
+    stack = {**FILM, "backing": {**FILM["backing"], "sld": {"min": -0.6, "max": 6.4}}}  # type: ignore[dict-item]
+    heavy, light = list(WATER), list(WATER)
+    light[5] = -0.4
+    file = write(tmp_path / "two.ort", simulated(stack, heavy, 1), simulated(stack, light, 2))
+    contrasts = [
+        {"curve": "set1", "bounds": {"water.sld": {"min": 5.9, "max": 6.4}}},
+        {"curve": "2", "bounds": {"water.sld": {"min": -0.6, "max": 0.0}}},
+    ]
+    params = {"stack": stack, "relation": "contrasts", "contrasts": contrasts, "samples": 0}
+    result, _ = fitted(tmp_path, file, params)
+    first, second = ({p.name: p.value for p in curve.parameters} for curve in result.curves)
+    assert first["film.thickness"] == second["film.thickness"] == pytest.approx(210, abs=1)
+    assert first["water.sld"] == pytest.approx(6.2, abs=0.1)
+    assert second["water.sld"] == pytest.approx(-0.4, abs=0.1)
+
+
+def test_a_series_follows_a_film_that_swells(tmp_path: Path) -> None:
+    thicknesses = [200.0, 215.0, 230.0]
+    tables = [simulated(FILM, [*WATER[:2], t, *WATER[3:]], seed=int(t)) for t in thicknesses]
+    file = write(tmp_path / "series.ort", *tables)
+    result, _ = fitted(tmp_path, file, {"stack": FILM, "relation": "series", "samples": 0, "starts": 6})
+    found = [{p.name: p.value for p in curve.parameters}["film.thickness"] for curve in result.curves]
+    assert found == pytest.approx(thicknesses, abs=1.5)
+
+
+def test_too_few_layers_are_doubted_and_the_evidence_counts_them(tmp_path: Path) -> None:
+    bounds = {
+        "sld": {"min": 0.5, "max": 6.0},
+        "thickness": {"min": 30, "max": 200},
+        "roughness": {"min": 1, "max": 8},
+    }
+    two = {
+        "fronting": {"name": "air", "sld": 0.0},
+        "layers": [{"name": "top", **bounds}, {"name": "bottom", **bounds}],
+        "backing": {"name": "silicon", "sld": 2.07, "roughness": {"min": 1, "max": 6}},
+    }
+    #         thickness, sld, roughness of each; silicon's roughness, scale, background
+    truth = [80.0, 5.0, 3.0, 120.0, 1.5, 4.0, 3.0, 1.0, 1e-7]
+    file = write(tmp_path / "two.ort", simulated(two, truth, seed=5))
+    one = {**two, "layers": [{"name": "top", **bounds}]}
+    result, _ = fitted(tmp_path, file, {"stack": one, "samples": 200, "layer_counts": 3})
+    assert "MODEL_INSUFFICIENT" in [note.code for note in result.curves[0].notes]
+    probable = max(result.layer_evidence, key=lambda item: item.probability)
+    assert probable.layers == 2
+
+
+def test_bounds_that_exclude_the_film_are_blamed(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    layers = [FILM["layers"][0], {**FILM["layers"][1], "thickness": {"min": 215, "max": 300}}]  # type: ignore[index]
+    result, _ = fitted(tmp_path, file, {"stack": {**FILM, "layers": layers}, "samples": 0})
+    said = [note.message for note in result.curves[0].notes if note.code == "OUTSIDE_PRIOR"]
+    assert any("film.thickness" in message for message in said)
+
+
+def test_a_measured_curve_without_resolution(tmp_path: Path) -> None:
+    result, _ = fitted(tmp_path, MEASURED / "e361r.txt", {"stack": FILM, "samples": 0})
+    (curve,) = result.curves
+    # What refnx reaches with differential evolution and least squares within the same bounds.
+    assert curve.chi_square is not None
+    assert curve.chi_square < 150.8
+    assert "RESOLUTION_ASSUMED" in [note.code for note in curve.notes]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"relation": "contrasts", "contrasts": [{"curve": "d2o", "bounds": {}}]}, "contrasts[0].curve"),
+        (
+            {
+                "relation": "contrasts",
+                "contrasts": [{"curve": "1", "bounds": {"water.slb": {"min": 0, "max": 1}}}],
+            },
+            "curves[0].own",
+        ),
+    ],
+)
+def test_wrong_names_are_refused(tmp_path: Path, change: dict[str, object], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fitted(tmp_path, MEASURED / "e361r.txt", {"stack": FILM, **change})
+    assert caught.value.field == field
+
+
+def test_a_cancelled_job_ends(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path, datasets={"curves": MEASURED / "e361r.txt"})
+    context.wanted = Desired.CANCEL
+    with pytest.raises(JobCancelled):
+        infer.run(InferParams.model_validate({"stack": FILM}), context)
