@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -175,6 +175,20 @@ class Stack(_Params):
         return tuple(self.layers[index] for index in _sequence(self))
 
 
+_Q_OFFSET = "The true q is the measured one plus this; at most half of the lowest q."
+_FOOTPRINT = (
+    "Below, only the share q / footprint_q of the beam meets the sample; 0 for none."
+    " It is 4 pi w / (wavelength x length of the sample), w the width of the beam."
+)
+
+
+def _check_offset(probe: Probe | TrainingProbe, path: Sequence[str], value: float) -> None:
+    # So that no q becomes negative.
+    most = 0.5 * probe.q_min
+    if abs(value) > most:
+        refuse_field(probe, path, value, f"must be between {-most:g} and {most:g}")
+
+
 class Probe(_Params):
     """Where and how a curve is measured."""
 
@@ -188,11 +202,16 @@ class Probe(_Params):
         1.0, "Scale", description="Measured = scale x reflectivity + background.", gt=0, le=10
     )
     background: float = _quantity(0.0, "Background", ge=0, le=0.1)
+    q_offset: float = _quantity(0.0, "Offset of q", "1/angstrom", description=_Q_OFFSET, ge=-2.5, le=2.5)
+    footprint_q: float = _quantity(
+        0.0, "Over-illuminated below q", "1/angstrom", description=_FOOTPRINT, ge=0, le=5
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Probe:
         if self.q_max <= self.q_min:
             refuse_field(self, ["q_max"], self.q_max, f"must be larger than q_min, {self.q_min}")
+        _check_offset(self, ["q_offset"], self.q_offset)
         return self
 
     def q(self) -> np.ndarray:
@@ -607,7 +626,10 @@ class TrainingProbe(_Params):
         (0.0, 0.0),
         "Offset of q",
         "1/angstrom",
-        "The true q is the measured one plus this; at most half of the lowest q.",
+        _Q_OFFSET,
+    )
+    footprint_q: Annotated[Range, _Within(0.0, 5.0)] = _range(
+        (0.0, 0.0), "Over-illuminated below q", "1/angstrom", _FOOTPRINT
     )
 
     @model_validator(mode="after")
@@ -621,11 +643,8 @@ class TrainingProbe(_Params):
         if self.background.min < 1e-12 and not self.background.fixed:
             allowed = "must be at least 1e-12 where max is larger"
             refuse_field(self, ["background", "min"], self.background.min, allowed)
-        # So that no q becomes negative.
-        most = 0.5 * self.q_min
         for end, value in self.q_offset:
-            if abs(value) > most:
-                refuse_field(self, ["q_offset", end], value, f"must be between {-most:g} and {most:g}")
+            _check_offset(self, ["q_offset", end], value)
         return self
 
     def q(self) -> np.ndarray:

@@ -18,7 +18,7 @@ from guidehall.science.reflectometry.params import SLD_UNIT, LayerPrior, Range, 
 from guidehall.science.reflectometry.resolution import Resolution, quadrature
 
 _FILM = ("sld", "isld", "thickness", "roughness")
-_KINDS = (*_FILM, "scale", "background", "q_offset")
+_KINDS = (*_FILM, "scale", "background", "q_offset", "footprint_q")
 _UNITS = {
     "sld": SLD_UNIT,
     "isld": SLD_UNIT,
@@ -28,6 +28,7 @@ _UNITS = {
     "volume": "angstrom^3",
     "area": "angstrom^2",
     "q_offset": "1/angstrom",
+    "footprint_q": "1/angstrom",
 }
 # Behind the key of a quantity: what the film has in its place.
 _IN_THE_FILM = " in the film"
@@ -80,6 +81,48 @@ class _Tied:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Which setting of the instrument each point of one curve was measured in.
+
+    Each further segment has a scale and a background of its own, `scale[2]`, `background[2]` and so on, with
+    the bounds of the first.
+
+    Attributes:
+        index: integers [N], from 0 and without gaps.
+
+    Raises:
+        ValueError: there are gaps.
+    """
+
+    index: np.ndarray
+
+    def __post_init__(self) -> None:
+        found = np.unique(self.index)
+        if not np.array_equal(found, np.arange(len(found))):
+            raise ValueError(f"segments are counted from 0 without gaps, not {found.tolist()}")
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.index.max()) + 1
+
+
+def share_on_sample(q: Tensor, footprint_q: Tensor) -> Tensor:
+    """Share of the beam that meets the sample, min(1, q / footprint_q).
+
+    A beam of width w covers w / sin(angle) of the sample along its way, which at one wavelength is all of its
+    length at q = footprint_q = 4 pi w / (wavelength x length). The share belongs to the reflectivity before
+    resolution, scale and background, at the q that the instrument says.
+
+    Args:
+        q: in 1/angstrom.
+        footprint_q: broadcastable to q; 0 for a sample that is never overfilled.
+    """
+    # Of the nodes of a wide resolution, some may be negative.
+    return (q.abs().clamp_min(1e-12) / footprint_q).clamp_max(1.0)
+
+
+@dataclass(frozen=True)
 class Linearised:
     """Curves and their derivatives by the free parameters of the unit cube.
 
@@ -97,13 +140,23 @@ class Prior:
 
     Attributes:
         free: the P parameters with lower < upper that no expression gives: fronting, layers, backing, further
-            parameters, scale, background, q_offset.
+            parameters, scale, background, q_offset, footprint_q, and those of further segments.
+
+    Args:
+        segments: of the one curve that is compared with this prior, whose points are then those of `q` and of
+            `resolution` below; None for curves with one scale and background.
     """
 
-    def __init__(self, stack: StackPrior, probe: TrainingProbe, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        stack: StackPrior,
+        probe: TrainingProbe,
+        device: str = "cpu",
+        segments: Segments | None = None,
+    ) -> None:
         derived = {item.key: item for item in _derived(stack)}
         slots = [
-            *_slots(stack, probe),
+            *_slots(stack, probe, segments),
             *(_Slot(FreeParameter(key, "", 0.0, 0.0), "", key) for key in derived),
         ]
         self._intervals = stack.intervals()
@@ -137,10 +190,14 @@ class Prior:
         self._lower = tensor([low for low, _ in bounds])
         self._width = tensor([high - low for low, high in bounds])
         self._log = torch.tensor([parameter.log for parameter in self.free], device=device)
-        self._shifts = any(
-            slot.kind == "q_offset" and (free or slot.parameter.lower != 0)
-            for slot, free in zip(slots, is_free, strict=True)
-        )
+        self._shifts = probe.q_offset != Range(min=0.0, max=0.0)
+        self._overfills = probe.footprint_q != Range(min=0.0, max=0.0)
+        # Ones where a point, [segments, N], belongs to a segment.
+        self._members = tensor([1.0])[None]
+        if segments is not None:
+            self._members = torch.eye(segments.count, dtype=torch.float64, device=device)[:, segments.index]
+        names = [parameter.name for parameter in self.free]
+        self._first_segment = [names.index(name.partition("[")[0]) for name in names]
         self._rows = self._gradient_rows()
 
     def values(self, unit: Tensor) -> Tensor:
@@ -153,6 +210,10 @@ class Prior:
         """Points in the unit cube, [B, P], of physical values; the inverse of `values`."""
         working = torch.where(self._log, torch.where(self._log, values, 1.0).log(), values)
         return (working - self._lower) / self._width
+
+    def alike(self, unit: Tensor) -> Tensor:
+        """The points where all segments are like the first, from those of the same prior without segments."""
+        return unit[..., self._first_segment]
 
     def films(self, values: Tensor) -> Media:
         """Films with these free parameters, fronting medium first."""
@@ -182,20 +243,18 @@ class Prior:
         """
         numbers = self._complete(values)
         if sigma is None:
-            sharp = engine.reflectivity(self._seen(q, numbers), self._from_the_beam(numbers))
+            blurred = self._sharp(q, numbers)
         else:
             nodes, weights = (torch.from_numpy(array).to(q.device) for array in quadrature(order))
             spread = (q[..., None] + sigma[..., None] * nodes).flatten(-2)
-            sharp = engine.reflectivity(self._seen(spread, numbers), self._from_the_beam(numbers))
-            sharp = sharp.reshape(len(values), -1, order) @ weights
-        return self._column(numbers, "scale") * sharp + self._column(numbers, "background")
+            blurred = self._sharp(spread, numbers).reshape(len(values), -1, order) @ weights
+        return self._each(numbers, "scale") * blurred + self._each(numbers, "background")
 
     def curves(self, resolution: Resolution, values: Tensor) -> Tensor:
         """The same where all films are measured at the same points, [B, N]."""
         numbers = self._complete(values)
-        sharp = engine.reflectivity(self._seen(resolution.q, numbers), self._from_the_beam(numbers))
-        blurred = engine.blur(resolution, sharp)
-        return self._column(numbers, "scale") * blurred + self._column(numbers, "background")
+        blurred = engine.blur(resolution, self._sharp(resolution.q, numbers))
+        return self._each(numbers, "scale") * blurred + self._each(numbers, "background")
 
     def linearise(self, resolution: Resolution, unit: Tensor) -> Linearised:
         """`curves` at points of the unit cube, [B, P], and its derivatives there."""
@@ -204,20 +263,25 @@ class Prior:
         media = self._from_the_beam(numbers)
         wanted, sources = self._rows
         r, by_number = engine.gradient(self._seen(resolution.q, numbers), media, wanted)
-        blurred = engine.blur(resolution, torch.cat([r[:, None], by_number], dim=1))
-        scale = self._column(numbers, "scale")
+        rows = torch.cat([r[:, None], by_number], dim=1)
+        if self._overfills:
+            share, slope = self._share(resolution.q, numbers)
+            rows = torch.cat([rows * share[:, None], (r * slope)[:, None]], dim=1)
+            sources = torch.cat([sources, sources.new_tensor(self._columns["footprint_q"])])
+        blurred = engine.blur(resolution, rows)
+        scale = self._each(numbers, "scale")
         shape = (len(unit), len(self._defaults), len(resolution.first))
         slopes = torch.zeros(shape, dtype=torch.float64, device=unit.device)
         # Those of a repeated layer add up.
-        slopes.index_add_(1, sources, scale[..., None] * blurred[:, 1:])
-        slopes[:, self._columns["scale"]] = blurred[:, :1]
-        slopes[:, self._columns["background"]] = 1.0
+        slopes.index_add_(1, sources, scale[:, None] * blurred[:, 1:])
+        slopes[:, self._columns["scale"]] = self._members * blurred[:, :1]
+        slopes[:, self._columns["background"]] = self._members.expand(-1, shape[2])
         if self._ties:
             by_free = torch.einsum("cbp,bcn->bpn", self._chain(values), slopes)
         else:
             by_free = slopes[:, self._free_columns]
         return Linearised(
-            scale * blurred[:, 0] + self._column(numbers, "background"),
+            scale * blurred[:, 0] + self._each(numbers, "background"),
             self._stretch(values)[..., None] * by_free,
         )
 
@@ -230,16 +294,21 @@ class Prior:
         numbers = self._complete(values)
         media = self._from_the_beam(numbers)
         wanted, sources = self._rows
-        sharp = resolution.spread(gradients)
-        scale = self._column(numbers, "scale")
+        weights = resolution.spread(self._each(numbers, "scale") * gradients)
         by_number = torch.zeros_like(numbers)
         seen = self._seen(resolution.q, numbers)
-        by_number.index_add_(1, sources, scale * engine.pull(seen, media, wanted, sharp))
-        if not set(self._columns["scale"]).isdisjoint(self._free_columns):
-            by_number[:, self._columns["scale"]] = (sharp * engine.reflectivity(seen, media)).sum(
-                1, keepdim=True
-            )
-        by_number[:, self._columns["background"]] = gradients.sum(1, keepdim=True)
+        measured = {*self._columns["scale"], *self._columns["footprint_q"]}
+        r = None if measured.isdisjoint(self._free_columns) else engine.reflectivity(seen, media)
+        if self._overfills:
+            share, slope = self._share(resolution.q, numbers)
+            if r is not None:
+                by_number[:, self._columns["footprint_q"]] = (weights * r * slope).sum(1, keepdim=True)
+                r = r * share
+            weights = weights * share
+        by_number.index_add_(1, sources, engine.pull(seen, media, wanted, weights))
+        if r is not None:
+            by_number[:, self._columns["scale"]] = self._by_segment(gradients * engine.blur(resolution, r))
+        by_number[:, self._columns["background"]] = self._by_segment(gradients)
         by_free = self._chain(values, by_number) if self._ties else by_number[:, self._free_columns]
         return by_free * self._stretch(values)
 
@@ -280,6 +349,25 @@ class Prior:
     def _seen(self, q: Tensor, numbers: Tensor) -> Tensor:
         """Where the curve is calculated: the instrument's q is too small by the offset."""
         return q + self._column(numbers, "q_offset") if self._shifts else q
+
+    def _sharp(self, q: Tensor, numbers: Tensor) -> Tensor:
+        """What comes from the sample before resolution, [B, points of q]."""
+        r = engine.reflectivity(self._seen(q, numbers), self._from_the_beam(numbers))
+        return r * self._share(q, numbers)[0] if self._overfills else r
+
+    def _share(self, q: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """`share_on_sample` and its derivative by footprint_q."""
+        footprint = self._column(numbers, "footprint_q")
+        share = share_on_sample(q, footprint)
+        return share, torch.where(share < 1.0, -share / footprint, 0.0)
+
+    def _each(self, numbers: Tensor, kind: str) -> Tensor:
+        """Scale or background of each point, [B, N], or [B, 1] without segments."""
+        return self._column(numbers, kind) @ self._members
+
+    def _by_segment(self, weights: Tensor) -> Tensor:
+        """Sum over the points, [B, N], of each segment, [B, segments]."""
+        return (weights[:, None] * self._members).sum(-1)
 
     def _column(self, numbers: Tensor, kind: str) -> Tensor:
         return numbers[:, self._columns[kind]]
@@ -335,18 +423,20 @@ def _smoothed(stack: StackPrior, share: float) -> Iterator[_Tied]:
         yield _Tied(f"{key}.roughness{_IN_THE_FILM}", expression, 0.0, math.inf)
 
 
-def _slots(stack: StackPrior, probe: TrainingProbe) -> Iterator[_Slot]:
+def _slots(stack: StackPrior, probe: TrainingProbe, segments: Segments | None) -> Iterator[_Slot]:
+    def of_probe(kind: str, name: str) -> _Slot:
+        bounds: Range = getattr(probe, kind)
+        log = kind == "background" and not bounds.fixed
+        return _Slot(FreeParameter(name, _UNITS.get(kind, ""), bounds.min, bounds.max, log), kind, name)
+
     for item in stack.quantities():
         parameter = FreeParameter(item.name, _UNITS.get(item.kind, ""), item.bounds.min, item.bounds.max)
         yield _Slot(parameter, item.kind, item.key)
-    for name, bounds in (
-        ("scale", probe.scale),
-        ("background", probe.background),
-        ("q_offset", probe.q_offset),
-    ):
-        log = name == "background" and not bounds.fixed
-        parameter = FreeParameter(name, _UNITS.get(name, ""), bounds.min, bounds.max, log)
-        yield _Slot(parameter, name, name)
+    for kind in ("scale", "background", "q_offset", "footprint_q"):
+        yield of_probe(kind, kind)
+    for number in range(2, 1 + (1 if segments is None else segments.count)):
+        for kind in ("scale", "background"):
+            yield of_probe(kind, f"{kind}[{number}]")
 
 
 def _working(parameter: FreeParameter) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from guidehall.science.pipeline import Context, raise_if_cancelled
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
 from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
+from guidehall.science.reflectometry.prior import share_on_sample
 from guidehall.science.reflectometry.resolution import resolution
 
 # What exact arithmetic could give, and some rounding.
@@ -39,8 +40,9 @@ def simulate(params: SimulateParams) -> SimulateResult:
     sigma = probe.relative_sigma * q
     seen = resolution(q, sigma)
     lit = media.reversed() if stack.beam == "backing" else media
-    sharp = engine.reflectivity(seen.q, lit)
-    r = probe.scale * engine.blur(seen, sharp) + probe.background
+    sharp = engine.reflectivity(seen.q + probe.q_offset, lit)
+    met = sharp * share_on_sample(seen.q, torch.tensor(probe.footprint_q))
+    r = probe.scale * engine.blur(seen, met) + probe.background
     z = depth_grid(media, params.profile_points)
 
     def numbers(array: Tensor | np.ndarray) -> list[float]:
