@@ -15,6 +15,7 @@ from guidehall.science.reflectometry.cnn.params import (
     ImportModelParams,
     ImportModelResult,
 )
+from guidehall.science.reflectometry.infer_params import InferParams, InferResult
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, SimulateParams, SimulateResult
 from guidehall.science.registry import Science
 
@@ -50,6 +51,22 @@ SCIENCE = Science(
             datasets={
                 "curves": "Read when params.curves_from_dataset is set: curves.npy of an earlier run with"
                 " the same bounds and probe."
+            },
+        ),
+        Pipeline(
+            name="reflectometry.infer",
+            version="1",
+            title="Find the film behind measured curves",
+            description=(
+                "Fits one curve, many, several contrasts of one film, or a series, from many starts; gives every"
+                " film that explains them, credible intervals and bands, and says what may not be believed."
+            ),
+            params=InferParams,
+            result=InferResult,
+            entry="guidehall.science.reflectometry.infer:run",
+            device="cpu",
+            datasets={
+                "curves": "ORSO, text, NeXus or .npy: one or more curves with q and R, better with dR and dq."
             },
         ),
         Pipeline(
