@@ -211,6 +211,21 @@ class Prior:
         working = torch.where(self._log, torch.where(self._log, values, 1.0).log(), values)
         return (working - self._lower) / self._width
 
+    def sobol(self, count: int, seed: int) -> Tensor:
+        """Points that fill the unit cube more evenly than random ones, [count, P].
+
+        Sobol's sequence, scrambled by the seed; most even where `count` is a power of two.
+
+        Raises:
+            ValueError: `count` is not between 1 and 2^30, what the sequence has.
+        """
+        if not 1 <= count <= 2**30:
+            raise ValueError(f"count is {count}; allowed: 1 to 2^30")
+        sequence = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+            len(self.free), scramble=True, seed=seed
+        )
+        return sequence.draw(count, dtype=torch.float64).to(self._lower.device)
+
     def alike(self, unit: Tensor) -> Tensor:
         """The points where all segments are like the first, from those of the same prior without segments."""
         return unit[..., self._first_segment]

@@ -331,3 +331,32 @@ def test_roughness_is_cut_to_a_share_of_the_thinner_neighbour(repeated: bool) ->
     torch.testing.assert_close(loose.films(values).roughness, free.films(values).roughness)
     torch.testing.assert_close(loose.depth_grid(9), free.depth_grid(9))
     check_derivatives(loose)
+
+
+def test_sobol_points_are_even_and_those_of_their_seed() -> None:
+    prior = prior_of(film_under_water())
+    # Seeds of jobs have 64 bits.
+    unit = prior.sobol(256, 2**64 - 1)
+    assert unit.shape == (256, len(prior.free))
+    assert unit.dtype == torch.float64
+    assert bool(((unit >= 0) & (unit <= 1)).all())
+    torch.testing.assert_close(prior.sobol(256, 2**64 - 1), unit, rtol=0, atol=0)
+    assert not torch.equal(prior.sobol(256, 4), unit)
+    # Of every parameter, one point lies in each 256th.
+    assert ((256 * unit).floor().sort(0).values == torch.arange(256.0)[:, None]).all()
+    # The square of any two is filled evenly, too: random counts would have a variance of 15.
+    counts = torch.stack([torch.histogramdd(unit[:, [a, b]], 4).hist for a in range(9) for b in range(a)])
+    assert float(counts.var()) < 4
+
+
+def test_sobol_leaves_the_random_state_alone() -> None:
+    prior = prior_of(film_under_water())
+    before = torch.get_rng_state()
+    prior.sobol(8, 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("count", [0, 2**30 + 1])
+def test_sobol_has_so_many_points(count: int) -> None:
+    with pytest.raises(ValueError, match="1 to 2"):
+        prior_of(film_under_water()).sobol(count, 0)
