@@ -58,8 +58,8 @@ SCIENCE = Science(
             version="1",
             title="Find the film behind measured curves",
             description=(
-                "Fits one curve, many, several contrasts of one film, or a series, from many starts; gives every"
-                " film that explains them, credible intervals and bands, and says what may not be believed."
+                "Fits one curve, many, several contrasts of one film, or a series, from many starts; gives"
+                " every film that explains them, credible intervals and bands, and says what not to believe."
             ),
             params=InferParams,
             result=InferResult,

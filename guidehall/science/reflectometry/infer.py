@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,12 @@ from guidehall.science.reflectometry.infer_params import (
     Instrument,
     LayerEvidence,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tie, TrainingProbe
 from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
 
 ROLE = "curves"
+# Fewer do not tell the evidence.
+_EVIDENCE_SAMPLES = 200
 
 
 def run(params: InferParams, context: Context) -> InferResult:
@@ -50,11 +53,11 @@ def run(params: InferParams, context: Context) -> InferResult:
     if params.layer_counts:
         evidence = list(_layer_evidence(params, measured, context))
     for solution, items in _solutions(params, measured, context):
-        for item, analysis in zip(items, solution.analyses, strict=True):
+        for item, analysis, film in zip(items, solution.analyses, solution.films, strict=True):
             label = f"curve-{len(fitted) + 1}"
             fitted.append(_fitted(label, item, analysis))
             for name, data, media_type in answer_files(
-                label, params.stack, params.instrument, item, analysis
+                label, params.stack, params.instrument, item, analysis, film
             ):
                 context.artifact(name, data, media_type)
             context.progress(len(fitted), len(measured), phase="fit")
@@ -96,6 +99,7 @@ def probe_of(instrument: Instrument) -> TrainingProbe:
         scale=instrument.scale,
         background=instrument.background,
         q_offset=instrument.q_offset,
+        footprint_q=instrument.footprint_q,
         resolution=width,
         resolution_convention=instrument.resolution_convention,
         resolution_mode=instrument.resolution_mode,
@@ -105,46 +109,44 @@ def probe_of(instrument: Instrument) -> TrainingProbe:
 def _solutions(
     params: InferParams, measured: Sequence[Measured], context: Context
 ) -> Iterator[tuple[Solution, Sequence[Measured]]]:
-    probe, how = probe_of(params.instrument), Search(starts=params.starts)
+    options = _options(params, context)
     if params.relation == "contrasts":
         raise_if_cancelled(context)
-        yield (
-            solve(params.stack, probe, measured, seed=context.seed, how=how, samples=params.samples),
-            measured,
-        )
+        yield solve(params.stack, measured=measured, samples=params.samples, **options), measured
         return
     if params.relation == "series":
-        found = series(params.stack, probe, measured, seed=context.seed, how=how, samples=params.samples)
+        found = series(params.stack, measured=measured, samples=params.samples, **options)
         for item in measured:
             raise_if_cancelled(context)
             yield next(found), [item]
         return
     for item in measured:
         raise_if_cancelled(context)
-        yield (
-            solve(params.stack, probe, [item], seed=context.seed, how=how, samples=params.samples),
-            [item],
-        )
+        yield solve(params.stack, measured=[item], samples=params.samples, **options), [item]
+
+
+def _options(params: InferParams, context: Context) -> dict[str, Any]:
+    """What all fits of a job have in common."""
+    return {
+        "probe": probe_of(params.instrument),
+        "seed": context.seed,
+        "how": Search(starts=params.starts),
+        "segmented": params.instrument.segments,
+    }
 
 
 def _layer_evidence(
     params: InferParams, measured: Sequence[Measured], context: Context
 ) -> Iterator[LayerEvidence]:
     """Of 1 to n layers like the first of the stack, explaining all curves as contrasts of one film."""
-    probe, how = probe_of(params.instrument), Search(starts=params.starts)
+    options = _options(params, context)
     items = measured if params.relation == "contrasts" else measured[:1]
     found: list[tuple[int, float, float]] = []
     for count in range(1, params.layer_counts + 1):
         raise_if_cancelled(context)
         context.progress(count - 1, params.layer_counts, phase="count layers")
-        solution = solve(
-            with_layers(params.stack, count),
-            probe,
-            items,
-            seed=context.seed,
-            how=how,
-            samples=max(params.samples, 200),
-        )
+        stack, samples = with_layers(params.stack, count), max(params.samples, _EVIDENCE_SAMPLES)
+        solution = solve(stack, measured=items, samples=samples, **options)
         if solution.posterior is None:
             raise UserError("layer_counts", params.layer_counts, "the curves need dr")
         found.append((count, solution.posterior.log_evidence, solution.modes[0].chi_square))
@@ -164,28 +166,6 @@ def with_layers(stack: StackPrior, count: int) -> StackPrior:
     first = stack.layers[0]
     layers = tuple(first.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1))
     return stack.model_copy(update={"layers": layers})
-
-
-def known_stack(prior: StackPrior, analysis: Analysis) -> Stack:
-    """The film that was found."""
-    values = {parameter.name: parameter.value for parameter in analysis.parameters}
-
-    def numbers(part: object, kinds: Sequence[str]) -> dict[str, object]:
-        name = getattr(part, "name")  # noqa: B009 (three classes have it)
-        found: dict[str, object] = {"name": name}
-        for kind in kinds:
-            bounds = getattr(part, kind)
-            found[kind] = values.get(f"{name}.{kind}", bounds.min)
-        return found
-
-    return Stack.model_validate(
-        {
-            "fronting": numbers(prior.fronting, ("sld", "isld")),
-            "layers": [numbers(layer, ("sld", "isld", "roughness", "thickness")) for layer in prior.layers],
-            "backing": numbers(prior.backing, ("sld", "isld", "roughness")),
-            "beam": prior.beam,
-        }
-    )
 
 
 def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
@@ -209,7 +189,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
 
 
 def answer_files(
-    label: str, stack: StackPrior, instrument: Instrument, item: Measured, analysis: Analysis
+    label: str, stack: StackPrior, instrument: Instrument, item: Measured, analysis: Analysis, film: Stack
 ) -> Iterator[tuple[str, bytes, str]]:
     """Name, content and media type of what an answer leaves.
 
@@ -226,19 +206,36 @@ def answer_files(
     for name, figure in figures.items():
         yield f"{label}-{name}.png", plots.picture(figure, "png"), "image/png"
         yield f"{label}-{name}.svg", plots.picture(figure, "svg", f"{label}-{name}"), "image/svg+xml"
-    film = known_stack(stack, analysis)
     yield f"{label}.ort", export.to_ort(curve, analysis.calculated, film), "text/plain"
     yield f"{label}.csv", export.to_csv(curve, analysis.calculated), "text/csv"
     profile = io.BytesIO()
     np.save(profile, np.stack([analysis.z, analysis.sld, analysis.isld]), allow_pickle=False)
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
-    if curve.dr is None:
+    if curve.dr is None or _beyond_scripts(instrument, analysis):
         return
     values = {parameter.name: parameter.value for parameter in analysis.parameters}
     scale = values.get("scale", instrument.scale.min)
     background = values.get("background", instrument.background.min)
-    free = {p.name: (p.lower, p.upper) for p in analysis.parameters if p.name != "q_offset"}
+    free = _plain_bounds(stack, analysis)
     for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
         text = script(curve, film, scale=scale, background=background, free=free)
         yield f"{label}-{package}.py", text.encode(), "text/x-python"
+
+
+def _beyond_scripts(instrument: Instrument, analysis: Analysis) -> bool:
+    """Whether the instrument does what the scripts do not say."""
+    zero = Range(min=0.0, max=0.0)
+    several = any("[" in parameter.name for parameter in analysis.parameters)
+    return several or instrument.q_offset != zero or instrument.footprint_q != zero
+
+
+def _plain_bounds(stack: StackPrior, analysis: Analysis) -> dict[str, tuple[float, float]] | None:
+    """What a script may go on to fit: all parameters, or none of a film whose parameters are tied."""
+    parts = (stack.fronting, *stack.layers, stack.backing)
+    tied = any(isinstance(bounds, Tie) for part in parts for _, bounds in part)
+    wet = any(layer.solvent is not None for layer in stack.layers)
+    repeated = len(stack.sequence) > len(stack.layers)
+    if tied or wet or repeated or stack.parameters or stack.max_roughness_share is not None:
+        return None
+    return {parameter.name: (parameter.lower, parameter.upper) for parameter in analysis.parameters}

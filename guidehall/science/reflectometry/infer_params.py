@@ -36,6 +36,17 @@ class Instrument(Params):
         description="The true q is the measured one plus this.",
         json_schema_extra={"unit": "1/angstrom"},
     )
+    footprint_q: Range = Field(
+        Range(min=0.0, max=0.0),
+        title="Footprint",
+        description="Below this q the beam is wider than the sample, which reflects q / footprint of it.",
+        json_schema_extra={"unit": "1/angstrom"},
+    )
+    segments: bool = Field(
+        False,
+        title="Own scale and background of each segment",
+        description="Where a curve was measured at several angles that its file keeps apart.",
+    )
     resolution: float = Field(
         0.05,
         title="Resolution dq/q",

@@ -98,9 +98,10 @@ class Fit:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         written = []
-        for place, (item, analysis) in enumerate(zip(self.curves, self.analyses, strict=True), start=1):
+        found = zip(self.curves, self.analyses, self.solution.films, strict=True)
+        for place, (item, analysis, film) in enumerate(found, start=1):
             label = f"curve-{place}"
-            for name, data, _ in answer_files(label, self.stack, self.instrument, item, analysis):
+            for name, data, _ in answer_files(label, self.stack, self.instrument, item, analysis, film):
                 path = target / name
                 path.write_bytes(data)
                 written.append(path)
@@ -182,7 +183,15 @@ def fit(
         if isinstance(instrument, Instrument)
         else _valid(Instrument, instrument or {}, "instrument")
     )
-    solution = solve(stack, probe_of(known), items, seed=seed, how=Search(starts=starts), samples=samples)
+    solution = solve(
+        stack,
+        probe_of(known),
+        items,
+        seed=seed,
+        how=Search(starts=starts),
+        samples=samples,
+        segmented=known.segments,
+    )
     return Fit(stack, known, items, solution)
 
 

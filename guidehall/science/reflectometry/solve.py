@@ -27,9 +27,9 @@ from guidehall.science.reflectometry.fit import (
     search,
     sharpen,
 )
-from guidehall.science.reflectometry.params import Range, StackPrior, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.posterior import Posterior, sample
-from guidehall.science.reflectometry.prior import FreeParameter, Prior
+from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
 from guidehall.science.reflectometry.verdict import Note, doubts
 
 # Of the instrument, so each curve has its own.
@@ -60,12 +60,14 @@ class Solution:
         modes: explanations of all curves, best first, in the unit cube of `free`.
         posterior: samples of the same cube; None where a curve has no dr or none were wanted.
         analyses: one for each curve, in its own parameters.
+        films: the best for each curve, with all its layers.
     """
 
     free: tuple[FreeParameter, ...]
     modes: tuple[Mode, ...]
     posterior: Posterior | None
     analyses: tuple[Analysis, ...]
+    films: tuple[Stack, ...]
 
 
 def solve(
@@ -77,6 +79,7 @@ def solve(
     how: Search,
     samples: int = 0,
     guess: np.ndarray | None = None,
+    segmented: bool = False,
 ) -> Solution:
     """Fits one film, or films that share parameters, to all curves together.
 
@@ -87,11 +90,12 @@ def solve(
         seed: of starts and samples.
         samples: of the posterior.
         guess: [P] a start in the unit cube of the joint parameters.
+        segmented: whether each segment of a curve has a scale and a background of its own.
 
     Raises:
         UserError: a curve is wrong, or its own bounds name no parameter.
     """
-    cases = [_Case.of(stack, probe, item, index) for index, item in enumerate(measured)]
+    cases = [_Case.of(stack, probe, item, index, segmented) for index, item in enumerate(measured)]
     names, free, columns = _joint(cases, measured)
     target = JointTarget([case.target for case in cases], columns)
     smoother = JointTarget([LogTarget(case.target) for case in cases], columns)
@@ -106,7 +110,8 @@ def solve(
         _analysis(case, np.array(places), modes, posterior)
         for case, places in zip(cases, columns, strict=True)
     )
-    return Solution(tuple(free), modes, posterior, analyses)
+    films = tuple(case.film(modes[0].unit[places]) for case, places in zip(cases, columns, strict=True))
+    return Solution(tuple(free), modes, posterior, analyses, films)
 
 
 def series(
@@ -117,11 +122,14 @@ def series(
     seed: int,
     how: Search,
     samples: int = 0,
+    segmented: bool = False,
 ) -> Iterator[Solution]:
     """Fits curves one after the other, each from the answer to the one before: a film that dries."""
     guess: np.ndarray | None = None
     for item in measured:
-        found = solve(stack, probe, [item], seed=seed, how=how, samples=samples, guess=guess)
+        found = solve(
+            stack, probe, [item], seed=seed, how=how, samples=samples, guess=guess, segmented=segmented
+        )
         guess = found.modes[0].unit
         yield found
 
@@ -130,24 +138,54 @@ def series(
 class _Case:
     """One curve, ready to be fitted; `exact` is for the last steps of a fit."""
 
+    stack: StackPrior
     prior: Prior
     prepared: Prepared
     target: CurveTarget
     exact: CurveTarget
 
     @classmethod
-    def of(cls, stack: StackPrior, probe: TrainingProbe, item: Measured, index: int) -> _Case:
+    def of(
+        cls, stack: StackPrior, probe: TrainingProbe, item: Measured, index: int, segmented: bool
+    ) -> _Case:
         where = f"curves[{index}]"
         item.curve.check(where)
         if item.curve.beam_side not in (None, stack.beam):
             raise UserError(
                 f"{where}.beam_side", item.curve.beam_side, f"the stack is seen through its {stack.beam}"
             )
-        prior = Prior(*_with_own(stack, probe, item.own, f"{where}.own"))
+        stack, probe = _with_own(stack, probe, item.own, f"{where}.own")
+        segment = item.curve.segment if segmented else None
+        prior = Prior(stack, probe, segments=None if segment is None else Segments(segment))
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
         targets = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
-        return cls(prior, prepared, *targets)
+        return cls(stack, prior, prepared, *targets)
+
+    def film(self, unit: np.ndarray) -> Stack:
+        """The film at a point of the prior's unit cube, repeated layers written out."""
+        stack = self.stack
+        media = self.prior.films(self.prior.values(torch.from_numpy(unit)[None]))
+        sld, isld, thickness, roughness = (
+            part[0].tolist() for part in (media.sld, media.isld, media.thickness, media.roughness)
+        )
+        names = [stack.fronting.name]
+        for index in stack.sequence:
+            name = stack.layers[index].name
+            times = sum(other.partition(" x")[0] == name for other in names)
+            names.append(f"{name} x{times + 1}" if times else name)
+        names.append(stack.backing.name)
+        parts: list[dict[str, object]] = [
+            {"name": name, "sld": real, "isld": imaginary}
+            for name, real, imaginary in zip(names, sld, isld, strict=True)
+        ]
+        for part, rough in zip(parts[1:], roughness, strict=True):
+            part["roughness"] = rough
+        for part, thick in zip(parts[1:-1], thickness, strict=True):
+            part["thickness"] = thick
+        return Stack.model_validate(
+            {"fronting": parts[0], "layers": parts[1:-1], "backing": parts[-1], "beam": stack.beam}
+        )
 
 
 def _with_own(
