@@ -159,7 +159,8 @@ class Stack(_Params):
     """A film of known structure between two media."""
 
     fronting: Medium = Field(title="Fronting medium", description="First medium, such as air or silicon.")
-    layers: tuple[Layer, ...] = Field((), title="Layers", max_length=MAX_LAYERS)
+    # A multilayer may be written out.
+    layers: tuple[Layer, ...] = Field((), title="Layers", max_length=MAX_LAYERS_IN_ALL)
     backing: Backing = Field(title="Backing medium", description="Last medium, such as silicon or a liquid.")
     beam: BeamSide = _quantity("fronting", "Beam side", description="The medium that the beam comes through.")
     repeats: tuple[Repeat, ...] = _repeats()
@@ -459,6 +460,7 @@ def _quantity_of(part: str, kind: str, path: tuple[str | int, ...], bounds: Rang
     return Quantity(f"{part}.{kind}", f"{identifier(part)}.{kind}", kind, path, bounds)
 
 
+_FILM_KINDS = ("thickness", "sld", "isld", "roughness", "solvent")
 # Beside the film, a fit finds these.
 _TAKEN = ("scale", "background", "q_offset", "footprint_q")
 
@@ -526,7 +528,7 @@ class StackPrior(_Params):
         paths: list[tuple[str | int, ...]] = [("layers", index) for index in range(len(self.layers))]
         parts = (self.fronting, *self.layers, self.backing)
         for path, part in zip([("fronting",), *paths, ("backing",)], parts, strict=True):
-            for kind in ("thickness", "sld", "isld", "roughness", "solvent"):
+            for kind in _FILM_KINDS:
                 bounds: Range | None = getattr(part, kind, None)
                 if bounds is not None:
                     found.append(_quantity_of(part.name, kind, (*path, kind), bounds))
@@ -582,8 +584,11 @@ class StackPrior(_Params):
         for name in self.parameters:
             if name in _TAKEN or name != identifier(name):
                 refuse_field(self, ["parameters", name], name, "this word is taken")
-            if name not in used:
-                refuse_field(self, ["parameters", name], name, "must be in an expression")
+        for item in known.values():
+            # A number of a molecule may be there for the record; a free one would never be found.
+            silent = item.kind in Molecules.model_fields and item.bounds.fixed
+            if item.kind not in _FILM_KINDS and not silent and item.key not in used:
+                refuse_field(self, item.path, item.name, "must be in an expression")
         derived = self.max_roughness_share is not None or any(
             layer.solvent is not None for layer in self.layers
         )

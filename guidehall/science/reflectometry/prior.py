@@ -174,11 +174,13 @@ class Prior:
         self._columns = {kind: [i for i, slot in enumerate(slots) if slot.kind == kind] for kind in _KINDS}
         # In the film, a repeated layer is there several times.
         parts = [stack.fronting, *(stack.layers[index] for index in stack.sequence), stack.backing]
+        # Not by their keys, which may be alike where nothing is tied.
+        names = [slot.parameter.name for slot in slots]
         for kind in _FILM:
-            keys = [f"{identifier(part.name)}.{kind}" for part in parts if hasattr(part, kind)]
             self._columns[kind] = [
-                self._keys.index(f"{key}{_IN_THE_FILM}" if f"{key}{_IN_THE_FILM}" in derived else key)
-                for key in keys
+                names.index(key if (key := _film_key(part.name, kind)) in derived else f"{part.name}.{kind}")
+                for part in parts
+                if hasattr(part, kind)
             ]
         self._free_columns = [i for i, free in enumerate(is_free) if free]
 
@@ -196,8 +198,8 @@ class Prior:
         self._members = tensor([1.0])[None]
         if segments is not None:
             self._members = torch.eye(segments.count, dtype=torch.float64, device=device)[:, segments.index]
-        names = [parameter.name for parameter in self.free]
-        self._first_segment = [names.index(name.partition("[")[0]) for name in names]
+        free = [parameter.name for parameter in self.free]
+        self._first_segment = [free.index(name.partition("[")[0]) for name in free]
         self._rows = self._gradient_rows()
 
     def values(self, unit: Tensor) -> Tensor:
@@ -406,6 +408,10 @@ class Prior:
         return media.reversed() if self._beam_from_backing else media
 
 
+def _film_key(part: str, kind: str) -> str:
+    return f"{identifier(part)}.{kind}{_IN_THE_FILM}"
+
+
 def _derived(stack: StackPrior) -> Iterator[_Tied]:
     """Numbers of the film that are not those of its parts alone."""
     dry = Range(min=0.0, max=0.0)
@@ -417,7 +423,7 @@ def _derived(stack: StackPrior) -> Iterator[_Tied]:
             absorbs = kind == "sld" or not layer.isld == liquid.isld == dry
             if layer.solvent is not None and layer.solvent != dry and absorbs:
                 text = f"(1 - {name}.solvent) * {name}.{kind} + {name}.solvent * {solvent}.{kind}"
-                yield _Tied(f"{name}.{kind}{_IN_THE_FILM}", Expression(text), -math.inf, math.inf)
+                yield _Tied(_film_key(layer.name, kind), Expression(text), -math.inf, math.inf)
     if stack.max_roughness_share is not None:
         yield from _smoothed(stack, stack.max_roughness_share)
 
@@ -432,10 +438,9 @@ def _smoothed(stack: StackPrior, share: float) -> Iterator[_Tied]:
         thin |= {other.name for other in (before, part) if isinstance(other, LayerPrior)}
         before = part
     for name, others in beside.items():
-        key = identifier(name)
         limits = ", ".join(f"{share!r} * {identifier(other)}.thickness" for other in sorted(others))
-        expression = Expression(f"min({key}.roughness, {limits})")
-        yield _Tied(f"{key}.roughness{_IN_THE_FILM}", expression, 0.0, math.inf)
+        expression = Expression(f"min({identifier(name)}.roughness, {limits})")
+        yield _Tied(_film_key(name, "roughness"), expression, 0.0, math.inf)
 
 
 def _slots(stack: StackPrior, probe: TrainingProbe, segments: Segments | None) -> Iterator[_Slot]:

@@ -154,6 +154,12 @@ def test_repeated_groups_keep_their_places() -> None:
     assert "".join(layer.name for layer in found) == "abababcdd"
 
 
+def test_a_multilayer_can_be_written_out() -> None:
+    layers = [{"thickness": 10, "sld": 1}] * 400
+    stack = {"fronting": {"sld": 0}, "layers": layers, "backing": {"sld": 6}}
+    assert len(SimulateParams.model_validate({"stack": stack}).stack.all_layers) == 400
+
+
 def test_repeated_layers_count_in_what_is_calculated_at_once() -> None:
     document = changed("stack.repeats", [{"first": "film", "last": "film", "times": 400}])
     document["training"]["batch_size"] = 1000
@@ -173,6 +179,15 @@ def test_repeated_layers_count_in_what_is_calculated_at_once() -> None:
             "divides by what may be 0",
         ),
         ({"sld": 1, "thickness": 9, "solvent": 1.5}, "solvent.min", "between 0 and 1"),
+        (
+            {
+                "molecules": {"b": 1, "volume": 100, "area": {"min": 5, "max": 9}},
+                "thickness": 9,
+                "solvent": 0,
+            },
+            "molecules.area",
+            "must be in an expression",
+        ),
     ],
 )
 def test_refuses_wrong_molecules_and_solvents(layer: dict[str, Any], field: str, reason: str) -> None:

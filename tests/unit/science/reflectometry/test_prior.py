@@ -91,6 +91,19 @@ def test_beam_side_turns_the_stack_round() -> None:
     )
 
 
+def test_names_may_differ_in_a_space_alone() -> None:
+    layer = {"thickness": {"min": 5, "max": 9}, "sld": 3}
+    names = ["film 1", "film_1"]
+    document = {
+        "fronting": {"name": "air", "sld": 0},
+        "layers": [layer | {"name": name} for name in names],
+        "backing": {"sld": 2},
+    }
+    prior = Prior(StackPrior.model_validate(document), film_under_water().probe)
+    film = prior.films(torch.tensor([[6.0, 8.0, 1.0, 1e-6]], dtype=torch.float64))
+    assert film.thickness.tolist() == [[6.0, 8.0]]
+
+
 def check_derivatives(prior: Prior) -> None:
     """Those of `linearise` and `pull` are the differences of `curves`."""
     q = np.linspace(0.01, 0.2, 50)
