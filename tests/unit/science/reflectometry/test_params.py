@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from guidehall.cli import _schema
 from guidehall.science import registry
 from guidehall.science.pipeline import field_errors
 from guidehall.science.reflectometry.examples import film_under_water
-from guidehall.science.reflectometry.params import NrSldParams, Probe, Range, SimulateParams, Tie, sigma_of
+from guidehall.science.reflectometry.params import (
+    NrSldParams,
+    Probe,
+    Range,
+    SimulateParams,
+    StackPrior,
+    Tie,
+    sigma_of,
+)
 from tests.fixtures.reflectometry import SMALL_TRAINING
 
 
@@ -268,3 +279,10 @@ def test_examples_round_trip_as_json() -> None:
 def test_simulation_has_defaults_for_all_but_the_stack() -> None:
     stack = {"fronting": {"sld": 0}, "backing": {"sld": 6.36}}
     assert SimulateParams.model_validate({"stack": stack}).probe.points == 300
+
+
+def test_the_stacks_of_the_documentation_are_stacks() -> None:
+    page = Path(__file__).parents[4] / "docs/reference/stacks-and-priors.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    stacks = [StackPrior.model_validate(yaml.safe_load(block)["stack"]) for block in blocks]
+    assert [len(stack.sequence) for stack in stacks] == [1, 40, 2]
