@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.cnn.params import (
 )
 from guidehall.science.reflectometry.infer_params import InferParams, InferResult
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, SimulateParams, SimulateResult
+from guidehall.science.reflectometry.plan_params import PlanParams, PlanResult
 from guidehall.science.registry import Science
 
 _CHI_DATASETS = {
@@ -68,6 +69,16 @@ SCIENCE = Science(
             datasets={
                 "curves": "ORSO, text, NeXus or .npy: one or more curves with q and R, better with dR and dq."
             },
+        ),
+        Pipeline(
+            name="reflectometry.plan",
+            version="1",
+            title="Plan a measurement",
+            description="Expected error bars of a film's parameters against counting time, checked by fits.",
+            params=PlanParams,
+            result=PlanResult,
+            entry="guidehall.science.reflectometry.plan:run",
+            device="cpu",
         ),
         Pipeline(
             name="reflectometry.pyreflect_cnn",
