@@ -294,7 +294,11 @@ class Prior:
         slopes[:, self._columns["scale"]] = self._members * blurred[:, :1]
         slopes[:, self._columns["background"]] = self._members.expand(-1, shape[2])
         if self._ties:
-            by_free = torch.einsum("cbp,bcn->bpn", self._chain(values), slopes)
+            # Each number on its own, in a copy of the batch.
+            count = len(self._keys)
+            each = torch.eye(count, dtype=values.dtype, device=values.device)
+            chain = self._chain(values.repeat(count, 1), each.repeat_interleave(len(values), 0))
+            by_free = torch.einsum("cbp,bcn->bpn", chain.reshape(count, *values.shape), slopes)
         else:
             by_free = slopes[:, self._free_columns]
         return Linearised(
@@ -329,17 +333,12 @@ class Prior:
         by_free = self._chain(values, by_number) if self._ties else by_number[:, self._free_columns]
         return by_free * self._stretch(values)
 
-    def _chain(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Derivatives of all numbers by the free ones, [numbers, B, P], or of their weighted sum, [B, P]."""
+    def _chain(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Derivatives by the free numbers, [B, P], of the sum of all numbers with `weights`, [B, numbers]."""
         # Callers may have turned derivatives off.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = values.detach().clone().requires_grad_()
-            numbers = self._complete(leaf)
-            if weights is not None:
-                return torch.autograd.grad(numbers, leaf, weights.clone())[0]
-            each = torch.eye(len(self._keys), dtype=numbers.dtype, device=numbers.device)
-            rows = each[:, None, :].expand(-1, len(values), -1)
-            return torch.autograd.grad(numbers, leaf, rows, is_grads_batched=True)[0]
+            return torch.autograd.grad(self._complete(leaf), leaf, weights.clone())[0]
 
     def _stretch(self, values: Tensor) -> Tensor:
         """Derivative of each value by its place in the unit cube, [B, P]."""
