@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guidehall.science.pipeline import Checkpoint, Context, Desired, Manifest, Provenance
+from guidehall.science.pipeline import Checkpoint, Context, Desired, Manifest, Provenance, UserError
 from guidehall.science.reflectometry.chi import sld_chi
 from guidehall.science.reflectometry.chi.params import NrSldChiParams, NrSldChiResult
 from guidehall.science.reflectometry.cnn import train as cnn
@@ -15,6 +15,7 @@ from guidehall.science.reflectometry.cnn.curves import read_pairs
 from guidehall.science.reflectometry.cnn.import_model import read_cnn
 from guidehall.science.reflectometry.cnn.params import CnnResult, ImportModelParams
 from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
+from guidehall.science.reflectometry.params import TrainingProbe
 
 PIPELINE = "reflectometry.nr_sld_chi"
 _MAX_CURVES = 1000
@@ -24,6 +25,10 @@ def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
     """Trains or reads the first network, trains the second, and applies one after the other."""
     path = sld_chi.optional_dataset(context, "experimental_nr")
     curves = None if path is None else read_pairs(path, "inputs.experimental_nr", rows=(1, _MAX_CURVES))
+    # Before a training of hours, not after it.
+    data = sld_chi.training_set(params.chi, context)
+    if params.cnn is not None and curves is not None and not params.cnn.curves_from_datasets:
+        _check_covered(curves, params.cnn.probe)
     stages = _Stages(context)
     trained: CnnResult | None = None
     if params.cnn is None:
@@ -38,8 +43,17 @@ def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
     assert curves is not None  # noqa: S101 (refused above)
     profiles = _profiles(predictor, curves)
     stoppable = trained is None or trained.ended_by != "stop"
-    chi = sld_chi.train(params.chi, _Stage(context, stages, 1), PIPELINE, profiles, stoppable=stoppable)
+    stage = _Stage(context, stages, 1)
+    chi = sld_chi.train(params.chi, stage, PIPELINE, data, profiles, stoppable=stoppable)
     return NrSldChiResult(cnn=trained, chi=chi)
+
+
+def _check_covered(curves: np.ndarray, probe: TrainingProbe) -> None:
+    low, high = float(curves[:, 0, 0].max()), float(curves[:, 0, -1].min())
+    # A rounding apart, the network itself will take them.
+    if low > probe.q_min * (1.0 + 1e-6) or high < probe.q_max * (1.0 - 1e-6):
+        allowed = f"must cover {probe.q_min:.6g} to {probe.q_max:.6g}, which the network is trained for"
+        raise UserError("inputs.experimental_nr", f"{low:.6g} to {high:.6g} 1/angstrom", allowed)
 
 
 def _profiles(predictor: CnnPredictor, curves: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +36,10 @@ _MAX_PREDICTIONS, _MAX_SCATTER = 1000, 500
 def run(params: ChiParams, context: Context) -> ChiResult:
     """Trains a model, publishes it, and applies it to the profiles in the role experimental_sld."""
     path = optional_dataset(context, "experimental_sld")
-    profiles = None if path is None else read_profiles(path, "inputs.experimental_sld")
-    return train(params, context, "reflectometry.sld_chi", profiles)
+    profiles = (
+        None if path is None else _read_profiles(path, "inputs.experimental_sld", (1, _MAX_PREDICTIONS))
+    )
+    return train(params, context, "reflectometry.sld_chi", training_set(params, context), profiles)
 
 
 def optional_dataset(context: Context, role: str) -> Path | None:
@@ -47,44 +50,64 @@ def optional_dataset(context: Context, role: str) -> Path | None:
         return None
 
 
-def read_profiles(path: Path, field: str) -> np.ndarray:
-    """Profiles float32 [N, 2, L] to predict, z ascending; [2, L] is one.
-
-    Raises:
-        UserError: blames `field`.
-    """
-    profiles = read_pairs(path, field, rows=(1, _MAX_PREDICTIONS))
+def _read_profiles(path: Path, field: str, rows: tuple[int, int]) -> np.ndarray:
+    """Profiles float32 [N, 2, L], z ascending; [2, L] is one."""
+    profiles = read_pairs(path, field, rows=rows)
     if (np.diff(profiles[:, 0]) < 0).any():
         raise UserError(field, "z that descends", "z comes first, in angstrom, and must not descend")
     return profiles
+
+
+class ChiSet(NamedTuple):
+    """What there is to train with.
+
+    Attributes:
+        profiles: float32 [N, 2, M].
+        chi: float64 [N, C].
+        flat: how many profiles were left out because nothing varies in them.
+        filtered: how many others because of the filters.
+    """
+
+    profiles: np.ndarray
+    chi: np.ndarray
+    flat: int
+    filtered: int
+
+
+def training_set(params: ChiParams, context: Context) -> ChiSet:
+    """The datasets sld_curves and chi_params, without what is not to be trained with.
+
+    Raises:
+        UserError: they are none, do not belong together, or too little is left.
+    """
+    profiles, chi = _read_training(context)
+    varies = np.ptp(profiles[:, 1], axis=1) > 0
+    wanted = _wanted(chi, params.filters)
+    keep = varies & wanted
+    if keep.sum() < MIN_PROFILES:
+        found = f"{int(keep.sum())} of {len(profiles)} profiles left"
+        raise UserError("filters", found, f"at least {MIN_PROFILES} that are not flat must be left")
+    flat, filtered = int((~varies).sum()), int((varies & ~wanted).sum())
+    context.log(f"{flat} flat profiles and {filtered} outside the filters are left out")
+    return ChiSet(profiles[keep], chi[keep], flat, filtered)
 
 
 def train(
     params: ChiParams,
     context: Context,
     pipeline: str,
+    data: ChiSet,
     experimental: np.ndarray | None,
     *,
     stoppable: bool = True,
 ) -> ChiResult:
-    """Trains on the datasets sld_curves and chi_params, and publishes in the name of `pipeline`.
+    """Trains, and publishes in the name of `pipeline`.
 
     Args:
         experimental: profiles [N, 2, L] to predict.
         stoppable: whether to end early when that is desired.
     """
-    profiles, chi = _read_training(context)
-    count = len(profiles)
-    varies = np.ptp(profiles[:, 1], axis=1) > 0
-    wanted = _wanted(chi, params.filters)
-    keep = varies & wanted
-    if keep.sum() < MIN_PROFILES:
-        found = f"{int(keep.sum())} of {count} profiles left"
-        raise UserError("filters", found, f"at least {MIN_PROFILES} that are not flat must be left")
-    context.log(
-        f"{int((~varies).sum())} flat profiles and {int((varies & ~wanted).sum())} outside are left out"
-    )
-    profiles, chi = profiles[keep], chi[keep]
+    profiles, chi = data.profiles, data.chi
     split = Split.of(len(profiles), _HELD_BACK, ChiSeeds.of(context.seed).split)
     trainer = ChiTrainer(params, context, profiles, chi, split, stoppable)
     stopped = trainer.run()
@@ -102,8 +125,8 @@ def train(
         model_name=params.model_name,
         stopped_early=stopped,
         profiles=len(profiles),
-        flat_profiles=int((~varies).sum()),
-        filtered_profiles=int((varies & ~wanted).sum()),
+        flat_profiles=data.flat,
+        filtered_profiles=data.filtered,
         metrics=metrics,
         autoencoder_losses=trainer.losses["autoencoder"],
         perceptron_losses=trainer.losses["perceptron"],
@@ -116,11 +139,9 @@ def train(
 def _read_training(context: Context) -> tuple[np.ndarray, np.ndarray]:
     """Profiles float32 [N, 2, M] and their chi float64 [N, C]."""
     field = "inputs.sld_curves"
-    profiles = read_pairs(context.dataset("sld_curves"), field, rows=(MIN_PROFILES, MAX_PROFILES))
+    profiles = _read_profiles(context.dataset("sld_curves"), field, (MIN_PROFILES, MAX_PROFILES))
     if profiles.shape[2] > MAX_PROFILE_POINTS:
         raise UserError(field, f"{profiles.shape[2]} points", f"at most {MAX_PROFILE_POINTS}")
-    if (np.diff(profiles[:, 0]) < 0).any():
-        raise UserError(field, "z that descends", "z comes first, in angstrom, and must not descend")
     field = "inputs.chi_params"
     allowed = (
         f"must be a .npy file of finite numbers [{len(profiles)}, 1 to {MAX_CHI}], a row for each profile"

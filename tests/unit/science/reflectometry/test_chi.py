@@ -384,3 +384,18 @@ def test_chain_with_a_network_that_is_there(tmp_path: Path) -> None:
     result = chain(second, LocalContext(tmp_path / "second", datasets=files))
     assert result.cnn is None
     assert len(result.chi.predictions) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "field"),
+    [
+        ({"chi_params": some_chi(59)}, "inputs.chi_params"),
+        ({"experimental_nr": np.stack([np.geomspace(0.05, 0.3, 50), np.ones(50)])}, "inputs.experimental_nr"),
+    ],
+)
+def test_chain_refuses_before_it_trains(tmp_path: Path, spoil: dict[str, np.ndarray], field: str) -> None:
+    context = LocalContext(tmp_path, datasets=datasets(tmp_path, 60, **spoil))
+    with pytest.raises(UserError) as caught:
+        chain(CHAIN, context)
+    assert caught.value.field == field
+    assert context.reports == []
