@@ -191,10 +191,16 @@ class AsyncClient:
         return await self._driver.run(_prediction.predict(self._config, model, inputs, outputs))
 
     async def analyze(
-        self, curve: types.Curve, model: str | None = None, stage: types.Stage | str = types.Stage.NETWORK
+        self,
+        curve: types.Curve,
+        model: str | None = None,
+        stage: types.Stage | str = types.Stage.NETWORK,
+        *,
+        samples: int = 0,
+        seed: int = 0,
     ) -> types.Analysis:
         """As `Client.analyze`."""
-        return await self._driver.run(_prediction.analyze(self._config, curve, model, stage))
+        return await self._driver.run(_prediction.analyze(self._config, curve, model, stage, samples, seed))
 
     async def simulate(self, params: Mapping[str, Any]) -> types.Simulation:
         """As `Client.simulate`."""

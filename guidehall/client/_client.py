@@ -267,16 +267,25 @@ class Client:
         return self._driver.run(_prediction.predict(self._config, model, inputs, outputs))
 
     def analyze(
-        self, curve: types.Curve, model: str | None = None, stage: types.Stage | str = types.Stage.NETWORK
+        self,
+        curve: types.Curve,
+        model: str | None = None,
+        stage: types.Stage | str = types.Stage.NETWORK,
+        *,
+        samples: int = 0,
+        seed: int = 0,
     ) -> types.Analysis:
         """Physics from a measured reflectivity curve.
 
         Args:
             curve: the measurement.
-            model: without one the newest that fits the curve answers.
-            stage: "network" for the network's answer, "refined" for a bounded least-squares fit from there.
+            model: without one, of the newest versions of the models that accept the curve, the one whose
+                network explains it best answers.
+            stage: "network" for the network's answer, "refined" for a bounded least-squares fit after it.
+            samples: of the posterior, for intervals and bands; only for "refined"; needs dr. 0 draws none.
+            seed: of the fit's starts and of the samples; the same seed gives the same answer.
         """
-        return self._driver.run(_prediction.analyze(self._config, curve, model, stage))
+        return self._driver.run(_prediction.analyze(self._config, curve, model, stage, samples, seed))
 
     def simulate(self, params: Mapping[str, Any]) -> types.Simulation:
         """The curve that a film would give; parameters of the pipeline "reflectometry.simulate"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def simulate(config: Config, params: Mapping[str, Any]) -> Operation[types.Simul
 
 
 def analyze(
-    config: Config, curve: types.Curve, model: str | None, stage: types.Stage | str
+    config: Config, curve: types.Curve, model: str | None, stage: types.Stage | str, samples: int, seed: int
 ) -> Operation[types.Analysis]:
     """Physics from a measured curve."""
     try:
@@ -76,9 +77,22 @@ def analyze(
         curve=_to_curve(curve),
         stage=_STAGES[stage],
         parent=f"projects/{config.project}",
+        samples=_whole(samples, "samples", 31),
+        seed=_whole(seed, "seed", 53),
     )
     answer = yield Call(_ANALYZE, request, config.timeouts.call_seconds)
     return _analysis(answer)
+
+
+def _whole(value: int, field: str, bits: int) -> int:
+    """What the message can hold; whether it is sensible, the service says."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 1 << bits:
+        raise InvalidArgument.field(field, value, f"an integer from 0 to 2^{bits} - 1")
+    return number
 
 
 def _to_curve(curve: types.Curve) -> curve_pb2.Curve:
@@ -122,7 +136,41 @@ def _from_curve(message: curve_pb2.Curve) -> types.Curve:
 
 
 def _profile(message: reflectometry_pb2.Profile) -> types.Profile:
-    return types.Profile(np.array(message.z_angstrom), np.array(message.sld), np.array(message.isld))
+    return types.Profile(
+        np.array(message.z_angstrom),
+        np.array(message.sld),
+        np.array(message.isld),
+        _band(message, "sld_band"),
+    )
+
+
+def _band(message: Any, field: str) -> types.Band | None:
+    if not message.HasField(field):
+        return None
+    band: reflectometry_pb2.Band = getattr(message, field)
+    return types.Band(
+        np.array(band.lower_68), np.array(band.upper_68), np.array(band.lower_95), np.array(band.upper_95)
+    )
+
+
+def _interval(message: Any, field: str) -> tuple[float, float] | None:
+    if not message.HasField(field):
+        return None
+    interval: reflectometry_pb2.Interval = getattr(message, field)
+    return interval.lower, interval.upper
+
+
+def _parameter(message: reflectometry_pb2.Parameter) -> types.Parameter:
+    return types.Parameter(
+        name=message.name,
+        value=message.value,
+        unit=message.unit,
+        lower=message.lower,
+        upper=message.upper,
+        standard_error=_optional(message, "standard_error"),
+        interval_68=_interval(message, "interval_68"),
+        interval_95=_interval(message, "interval_95"),
+    )
 
 
 def _optional(message: Any, field: str) -> float | None:
@@ -134,10 +182,7 @@ def _analysis(message: reflectometry_pb2.AnalyzeCurveResponse) -> types.Analysis
         model_version=message.model_version,
         model_digest=message.model_digest,
         stage=_known(_STAGES, message.stage) or types.Stage.NETWORK,
-        parameters=tuple(
-            types.Parameter(p.name, p.value, p.unit, p.lower, p.upper, _optional(p, "standard_error"))
-            for p in message.parameters
-        ),
+        parameters=tuple(_parameter(parameter) for parameter in message.parameters),
         profile=_profile(message.profile),
         calculated=_from_curve(message.calculated),
         used_points=np.array(message.used_points, dtype=np.int64),
@@ -147,4 +192,13 @@ def _analysis(message: reflectometry_pb2.AnalyzeCurveResponse) -> types.Analysis
         mean_abs_log10_error=message.mean_abs_log10_error,
         notes=tuple(types.Note(note.code, note.message) for note in message.notes),
         analysis_version=message.analysis_version,
+        explanations=tuple(
+            types.Explanation(
+                dict(zip((parameter.name for parameter in message.parameters), film.values, strict=False)),
+                film.chi_square,
+            )
+            for film in message.explanations
+        ),
+        calculated_band=_band(message, "calculated_band"),
+        effective_samples=_optional(message, "effective_samples"),
     )

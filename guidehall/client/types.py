@@ -41,7 +41,7 @@ class Priority(str, Enum):
 
 
 class Stage(str, Enum):
-    """How far an analysis goes: the network's answer as it is, or a bounded least-squares fit from there."""
+    """How far an analysis goes: the network's answer as it is, or a bounded least-squares fit after it."""
 
     NETWORK = "network"
     REFINED = "refined"
@@ -438,12 +438,24 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
+class Band:
+    """Central credible bands of a curve or a profile of N points: [N] each, in its unit."""
+
+    lower_68: FloatArray
+    upper_68: FloatArray
+    lower_95: FloatArray
+    upper_95: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
 class Profile:
     """Scattering length density in 1e-6/angstrom^2 against depth in angstrom, fronting medium first."""
 
     z: FloatArray
     sld: FloatArray
     isld: FloatArray
+    # Of `sld`; None where the posterior was not sampled.
+    sld_band: Band | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -464,6 +476,20 @@ class Parameter:
     lower: float
     upper: float
     standard_error: float | None
+    # Lower and upper end of the central credible intervals; None where the posterior was not sampled.
+    interval_68: tuple[float, float] | None = None
+    interval_95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A film that the curve allows, by the names of its parameters: a local minimum of chi-square.
+
+    Without dr, chi-square is the sum of squared differences of log10 R over 0.01.
+    """
+
+    values: dict[str, float]
+    chi_square: float
 
 
 @dataclass(frozen=True)
@@ -496,3 +522,9 @@ class Analysis:
     mean_abs_log10_error: float
     notes: tuple[Note, ...]
     analysis_version: str
+    # Of a refined answer: the films that the curve allows, best first; the first is the one in `parameters`.
+    explanations: tuple[Explanation, ...] = ()
+    # Of `calculated`; None where the posterior was not sampled.
+    calculated_band: Band | None = None
+    # How many independent samples those of the posterior are worth; None where it was not sampled.
+    effective_samples: float | None = None

@@ -67,7 +67,7 @@ async def serve(settings: InferenceSettings) -> None:
         )
         stack.callback(repository.close)
         plane = DataPlane(repository, settings.execution.max_batch_rows)
-        analysis = ReflectometryAnalysis(plane, engine, refinement)
+        analysis = ReflectometryAnalysis(plane, engine, refinement, settings.analysis.max_candidates)
         ops = OpsServer(settings.ops, repository.ready.is_set)
         ops.start()
         stack.callback(ops.stop)

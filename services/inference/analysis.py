@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,29 +20,67 @@ from guidehall.science.reflectometry.analysis import MAX_CUT, Analysis, analyse,
 from guidehall.science.reflectometry.params import MediumPrior, SimulateParams, SimulateResult
 from guidehall.science.reflectometry.predictor import ARCHITECTURE, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.simulate import simulate
+from guidehall.science.reflectometry.verdict import Note
 from services.inference.curves import MeasuredMedium, Measurement
 from services.inference.dataplane import DataPlane, UnusableAnswer
 from services.inference.execution import Engine, Turns
 from services.inference.refinement import RefinementPool
 from services.inference.versions import ModelKey, Published, Reference
 
+_log = logging.getLogger(__name__)
+
 # Tables of scattering length densities differ by about this, in 1e-6 per square angstrom.
 _SLD_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """A fit that follows the network's answer.
+
+    Attributes:
+        samples: of the posterior, for intervals and bands; 0 draws none.
+        seed: of the fit's starts and of the samples.
+    """
+
+    samples: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class CurveAnswer:
-    """What was found, by which model."""
+    """What was found, by which model.
+
+    Attributes:
+        notes: what a reader must know beside the notes of the analysis.
+    """
 
     published: Published
     analysis: Analysis
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the network of a version answered."""
+
+    published: Published
+    model: PhysicalPredictor
+    analysis: Analysis
+
+    @property
+    def error(self) -> float:
+        """Mean |log10 R| between curve and answer; infinite where there is nothing to compare."""
+        error = self.analysis.mean_abs_log10_error
+        return error if math.isfinite(error) else math.inf
 
 
 class ReflectometryAnalysis:
     """The use cases of ReflectometryService."""
 
-    def __init__(self, plane: DataPlane, engine: Engine, refinement: RefinementPool) -> None:
-        self._plane, self._refinement = plane, refinement
+    def __init__(
+        self, plane: DataPlane, engine: Engine, refinement: RefinementPool, max_candidates: int
+    ) -> None:
+        self._plane, self._refinement, self._max_candidates = plane, refinement, max_candidates
         self._simulations = Turns(engine)
 
     async def simulate(self, params: Mapping[str, Any]) -> tuple[SimulateParams, SimulateResult]:
@@ -63,14 +103,14 @@ class ReflectometryAnalysis:
         reference: Reference | None,
         project: str,
         measurement: Measurement,
-        *,
-        refined: bool,
+        refinement: Refinement | None = None,
     ) -> CurveAnswer:
         """Physics from a measured curve.
 
         Args:
-            reference: the model to ask; None takes the newest in `project` that fits the curve.
-            refined: whether a fit follows the network's answer.
+            reference: the model to ask; None takes, of the newest versions of the models in `project` that
+                accept the curve, the one whose network explains it best.
+            refinement: the fit that follows the network's answer; None leaves it out.
 
         Raises:
             InvalidArgument: the curve is wrong, or not one for the model.
@@ -78,18 +118,27 @@ class ReflectometryAnalysis:
             FailedPrecondition: the model is none for curves.
             Unavailable, ResourceExhausted, DeadlineExceeded: see `Turns.run` and `RefinementPool.run`.
         """
+        notes: tuple[Note, ...] = ()
         if reference is None:
-            published, model, network = await self._newest_that_fits(principal, project, measurement)
+            asked, notes = await self._best(principal, project, measurement)
         else:
-            published, model, network = await self._ask(principal, reference, measurement)
-        analysis = network
-        if refined:
-            analysis = await self._refinement.run(refine, model.arguments, measurement.curve, network.unit)
-        return CurveAnswer(published, analysis)
+            asked = await self._ask(principal, reference, measurement)
+        analysis = asked.analysis
+        if refinement is not None:
+            fit = partial(refine, samples=refinement.samples, seed=refinement.seed)
+            analysis = await self._refinement.run(
+                fit, asked.model.arguments, measurement.curve, analysis.unit
+            )
+            if refinement.samples and analysis.effective_samples is None:
+                message = "the curve has no dr, so the posterior was not sampled: no intervals, no bands"
+                notes = (*notes, Note("NOT_SAMPLED", message))
+        return CurveAnswer(asked.published, analysis, notes)
 
-    async def _newest_that_fits(
+    async def _best(
         self, principal: Principal, project: str, measurement: Measurement
-    ) -> tuple[Published, PhysicalPredictor, Analysis]:
+    ) -> tuple[_Asked, tuple[Note, ...]]:
+        """The model whose network explains the curve best, and what to say of the choice."""
+        accepted: list[_Asked] = []
         misfits: list[str] = []
         seen: set[ModelKey] = set()
         for candidate in self._plane.candidates(principal):
@@ -100,22 +149,27 @@ class ReflectometryAnalysis:
             seen.add(key)
             try:
                 await asyncio.to_thread(_check_candidate, candidate, measurement)
-                return await self._ask(principal, Reference(key, candidate.version), measurement)
+                accepted.append(await self._ask(principal, Reference(key, candidate.version), measurement))
             except (InvalidArgument, FailedPrecondition, Unavailable, NotFound) as error:
-                # The next one may fit, or load; a full queue, on the other hand, ends the search.
+                # Another one may fit, or load; a full queue, on the other hand, ends the search.
                 misfits.append(f"{candidate.name}: {error.message}")
-        if not misfits:
-            raise NotFound(f"projects/{project} has no model for reflectivity curves", reason="NO_MODEL")
-        raise InvalidArgument(
-            f"none of {len(misfits)} models fits this curve; the newest says: {misfits[0]}",
-            reason="NO_MODEL_FITS",
-            metadata={f"model_{index}": text[:200] for index, text in enumerate(misfits[:5])},
-            violations=[Violation("model", "name one, to be told what does not fit")],
-        )
+            except UnusableAnswer:
+                # Of no use to anybody, and no reason to withhold what the others say.
+                _log.exception("a model cannot be compared", extra={"model": candidate.name})
+                misfits.append(f"{candidate.name}: its answer is of no use")
+            if len(accepted) == self._max_candidates:
+                break
+        if not accepted:
+            raise _nobody(project, misfits)
+        # The first of equals is the newest.
+        best = min(accepted, key=lambda asked: asked.error)
+        if len(accepted) == 1:
+            return best, ()
+        compared = ", ".join(f"{_short(asked.published)} {asked.error:.3g}" for asked in accepted)
+        message = f"{_short(best.published)} explains the curve best; mean |log10 R| of those compared: "
+        return best, (Note("MODELS_COMPARED", message + compared),)
 
-    async def _ask(
-        self, principal: Principal, reference: Reference, measurement: Measurement
-    ) -> tuple[Published, PhysicalPredictor, Analysis]:
+    async def _ask(self, principal: Principal, reference: Reference, measurement: Measurement) -> _Asked:
         published, served = await self._plane.acquire(principal, reference)
         model = served.predictor
         if not isinstance(model, PhysicalPredictor):
@@ -127,7 +181,24 @@ class ReflectometryAnalysis:
         analysis = await served.run(analyse, model, measurement.curve)
         if not bool(np.isfinite(analysis.unit).all()):
             raise UnusableAnswer(f"{published.name} answered a curve with numbers that are not finite")
-        return published, model, analysis
+        return _Asked(published, model, analysis)
+
+
+def _nobody(project: str, misfits: list[str]) -> NotFound | InvalidArgument:
+    """Why no model answers, after each said why it does not."""
+    if not misfits:
+        return NotFound(f"projects/{project} has no model for reflectivity curves", reason="NO_MODEL")
+    return InvalidArgument(
+        f"none of {len(misfits)} models fits this curve; the newest says: {misfits[0]}",
+        reason="NO_MODEL_FITS",
+        metadata={f"model_{index}": text[:200] for index, text in enumerate(misfits[:5])},
+        violations=[Violation("model", "name one, to be told what does not fit")],
+    )
+
+
+def _short(published: Published) -> str:
+    """Such as "film@3"."""
+    return f"{published.key.model}@{published.version}"
 
 
 def _check_candidate(published: Published, measurement: Measurement) -> None:

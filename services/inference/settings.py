@@ -77,6 +77,8 @@ class AnalysisSettings(_Group):
     """Limits of AnalyzeCurve and Simulate."""
 
     max_points: PositiveInt = 10_000
+    # Models that are asked and compared when a caller names none: the newest that accept the curve.
+    max_candidates: PositiveInt = 5
 
 
 class InferenceSettings(ServiceSettings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import time
@@ -13,18 +15,24 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from guidehall.client import Analysis, AsyncClient, Band, Client, Curve, Resolution, Stage
+from guidehall.client.errors import InvalidArgument as ClientInvalidArgument
 from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2, reflectometry_pb2_grpc
 from guidehall.core.errors import (
     AppError,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
     from_rpc_error,
 )
+from guidehall.science.pipeline import Example, Manifest, sha256
 from tests.fixtures.inference import (
     StartInference,
+    StoredModel,
     line_model,
     publish,
     reflectometry_model,
@@ -118,8 +126,146 @@ def test_a_curve_becomes_layers_and_a_fit_makes_them_right(stub: Stub, film_mode
     np.testing.assert_allclose(fit.normalized_residuals, residuals, rtol=1e-6, atol=1e-9)
 
 
-def test_without_a_model_named_the_newest_that_fits_is_taken(stub: Stub, film_model: str) -> None:
-    assert analyse(stub, measured(stub)).model_version == film_model
+SAMPLED = {"stage": REFINED, "samples": 300}
+
+
+def test_samples_give_intervals_and_bands(stub: Stub, film_model: str) -> None:
+    curve = measured(stub)
+    answer = analyse(stub, curve, model=film_model, seed=7, **SAMPLED)
+    found = {parameter.name: parameter for parameter in answer.parameters}
+    thickness = found["film.thickness"]
+    for parameter in answer.parameters:
+        narrow, wide = parameter.interval_68, parameter.interval_95
+        assert parameter.lower <= wide.lower <= narrow.lower < narrow.upper <= wide.upper <= parameter.upper
+    assert thickness.interval_95.lower < 150 < thickness.interval_95.upper
+    width = 0.5 * (thickness.interval_68.upper - thickness.interval_68.lower)
+    assert width == pytest.approx(thickness.standard_error, rel=0.4)
+    assert 1 < answer.effective_samples <= 300
+    for band, middle in (
+        (answer.profile.sld_band, answer.profile.sld),
+        (answer.calculated_band, answer.calculated.r),
+    ):
+        assert len(band.lower_68) == len(band.upper_95) == len(middle)
+        assert np.all(np.array(band.lower_95) <= band.lower_68)
+        assert np.all(np.array(band.upper_68) <= band.upper_95)
+    first = answer.explanations[0]
+    assert list(first.values) == pytest.approx([parameter.value for parameter in answer.parameters])
+    assert first.chi_square == pytest.approx(answer.chi_square, rel=1e-3)
+    assert analyse(stub, curve, model=film_model, seed=7, **SAMPLED) == answer
+    other = analyse(stub, curve, model=film_model, seed=8, **SAMPLED)
+    assert other.calculated_band != answer.calculated_band
+
+
+def test_without_samples_or_error_bars_there_are_no_intervals(stub: Stub, film_model: str) -> None:
+    plain = analyse(stub, measured(stub), model=film_model, stage=REFINED)
+    bare = analyse(stub, measured(stub, dr=()), model=film_model, **SAMPLED)
+    for answer in (plain, bare):
+        assert answer.explanations
+        assert not answer.HasField("effective_samples")
+        assert not answer.HasField("calculated_band")
+        assert not answer.profile.HasField("sld_band")
+        assert not any(parameter.HasField("interval_68") for parameter in answer.parameters)
+    assert "NOT_SAMPLED" not in {note.code for note in plain.notes}
+    assert "NOT_SAMPLED" in {note.code for note in bare.notes}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "allowed"),
+    [
+        ({"stage": REFINED, "samples": -1}, "samples", "0 to 5000"),
+        ({"stage": REFINED, "samples": 5001}, "samples", "0 to 5000"),
+        ({"stage": NETWORK, "samples": 10}, "samples", "REFINED"),
+        ({"stage": REFINED, "seed": -1}, "seed", "0 to 2^53 - 1"),
+        ({"stage": REFINED, "seed": 2**53}, "seed", "0 to 2^53 - 1"),
+        ({"stage": 9}, "stage", "NETWORK or REFINED"),
+    ],
+)
+def test_a_wrong_option_is_named(stub: Stub, fields: dict[str, Any], field: str, allowed: str) -> None:
+    with pytest.raises(InvalidArgument, match=allowed.replace("^", r"\^")) as caught:
+        analyse(stub, curve_pb2.Curve(), **fields)
+    assert caught.value.violations[0].field == field
+
+
+def test_a_fit_with_samples_ends_at_the_time_limit(film_model: str, start_inference: StartInference) -> None:
+    # Less than it takes to start the process.
+    server = start_inference(REFINEMENT__TIMEOUT_SECONDS=0.2)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = Stub(channel)
+        with pytest.raises(DeadlineExceeded) as caught:
+            analyse(stub, measured(stub), model=film_model, stage=REFINED, samples=5000)
+        assert caught.value.reason == "REFINEMENT_TIMEOUT"
+        assert analyse(stub, measured(stub), model=film_model).stage == NETWORK
+
+
+def test_both_clients_decode_the_same_answer(inference: Server, stub: Stub, film_model: str) -> None:
+    message = measured(stub)
+    columns = {name: np.array(getattr(message, name)) for name in ("q", "r", "dr", "dq")}
+    curve = Curve(**columns, dq_convention=Resolution.SIGMA)
+    endpoints = dict.fromkeys(("trainer", "storage", "inference"), inference.target)
+
+    async def ask() -> Analysis:
+        async with AsyncClient(endpoints) as client:
+            return await client.analyze(curve, film_model, Stage.REFINED, samples=200, seed=3)
+
+    with Client(endpoints) as client:
+        answer = client.analyze(curve, film_model, "refined", samples=200, seed=3)
+        with pytest.raises(ClientInvalidArgument, match="samples"):
+            client.analyze(curve, film_model, "refined", samples=1.5)  # type: ignore[arg-type]
+    again = asyncio.run(ask())
+    assert again.parameters == answer.parameters
+    assert again.explanations == answer.explanations
+    assert again.effective_samples == answer.effective_samples
+    (thickness,) = (item for item in answer.parameters if item.name == "film.thickness")
+    assert thickness.interval_95 is not None
+    assert thickness.interval_95[0] < 150 < thickness.interval_95[1]
+    assert answer.explanations[0].values["film.thickness"] == pytest.approx(thickness.value)
+    assert isinstance(answer.profile.sld_band, Band)
+    assert answer.calculated_band is not None
+    assert len(answer.calculated_band.lower_68) == len(answer.calculated.q) == 120
+    assert len(answer.profile.sld_band.upper_95) == len(answer.profile.z)
+
+
+def blind_model() -> StoredModel:
+    """The model of one film, whose network answers a corner of the prior whatever it sees."""
+    from guidehall.science.reflectometry.predictor import PhysicalPredictor
+
+    model = reflectometry_model()
+    tensors = safetensors.numpy.load(model.weights)
+    last = next(name for name in tensors if name.startswith("head") and tensors[name].ndim == 2)
+    bias = last.replace("weight", "bias")
+    corner = {last: 0.01 * tensors[last], bias: np.full_like(tensors[bias], -3)}
+    weights = safetensors.numpy.save({**tensors, **corner})
+    manifest = Manifest.from_json(json.dumps(model.manifest).encode())
+    assert manifest.example is not None
+    inputs = {name: array.array("FP32") for name, array in manifest.example.inputs.items()}
+    example = Example.of(inputs, PhysicalPredictor.load(manifest, weights).predict(inputs))
+    changed = manifest.model_copy(update={"example": example, "weights_sha256": sha256(weights)})
+    return StoredModel(json.loads(changed.to_json()), weights)
+
+
+def test_without_a_model_named_the_best_of_those_that_accept_the_curve_is_taken(
+    storage: StorageSite, film_model: str, start_inference: StartInference
+) -> None:
+    newer = publish(storage, "film-unseen", blind_model()).name
+    server = start_inference()
+    with grpc.insecure_channel(server.target) as channel:
+        stub = Stub(channel)
+        answer = analyse(stub, measured(stub))
+        (note,) = (note for note in answer.notes if note.code == "MODELS_COMPARED")
+        named = analyse(stub, measured(stub), model=newer)
+    assert answer.model_version == film_model
+    assert named.mean_abs_log10_error > answer.mean_abs_log10_error
+    assert note.message.startswith("film-in-air@1 explains the curve best")
+    assert f"film-unseen@1 {named.mean_abs_log10_error:.3g}, film-in-air@1" in note.message
+    assert "MODELS_COMPARED" not in {note.code for note in named.notes}
+    only_newest = start_inference(ANALYSIS__MAX_CANDIDATES=1)
+    with grpc.insecure_channel(only_newest.target) as channel:
+        answer = analyse(Stub(channel), measured(Stub(channel)))
+    assert answer.model_version == newer
+    assert "MODELS_COMPARED" not in {note.code for note in answer.notes}
+
+
+def test_without_a_model_that_accepts_the_curve_the_reasons_are_told(stub: Stub, film_model: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         analyse(stub, measured(stub, beam_side=curve_pb2.BEAM_SIDE_BACKING))
     assert caught.value.reason == "NO_MODEL_FITS"

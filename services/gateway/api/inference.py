@@ -20,6 +20,7 @@ from services.gateway.messages import to_struct
 router = APIRouter(tags=["inference"])
 
 MAX_POINTS = 100_000
+MAX_SAMPLES = 5000
 Numbers = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_POINTS, fail_fast=True)
 ]
@@ -112,10 +113,22 @@ class AnalyzeBody(Body):
 
     curve: CurveBody
     model: Text = Field(
-        "", max_length=128, description="Model id; empty takes the newest that fits the curve"
+        "",
+        max_length=128,
+        description="Model id; empty takes, of the newest versions of the models that accept the curve, the"
+        " one whose network explains it best",
     )
     version: Version = 0
-    stage: Literal["NETWORK", "REFINED"] = "NETWORK"
+    stage: Literal["NETWORK", "REFINED"] = Field(
+        "NETWORK", description="REFINED: a fit follows, from the network's answer and from elsewhere"
+    )
+    samples: int = Field(
+        0,
+        ge=0,
+        le=MAX_SAMPLES,
+        description="Of the posterior, for intervals and bands; 0 draws none. Only for REFINED; needs dr",
+    )
+    seed: int = Field(0, ge=0, lt=2**53, description="Of the fit's starts and of the samples")
 
 
 class SimulateBody(Body):
@@ -141,11 +154,16 @@ async def predict(body: PredictBody, backends: BackendsDep) -> JSONResponse:
 
 @router.post("/analyze", **returns(reflectometry_pb2.AnalyzeCurveResponse))
 async def analyze(body: AnalyzeBody, backends: BackendsDep) -> JSONResponse:
-    """A measured reflectivity curve in; profile, parameters, calculated curve and chi-square out."""
+    """A measured reflectivity curve in; profile, parameters, calculated curve and chi-square out.
+
+    With `samples` also credible intervals, bands, and every film that the curve allows.
+    """
     request = reflectometry_pb2.AnalyzeCurveRequest(
         model=_model_name(body.model, body.version) if body.model else "",
         curve=body.curve.message(),
         stage=reflectometry_pb2.AnalysisStage.Value(f"ANALYSIS_STAGE_{body.stage}"),
+        samples=body.samples,
+        seed=body.seed,
     )
     return answer(await backends.reflectometry.AnalyzeCurve(request, timeout=backends.timeouts.analysis))
 

@@ -15,9 +15,10 @@ from guidehall.core.auth import current_principal
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import project_of
 from guidehall.science.pipeline import UserError
-from guidehall.science.reflectometry.analysis import ANALYSIS_VERSION, Analysis, Parameter
+from guidehall.science.reflectometry.analysis import ANALYSIS_VERSION, Analysis, Band, Parameter
+from guidehall.science.reflectometry.infer_params import MAX_SAMPLES
 from guidehall.science.reflectometry.params import SimulateParams, SimulateResult
-from services.inference.analysis import CurveAnswer, ReflectometryAnalysis
+from services.inference.analysis import CurveAnswer, Refinement, ReflectometryAnalysis
 from services.inference.curves import Measurement, decode_curve
 from services.inference.execution import user_fault
 from services.inference.versions import Reference
@@ -29,6 +30,8 @@ _REFINED = {
     reflectometry_pb2.ANALYSIS_STAGE_NETWORK: False,
     reflectometry_pb2.ANALYSIS_STAGE_REFINED: True,
 }
+# As the seeds of jobs: what JSON holds exactly.
+_MAX_SEED = 2**53 - 1
 
 
 class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer):
@@ -47,8 +50,7 @@ class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer)
     async def AnalyzeCurve(
         self, request: reflectometry_pb2.AnalyzeCurveRequest, context: Any
     ) -> reflectometry_pb2.AnalyzeCurveResponse:
-        if request.stage not in _REFINED:
-            raise InvalidArgument.field("stage", request.stage, "NETWORK or REFINED")
+        refinement = _refinement(request)
         try:
             measurement = decode_curve(request.curve, self._max_points)
         except UserError as error:
@@ -58,9 +60,25 @@ class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer)
             Reference.of_resource(request.model, "model") if request.model else None,
             project_of(request.parent),
             measurement,
-            refined=_REFINED[request.stage],
+            refinement,
         )
         return _analysed(answer, measurement)
+
+
+def _refinement(request: reflectometry_pb2.AnalyzeCurveRequest) -> Refinement | None:
+    """The fit that is asked for; None for the network's answer alone."""
+    if request.stage not in _REFINED:
+        raise InvalidArgument.field("stage", request.stage, "NETWORK or REFINED")
+    if not 0 <= request.samples <= MAX_SAMPLES:
+        raise InvalidArgument.field("samples", request.samples, f"0 to {MAX_SAMPLES}")
+    if not 0 <= request.seed <= _MAX_SEED:
+        raise InvalidArgument.field("seed", request.seed, "0 to 2^53 - 1")
+    if _REFINED[request.stage]:
+        return Refinement(request.samples, request.seed)
+    if request.samples:
+        allowed = "0: only an answer of stage REFINED has intervals and bands"
+        raise InvalidArgument.field("samples", request.samples, allowed)
+    return None
 
 
 def _simulated(params: SimulateParams, result: SimulateResult) -> reflectometry_pb2.SimulateResponse:
@@ -92,15 +110,26 @@ def _analysed(answer: CurveAnswer, measurement: Measurement) -> reflectometry_pb
             reflectometry_pb2.ANALYSIS_STAGE_REFINED if refined else reflectometry_pb2.ANALYSIS_STAGE_NETWORK
         ),
         parameters=[_parameter(parameter) for parameter in analysis.parameters],
-        profile=reflectometry_pb2.Profile(z_angstrom=analysis.z, sld=analysis.sld, isld=analysis.isld),
+        profile=reflectometry_pb2.Profile(
+            z_angstrom=analysis.z, sld=analysis.sld, isld=analysis.isld, sld_band=_band(analysis.sld_band)
+        ),
         calculated=_calculated(analysis, measurement),
         used_points=measurement.points[analysis.used_points],
         normalized_residuals=() if analysis.residuals is None else analysis.residuals,
         chi_square=analysis.chi_square,
         reduced_chi_square=analysis.reduced_chi_square,
         mean_abs_log10_error=analysis.mean_abs_log10_error,
-        notes=[reflectometry_pb2.Note(code=note.code, message=note.message) for note in analysis.notes],
+        notes=[
+            reflectometry_pb2.Note(code=note.code, message=note.message)
+            for note in (*analysis.notes, *answer.notes)
+        ],
         analysis_version=ANALYSIS_VERSION,
+        explanations=[
+            reflectometry_pb2.Explanation(values=film.values, chi_square=film.chi_square)
+            for film in analysis.explanations
+        ],
+        calculated_band=_band(analysis.calculated_band),
+        effective_samples=analysis.effective_samples,
     )
     masked = int(np.sum(np.diff(measurement.points, prepend=-1) - 1))
     if masked:
@@ -116,6 +145,20 @@ def _parameter(parameter: Parameter) -> reflectometry_pb2.Parameter:
         lower=parameter.lower,
         upper=parameter.upper,
         standard_error=parameter.standard_error,
+        interval_68=_interval(parameter.interval_68),
+        interval_95=_interval(parameter.interval_95),
+    )
+
+
+def _interval(ends: tuple[float, float] | None) -> reflectometry_pb2.Interval | None:
+    return None if ends is None else reflectometry_pb2.Interval(lower=ends[0], upper=ends[1])
+
+
+def _band(band: Band | None) -> reflectometry_pb2.Band | None:
+    if band is None:
+        return None
+    return reflectometry_pb2.Band(
+        lower_68=band.lower_68, upper_68=band.upper_68, lower_95=band.lower_95, upper_95=band.upper_95
     )
 
 

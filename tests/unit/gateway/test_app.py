@@ -129,6 +129,9 @@ TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "co
         ("predict", TENSOR % (2**63, ""), "inputs.a.shape.0"),
         ("predict", '{"model": "m", "version": 9223372036854775808, "inputs": {}}', "version"),
         ("analyze", '{"curve": {"q": ["a", "b"], "r": [1, 1]}}', "curve.q.0"),
+        ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "samples": 5001}', "samples"),
+        ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "samples": 2.5}', "samples"),
+        ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "seed": 9007199254740992}', "seed"),
     ],
 )
 async def test_a_value_that_no_message_holds_is_a_400_that_names_it(

@@ -26,29 +26,35 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from guidehall.contracts.reflectometry.v1 import curve_pb2 as guidehall_dot_reflectometry_dot_v1_dot_curve__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.guidehall/reflectometry/v1/reflectometry.proto\x12\x1aguidehall.reflectometry.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a&guidehall/reflectometry/v1/curve.proto\"8\n\x07Profile\x12\x12\n\nz_angstrom\x18\x01 \x03(\x01\x12\x0b\n\x03sld\x18\x02 \x03(\x01\x12\x0c\n\x04isld\x18\x03 \x03(\x01\"\x84\x01\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\r\n\x05lower\x18\x04 \x01(\x01\x12\r\n\x05upper\x18\x05 \x01(\x01\x12\x1b\n\x0estandard_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_standard_error\":\n\x0fSimulateRequest\x12\'\n\x06params\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"z\n\x10SimulateResponse\x12\x30\n\x05\x63urve\x18\x01 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x34\n\x07profile\x18\x02 \x01(\x0b\x32#.guidehall.reflectometry.v1.Profile\"\xa0\x01\n\x13\x41nalyzeCurveRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x05\x63urve\x18\x02 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x38\n\x05stage\x18\x03 \x01(\x0e\x32).guidehall.reflectometry.v1.AnalysisStage\x12\x0e\n\x06parent\x18\x04 \x01(\t\"\xa1\x04\n\x14\x41nalyzeCurveResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x38\n\x05stage\x18\x03 \x01(\x0e\x32).guidehall.reflectometry.v1.AnalysisStage\x12\x39\n\nparameters\x18\x04 \x03(\x0b\x32%.guidehall.reflectometry.v1.Parameter\x12\x34\n\x07profile\x18\x05 \x01(\x0b\x32#.guidehall.reflectometry.v1.Profile\x12\x35\n\ncalculated\x18\x06 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x13\n\x0bused_points\x18\x07 \x03(\x03\x12\x1c\n\x14normalized_residuals\x18\x08 \x03(\x01\x12\x17\n\nchi_square\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12reduced_chi_square\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x14mean_abs_log10_error\x18\x0b \x01(\x01\x12/\n\x05notes\x18\x0c \x03(\x0b\x32 .guidehall.reflectometry.v1.Note\x12\x18\n\x10\x61nalysis_version\x18\r \x01(\tB\r\n\x0b_chi_squareB\x15\n\x13_reduced_chi_square\"%\n\x04Note\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*g\n\rAnalysisStage\x12\x1e\n\x1a\x41NALYSIS_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41NALYSIS_STAGE_NETWORK\x10\x01\x12\x1a\n\x16\x41NALYSIS_STAGE_REFINED\x10\x02\x32\xf0\x01\n\x14ReflectometryService\x12\x65\n\x08Simulate\x12+.guidehall.reflectometry.v1.SimulateRequest\x1a,.guidehall.reflectometry.v1.SimulateResponse\x12q\n\x0c\x41nalyzeCurve\x12/.guidehall.reflectometry.v1.AnalyzeCurveRequest\x1a\x30.guidehall.reflectometry.v1.AnalyzeCurveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.guidehall/reflectometry/v1/reflectometry.proto\x12\x1aguidehall.reflectometry.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a&guidehall/reflectometry/v1/curve.proto\"N\n\x04\x42\x61nd\x12\x10\n\x08lower_68\x18\x01 \x03(\x01\x12\x10\n\x08upper_68\x18\x02 \x03(\x01\x12\x10\n\x08lower_95\x18\x03 \x03(\x01\x12\x10\n\x08upper_95\x18\x04 \x03(\x01\"l\n\x07Profile\x12\x12\n\nz_angstrom\x18\x01 \x03(\x01\x12\x0b\n\x03sld\x18\x02 \x03(\x01\x12\x0c\n\x04isld\x18\x03 \x03(\x01\x12\x32\n\x08sld_band\x18\x04 \x01(\x0b\x32 .guidehall.reflectometry.v1.Band\"(\n\x08Interval\x12\r\n\x05lower\x18\x01 \x01(\x01\x12\r\n\x05upper\x18\x02 \x01(\x01\"\xfa\x01\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\r\n\x05lower\x18\x04 \x01(\x01\x12\r\n\x05upper\x18\x05 \x01(\x01\x12\x1b\n\x0estandard_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x39\n\x0binterval_68\x18\x07 \x01(\x0b\x32$.guidehall.reflectometry.v1.Interval\x12\x39\n\x0binterval_95\x18\x08 \x01(\x0b\x32$.guidehall.reflectometry.v1.IntervalB\x11\n\x0f_standard_error\"1\n\x0b\x45xplanation\x12\x0e\n\x06values\x18\x01 \x03(\x01\x12\x12\n\nchi_square\x18\x02 \x01(\x01\":\n\x0fSimulateRequest\x12\'\n\x06params\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"z\n\x10SimulateResponse\x12\x30\n\x05\x63urve\x18\x01 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x34\n\x07profile\x18\x02 \x01(\x0b\x32#.guidehall.reflectometry.v1.Profile\"\xbf\x01\n\x13\x41nalyzeCurveRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\x05\x63urve\x18\x02 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x38\n\x05stage\x18\x03 \x01(\x0e\x32).guidehall.reflectometry.v1.AnalysisStage\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0f\n\x07samples\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x03\"\xd1\x05\n\x14\x41nalyzeCurveResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x38\n\x05stage\x18\x03 \x01(\x0e\x32).guidehall.reflectometry.v1.AnalysisStage\x12\x39\n\nparameters\x18\x04 \x03(\x0b\x32%.guidehall.reflectometry.v1.Parameter\x12\x34\n\x07profile\x18\x05 \x01(\x0b\x32#.guidehall.reflectometry.v1.Profile\x12\x35\n\ncalculated\x18\x06 \x01(\x0b\x32!.guidehall.reflectometry.v1.Curve\x12\x13\n\x0bused_points\x18\x07 \x03(\x03\x12\x1c\n\x14normalized_residuals\x18\x08 \x03(\x01\x12\x17\n\nchi_square\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12reduced_chi_square\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x14mean_abs_log10_error\x18\x0b \x01(\x01\x12/\n\x05notes\x18\x0c \x03(\x0b\x32 .guidehall.reflectometry.v1.Note\x12\x18\n\x10\x61nalysis_version\x18\r \x01(\t\x12=\n\x0c\x65xplanations\x18\x0e \x03(\x0b\x32\'.guidehall.reflectometry.v1.Explanation\x12\x39\n\x0f\x63\x61lculated_band\x18\x0f \x01(\x0b\x32 .guidehall.reflectometry.v1.Band\x12\x1e\n\x11\x65\x66\x66\x65\x63tive_samples\x18\x10 \x01(\x01H\x02\x88\x01\x01\x42\r\n\x0b_chi_squareB\x15\n\x13_reduced_chi_squareB\x14\n\x12_effective_samples\"%\n\x04Note\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*g\n\rAnalysisStage\x12\x1e\n\x1a\x41NALYSIS_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41NALYSIS_STAGE_NETWORK\x10\x01\x12\x1a\n\x16\x41NALYSIS_STAGE_REFINED\x10\x02\x32\xf0\x01\n\x14ReflectometryService\x12\x65\n\x08Simulate\x12+.guidehall.reflectometry.v1.SimulateRequest\x1a,.guidehall.reflectometry.v1.SimulateResponse\x12q\n\x0c\x41nalyzeCurve\x12/.guidehall.reflectometry.v1.AnalyzeCurveRequest\x1a\x30.guidehall.reflectometry.v1.AnalyzeCurveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guidehall.contracts.reflectometry.v1.reflectometry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ANALYSISSTAGE']._serialized_start=1275
-  _globals['_ANALYSISSTAGE']._serialized_end=1378
-  _globals['_PROFILE']._serialized_start=148
-  _globals['_PROFILE']._serialized_end=204
-  _globals['_PARAMETER']._serialized_start=207
-  _globals['_PARAMETER']._serialized_end=339
-  _globals['_SIMULATEREQUEST']._serialized_start=341
-  _globals['_SIMULATEREQUEST']._serialized_end=399
-  _globals['_SIMULATERESPONSE']._serialized_start=401
-  _globals['_SIMULATERESPONSE']._serialized_end=523
-  _globals['_ANALYZECURVEREQUEST']._serialized_start=526
-  _globals['_ANALYZECURVEREQUEST']._serialized_end=686
-  _globals['_ANALYZECURVERESPONSE']._serialized_start=689
-  _globals['_ANALYZECURVERESPONSE']._serialized_end=1234
-  _globals['_NOTE']._serialized_start=1236
-  _globals['_NOTE']._serialized_end=1273
-  _globals['_REFLECTOMETRYSERVICE']._serialized_start=1381
-  _globals['_REFLECTOMETRYSERVICE']._serialized_end=1621
+  _globals['_ANALYSISSTAGE']._serialized_start=1825
+  _globals['_ANALYSISSTAGE']._serialized_end=1928
+  _globals['_BAND']._serialized_start=148
+  _globals['_BAND']._serialized_end=226
+  _globals['_PROFILE']._serialized_start=228
+  _globals['_PROFILE']._serialized_end=336
+  _globals['_INTERVAL']._serialized_start=338
+  _globals['_INTERVAL']._serialized_end=378
+  _globals['_PARAMETER']._serialized_start=381
+  _globals['_PARAMETER']._serialized_end=631
+  _globals['_EXPLANATION']._serialized_start=633
+  _globals['_EXPLANATION']._serialized_end=682
+  _globals['_SIMULATEREQUEST']._serialized_start=684
+  _globals['_SIMULATEREQUEST']._serialized_end=742
+  _globals['_SIMULATERESPONSE']._serialized_start=744
+  _globals['_SIMULATERESPONSE']._serialized_end=866
+  _globals['_ANALYZECURVEREQUEST']._serialized_start=869
+  _globals['_ANALYZECURVEREQUEST']._serialized_end=1060
+  _globals['_ANALYZECURVERESPONSE']._serialized_start=1063
+  _globals['_ANALYZECURVERESPONSE']._serialized_end=1784
+  _globals['_NOTE']._serialized_start=1786
+  _globals['_NOTE']._serialized_end=1823
+  _globals['_REFLECTOMETRYSERVICE']._serialized_start=1931
+  _globals['_REFLECTOMETRYSERVICE']._serialized_end=2171
 # @@protoc_insertion_point(module_scope)

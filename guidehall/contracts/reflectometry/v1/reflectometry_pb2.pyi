@@ -31,7 +31,7 @@ class _AnalysisStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Analysi
     ANALYSIS_STAGE_NETWORK: _AnalysisStage.ValueType  # 1
     """The network's answer as it is."""
     ANALYSIS_STAGE_REFINED: _AnalysisStage.ValueType  # 2
-    """Followed by a bounded least-squares fit that starts from it."""
+    """Followed by a bounded least-squares fit from it and from elsewhere."""
 
 class AnalysisStage(_AnalysisStage, metaclass=_AnalysisStageEnumTypeWrapper): ...
 
@@ -39,8 +39,44 @@ ANALYSIS_STAGE_UNSPECIFIED: AnalysisStage.ValueType  # 0
 ANALYSIS_STAGE_NETWORK: AnalysisStage.ValueType  # 1
 """The network's answer as it is."""
 ANALYSIS_STAGE_REFINED: AnalysisStage.ValueType  # 2
-"""Followed by a bounded least-squares fit that starts from it."""
+"""Followed by a bounded least-squares fit from it and from elsewhere."""
 Global___AnalysisStage: _TypeAlias = AnalysisStage  # noqa: Y015
+
+@_typing.final
+class Band(_message.Message):
+    """Central credible bands of a curve or a profile: what it is lies between `lower` and `upper` with the
+    probability that the names say. Arrays have one entry per point.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_68_FIELD_NUMBER: _builtins.int
+    UPPER_68_FIELD_NUMBER: _builtins.int
+    LOWER_95_FIELD_NUMBER: _builtins.int
+    UPPER_95_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lower_68(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def upper_68(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def lower_95(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def upper_95(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        lower_68: _abc.Iterable[_builtins.float] | None = ...,
+        upper_68: _abc.Iterable[_builtins.float] | None = ...,
+        lower_95: _abc.Iterable[_builtins.float] | None = ...,
+        upper_95: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lower_68", b"lower_68", "lower_95", b"lower_95", "upper_68", b"upper_68", "upper_95", b"upper_95"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Band: _TypeAlias = Band  # noqa: Y015
 
 @_typing.final
 class Profile(_message.Message):
@@ -51,6 +87,7 @@ class Profile(_message.Message):
     Z_ANGSTROM_FIELD_NUMBER: _builtins.int
     SLD_FIELD_NUMBER: _builtins.int
     ISLD_FIELD_NUMBER: _builtins.int
+    SLD_BAND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def z_angstrom(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -59,20 +96,49 @@ class Profile(_message.Message):
 
     @_builtins.property
     def isld(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def sld_band(self) -> Global___Band:
+        """Of `sld`; unset where the posterior was not sampled."""
+
     def __init__(
         self,
         *,
         z_angstrom: _abc.Iterable[_builtins.float] | None = ...,
         sld: _abc.Iterable[_builtins.float] | None = ...,
         isld: _abc.Iterable[_builtins.float] | None = ...,
+        sld_band: Global___Band | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sld_band", b"sld_band"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["isld", b"isld", "sld", b"sld", "z_angstrom", b"z_angstrom"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["isld", b"isld", "sld", b"sld", "sld_band", b"sld_band", "z_angstrom", b"z_angstrom"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
+@_typing.final
+class Interval(_message.Message):
+    """Central credible interval, in the unit of what it belongs to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    lower: _builtins.float
+    upper: _builtins.float
+    def __init__(
+        self,
+        *,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lower", b"lower", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
 
 @_typing.final
 class Parameter(_message.Message):
@@ -86,6 +152,8 @@ class Parameter(_message.Message):
     LOWER_FIELD_NUMBER: _builtins.int
     UPPER_FIELD_NUMBER: _builtins.int
     STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    INTERVAL_68_FIELD_NUMBER: _builtins.int
+    INTERVAL_95_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as "film.thickness"."""
     value: _builtins.float
@@ -95,6 +163,12 @@ class Parameter(_message.Message):
     upper: _builtins.float
     standard_error: _builtins.float
     """One standard deviation; unset when not estimated."""
+    @_builtins.property
+    def interval_68(self) -> Global___Interval:
+        """Of 68 and 95 per cent probability; unset where the posterior was not sampled."""
+
+    @_builtins.property
+    def interval_95(self) -> Global___Interval: ...
     def __init__(
         self,
         *,
@@ -104,16 +178,46 @@ class Parameter(_message.Message):
         lower: _builtins.float = ...,
         upper: _builtins.float = ...,
         standard_error: _builtins.float | None = ...,
+        interval_68: Global___Interval | None = ...,
+        interval_95: Global___Interval | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_standard_error", b"_standard_error", "standard_error", b"standard_error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_standard_error", b"_standard_error", "interval_68", b"interval_68", "interval_95", b"interval_95", "standard_error", b"standard_error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_standard_error", b"_standard_error", "lower", b"lower", "name", b"name", "standard_error", b"standard_error", "unit", b"unit", "upper", b"upper", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_standard_error", b"_standard_error", "interval_68", b"interval_68", "interval_95", b"interval_95", "lower", b"lower", "name", b"name", "standard_error", b"standard_error", "unit", b"unit", "upper", b"upper", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__standard_error: _TypeAlias = _typing.Literal["standard_error"]  # noqa: Y015
     _WhichOneofArgType__standard_error: _TypeAlias = _typing.Literal["_standard_error", b"_standard_error"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__standard_error) -> _WhichOneofReturnType__standard_error | None: ...
 
 Global___Parameter: _TypeAlias = Parameter  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """A film that the curve allows: a local minimum of chi-square."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    CHI_SQUARE_FIELD_NUMBER: _builtins.int
+    chi_square: _builtins.float
+    """Without dr, the sum of squared differences of log10 R over 0.01."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of the parameters, in their order."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        chi_square: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chi_square", b"chi_square", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class SimulateRequest(_message.Message):
@@ -169,12 +273,20 @@ class AnalyzeCurveRequest(_message.Message):
     CURVE_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"projects/{project}/models/{model}" or "…/versions/{version}"; empty takes the newest that fits the curve."""
+    """"projects/{project}/models/{model}" or "…/versions/{version}"; empty takes, of the newest versions of the
+    models that accept the curve, the one whose network explains it best.
+    """
     stage: Global___AnalysisStage.ValueType
     """Unspecified is NETWORK."""
     parent: _builtins.str
     """Project searched when `model` is empty; empty is the caller's own."""
+    samples: _builtins.int
+    """Samples of the posterior, for intervals and bands: 0 to 5000, 0 draws none. Only for REFINED; needs dr."""
+    seed: _builtins.int
+    """Of the fit's starts and of the samples: 0 to 2^53 - 1. The same seed gives the same answer."""
     @_builtins.property
     def curve(self) -> _curve_pb2.Curve: ...
     def __init__(
@@ -184,10 +296,12 @@ class AnalyzeCurveRequest(_message.Message):
         curve: _curve_pb2.Curve | None = ...,
         stage: Global___AnalysisStage.ValueType = ...,
         parent: _builtins.str = ...,
+        samples: _builtins.int = ...,
+        seed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "model", b"model", "parent", b"parent", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "model", b"model", "parent", b"parent", "samples", b"samples", "seed", b"seed", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +324,9 @@ class AnalyzeCurveResponse(_message.Message):
     MEAN_ABS_LOG10_ERROR_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     ANALYSIS_VERSION_FIELD_NUMBER: _builtins.int
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    CALCULATED_BAND_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_SAMPLES_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     model_digest: _builtins.str
     stage: Global___AnalysisStage.ValueType
@@ -221,6 +338,8 @@ class AnalyzeCurveResponse(_message.Message):
     """Mean of |log10 measured - log10 calculated| over used points with positive reflectivity."""
     analysis_version: _builtins.str
     """Version of the analysis code."""
+    effective_samples: _builtins.float
+    """How many independent samples those of the posterior are worth; unset where it was not sampled."""
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
     @_builtins.property
@@ -241,6 +360,14 @@ class AnalyzeCurveResponse(_message.Message):
     def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Note]:
         """What a reader must know: points cut, resolution assumed, ..."""
 
+    @_builtins.property
+    def explanations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Explanation]:
+        """Of REFINED: the films that the curve allows, the best first, which is the one in `parameters`."""
+
+    @_builtins.property
+    def calculated_band(self) -> Global___Band:
+        """Of `calculated`; unset where the posterior was not sampled."""
+
     def __init__(
         self,
         *,
@@ -257,17 +384,24 @@ class AnalyzeCurveResponse(_message.Message):
         mean_abs_log10_error: _builtins.float = ...,
         notes: _abc.Iterable[Global___Note] | None = ...,
         analysis_version: _builtins.str = ...,
+        explanations: _abc.Iterable[Global___Explanation] | None = ...,
+        calculated_band: Global___Band | None = ...,
+        effective_samples: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chi_square", b"_chi_square", "_reduced_chi_square", b"_reduced_chi_square", "calculated", b"calculated", "chi_square", b"chi_square", "profile", b"profile", "reduced_chi_square", b"reduced_chi_square"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chi_square", b"_chi_square", "_effective_samples", b"_effective_samples", "_reduced_chi_square", b"_reduced_chi_square", "calculated", b"calculated", "calculated_band", b"calculated_band", "chi_square", b"chi_square", "effective_samples", b"effective_samples", "profile", b"profile", "reduced_chi_square", b"reduced_chi_square"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chi_square", b"_chi_square", "_reduced_chi_square", b"_reduced_chi_square", "analysis_version", b"analysis_version", "calculated", b"calculated", "chi_square", b"chi_square", "mean_abs_log10_error", b"mean_abs_log10_error", "model_digest", b"model_digest", "model_version", b"model_version", "normalized_residuals", b"normalized_residuals", "notes", b"notes", "parameters", b"parameters", "profile", b"profile", "reduced_chi_square", b"reduced_chi_square", "stage", b"stage", "used_points", b"used_points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chi_square", b"_chi_square", "_effective_samples", b"_effective_samples", "_reduced_chi_square", b"_reduced_chi_square", "analysis_version", b"analysis_version", "calculated", b"calculated", "calculated_band", b"calculated_band", "chi_square", b"chi_square", "effective_samples", b"effective_samples", "explanations", b"explanations", "mean_abs_log10_error", b"mean_abs_log10_error", "model_digest", b"model_digest", "model_version", b"model_version", "normalized_residuals", b"normalized_residuals", "notes", b"notes", "parameters", b"parameters", "profile", b"profile", "reduced_chi_square", b"reduced_chi_square", "stage", b"stage", "used_points", b"used_points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chi_square: _TypeAlias = _typing.Literal["chi_square"]  # noqa: Y015
     _WhichOneofArgType__chi_square: _TypeAlias = _typing.Literal["_chi_square", b"_chi_square"]  # noqa: Y015
+    _WhichOneofReturnType__effective_samples: _TypeAlias = _typing.Literal["effective_samples"]  # noqa: Y015
+    _WhichOneofArgType__effective_samples: _TypeAlias = _typing.Literal["_effective_samples", b"_effective_samples"]  # noqa: Y015
     _WhichOneofReturnType__reduced_chi_square: _TypeAlias = _typing.Literal["reduced_chi_square"]  # noqa: Y015
     _WhichOneofArgType__reduced_chi_square: _TypeAlias = _typing.Literal["_reduced_chi_square", b"_reduced_chi_square"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chi_square) -> _WhichOneofReturnType__chi_square | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__effective_samples) -> _WhichOneofReturnType__effective_samples | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reduced_chi_square) -> _WhichOneofReturnType__reduced_chi_square | None: ...
 
