@@ -235,7 +235,7 @@ def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray,
     typical = float(np.median(sigma / curve.q))
     if not 0.99 * low <= typical <= 1.01 * high:
         message = f"dq/q is {typical:.4g} (one standard deviation); trained were {low:.4g} to {high:.4g}"
-        notes.append(Note("RESOLUTION_OUTSIDE_TRAINING", message))
+        notes.append(Note("OUTSIDE_TRAINED_RANGE", message))
     return sigma, notes
 
 

@@ -22,11 +22,12 @@ _SAMPLE, _AGREEMENT = 8, 1e-3
 
 
 def make_curves(draw: Draw, count: int, context: Context) -> Curves:
-    """Draws `count` curves."""
+    """Draws `count` curves of films that fill the prior evenly."""
+    films = draw.spread_films(count)
     pieces: list[Curves] = []
     for start in range(0, count, _PIECE):
         raise_if_cancelled(context)
-        pieces.append(draw.curves(min(_PIECE, count - start)))
+        pieces.append(draw.curves_of(films[start : start + _PIECE]))
         context.progress(min(start + _PIECE, count), count, phase="generate")
     return Curves(
         *(torch.cat([getattr(piece, name) for piece in pieces]) for name in ("unit", "relative_sigma", "r"))

@@ -61,7 +61,7 @@ class Draw:
     """Draws curves for one set of parameters, all from one generator."""
 
     def __init__(self, params: NrSldParams, prior: Prior, seed: int, device: str) -> None:
-        self.prior = prior
+        self.prior, self._seed = prior, seed
         self.generator = torch.Generator(device).manual_seed(seed)
         self.q = torch.from_numpy(params.probe.q()).to(device)
         convention = params.probe.resolution_convention
@@ -83,7 +83,15 @@ class Draw:
 
     def curves(self, count: int) -> Curves:
         """`count` new films, evenly from the prior."""
-        unit = self._random(count, len(self.prior.free))
+        return self.curves_of(self._random(count, len(self.prior.free)))
+
+    def spread_films(self, count: int) -> Tensor:
+        """`count` films that fill the prior more evenly than random ones, [count, P] in the unit cube."""
+        return self.prior.sobol(count, self._seed).to(self.q.device)
+
+    def curves_of(self, unit: Tensor) -> Curves:
+        """The curves of these films, at resolutions that are drawn."""
+        count = len(unit)
         low, high = self._sigmas
         relative_sigma = low + (high - low) * self._random(count)
         return Curves(unit, relative_sigma, self.calculate(self.prior.values(unit), relative_sigma))

@@ -44,6 +44,6 @@ def film_under_water() -> NrSldParams:
                 "scale": {"min": 0.8, "max": 1.2},
                 "background": {"min": 1e-6, "max": 5e-5},
             },
-            "training": {"epochs": 12},
+            "training": {"epochs": 8},
         }
     )

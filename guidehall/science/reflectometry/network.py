@@ -11,8 +11,8 @@ from torch import Tensor, nn
 # signal and may be negative.
 _FLOOR = 1e-7
 _LOG10 = math.log(10.0)
-# In decades.
-_LEAST_SPREAD = 0.02
+# Of compressed curves in general, and the least that a point is scaled by: decades.
+_MEAN, _SPREAD, _LEAST_SPREAD = -3.0, 3.0, 0.02
 
 
 def compress(r: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class Network(nn.Module):
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, parameters))
         # Of the compressed curve at each point; typical curves fall from 0 to -6.
-        self.register_buffer("mean", torch.full((points,), -3.0))
-        self.register_buffer("spread", torch.full((points,), 3.0))
+        self.register_buffer("mean", torch.full((points,), _MEAN))
+        self.register_buffer("spread", torch.full((points,), _SPREAD))
 
     def standardise(self, compressed: Tensor) -> None:
         """Takes mean and spread of the prior's curves from a sample, [B, G]."""
@@ -99,3 +99,9 @@ class Network(nn.Module):
         x = self.stem(torch.cat([curve, mask, width], dim=1))
         answer: Tensor = torch.sigmoid(self.head(self.blocks(x)))
         return answer
+
+
+def with_standard_scale(state: dict[str, Tensor], points: int) -> dict[str, Tensor]:
+    """The weights of a network that was made before the scale of its input was one of them."""
+    scale = {"mean": torch.full((points,), _MEAN), "spread": torch.full((points,), _SPREAD)}
+    return scale | state

@@ -20,7 +20,7 @@ from guidehall.science.pipeline import (
     field_errors,
 )
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.network import Network, resample
+from guidehall.science.reflectometry.network import Network, resample, with_standard_scale
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT, StackPrior, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.prior import Prior
 
@@ -84,7 +84,7 @@ class PhysicalPredictor:
         with torch.device("meta"):
             network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
         try:
-            state = safetensors.torch.load(weights)
+            state = with_standard_scale(safetensors.torch.load(weights), arguments.probe.points)
             network.load_state_dict(state, assign=True)
         except (safetensors.SafetensorError, RuntimeError) as error:
             raise InvalidModel(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from guidehall.science.pipeline import UserError
+from guidehall.science.pipeline import UserError, field_errors
 from guidehall.science.reflectometry.analysis import (
     FINAL_ORDER,
     FIT_ORDER,
@@ -198,17 +199,21 @@ def _with_own(
         if name in _INSTRUMENT:
             instrument[name] = bounds
         elif part in parts and isinstance(getattr(parts[part], kind, None), Range):
-            # Validated anew: the bounds have limits of their own.
-            changed = parts[part].model_dump() | {kind: bounds.model_dump()}
-            parts[part] = type(parts[part]).model_validate(changed)
+            parts[part] = parts[part].model_copy(update={kind: bounds})
         else:
             raise UserError(where, name, "must name a parameter of the stack, scale, background or q_offset")
     changes = {
-        "fronting": parts[stack.fronting.name],
-        "layers": tuple(parts[layer.name] for layer in stack.layers),
-        "backing": parts[stack.backing.name],
+        "fronting": parts[stack.fronting.name].model_dump(),
+        "layers": [parts[layer.name].model_dump() for layer in stack.layers],
+        "backing": parts[stack.backing.name].model_dump(),
     }
-    return stack.model_copy(update=changes), probe.model_copy(update=instrument)
+    try:
+        # Validated anew: an expression may not hold any more.
+        changed = StackPrior.model_validate(dict(stack) | changes)
+    except ValidationError as error:
+        path, reason = field_errors(error, where)[0]
+        raise UserError(path, "these bounds", reason) from None
+    return changed, probe.model_copy(update=instrument)
 
 
 def _prepare(probe: TrainingProbe, curve: Curve) -> Prepared:

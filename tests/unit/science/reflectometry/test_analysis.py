@@ -137,7 +137,7 @@ def test_other_beam_side_is_an_error(model: PhysicalPredictor, curve: Curve) -> 
 
 def test_resolution_outside_the_training_is_said(model: PhysicalPredictor, curve: Curve) -> None:
     answer = analyse(model, replace(curve, dq=None, relative_dq=0.04))
-    assert [note.code for note in answer.notes] == ["RESOLUTION_OUTSIDE_TRAINING"]
+    assert [note.code for note in answer.notes] == ["OUTSIDE_TRAINED_RANGE"]
 
 
 def test_points_that_are_not_positive_stay_in_the_fit(model: PhysicalPredictor, curve: Curve) -> None:
