@@ -149,16 +149,16 @@ def blur(resolution: Resolution, curves: Tensor) -> Tensor:
         return resolution.apply(curves)
     rows, points = curves.shape[:-1], len(resolution.first)
     out = torch.empty(*rows, points, dtype=torch.float64)
-    source = _array(curves)
+    source, weights = _array(curves), _array(resolution.weights)
     _call(
         library.guidehall_blur,
         rows.numel(),
         curves.shape[-1],
         source,
         points,
-        resolution.weights.shape[1],
+        weights.shape[1],
         resolution.first_int32,
-        resolution.weights,
+        weights,
         out,
     )
     return out

@@ -52,11 +52,11 @@ def autocast_type(precision: str, device: str) -> torch.dtype | None:
     return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else None
 
 
-def new_optimiser(module: nn.Module, settings: EpochTraining) -> torch.optim.Optimizer:
-    """The optimiser in its fused form, one pass over the weights."""
+def new_optimiser(module: nn.Module, settings: EpochTraining, fused: bool) -> torch.optim.Optimizer:
+    """The optimiser; fused, one pass over the weights, it is faster and rounds in another way."""
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
     return kind(
-        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
 
 
@@ -74,6 +74,7 @@ class EpochLoop:
         phase: its name in reports.
         field: parameters to blame, such as "training".
         stoppable: whether to end early when that is desired.
+        fused: the optimiser's form, see `new_optimiser`.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class EpochLoop:
         phase: str = "train",
         field: str = "training",
         stoppable: bool = True,
+        fused: bool = False,
     ) -> None:
         self._context, self._module, self._settings = context, module, settings
         self._rows, self._seed, self._phase, self._field = rows, seed, phase, field
         self._loss, self._validation_loss, self._save_state = loss, validation_loss, save
         self._stoppable = stoppable
-        self._optimiser = new_optimiser(module, settings)
+        self._optimiser = new_optimiser(module, settings, fused)
         self._steps_per_epoch = math.ceil(rows / settings.batch_size)
         self._total = settings.epochs * self._steps_per_epoch
         self._step = 0

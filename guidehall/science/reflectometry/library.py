@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Fit:
             for parameter in analysis.parameters:
                 own = f"{item.name}: {parameter.name}"
                 name = own if own in joint else parameter.name
-                found.setdefault(name, parameter)
+                found.setdefault(name, replace(parameter, name=name))
         return tuple(found.values())
 
     def __getitem__(self, name: str) -> Parameter:

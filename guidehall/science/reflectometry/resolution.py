@@ -131,5 +131,5 @@ def _tensors(q: np.ndarray, first: np.ndarray, weights: np.ndarray) -> Resolutio
     return Resolution(
         torch.from_numpy(np.ascontiguousarray(q, dtype=np.float64)),
         torch.from_numpy(first.astype(np.int64)),
-        torch.from_numpy(np.array(weights, dtype=np.float64)),  # what was broadcast is read-only
+        torch.from_numpy(np.array(weights, dtype=np.float64, order="C")),  # what was broadcast is read-only
     )

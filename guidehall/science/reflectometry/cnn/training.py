@@ -68,6 +68,8 @@ class CnnTrainer:
             lambda rows: self._loss(self._training[rows]),
             self._validation_loss,
             lambda state: context.checkpoint.save(to_bytes(state)),
+            # In float32 the losses are those of pyreflect, digit by digit.
+            fused=self.autocast is not None,
         )
 
     def run(self) -> EndedBy:

@@ -106,6 +106,19 @@ def test_resolution_agrees_with_refnx() -> None:
         np.testing.assert_allclose(measured, expected, rtol=1e-3)
 
 
+def test_resolutions_of_the_engine_and_of_torch_are_the_same() -> None:
+    curves = torch.rand(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for q in (np.linspace(0.01, 0.2, 30), np.array([0.1])):
+        for mode in ("quadrature", "refl1d"):
+            seen = resolution(q, 0.02 * q, mode, 9)
+            many = curves * torch.arange(1.0, len(seen.q) + 1, dtype=torch.float64)
+            torch.testing.assert_close(engine.blur(seen, many), seen.apply(many), rtol=1e-12, atol=0.0)
+            gradients = torch.linspace(0, 1, 3 * len(q), dtype=torch.float64).reshape(3, -1)
+            # The transpose: <W a, b> = <a, W^T b>.
+            left, right = (seen.apply(many) * gradients).sum(), (many * seen.spread(gradients)).sum()
+            torch.testing.assert_close(left, right)
+
+
 # --- analytic
 
 

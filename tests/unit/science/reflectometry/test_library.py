@@ -44,6 +44,7 @@ def test_three_liquids_share_one_film() -> None:
     found = guidehall.fit(curves, FILM, own=own, samples=0, starts=12)
     names = [parameter.name for parameter in found.parameters]
     assert names.count("film.thickness") == 1
+    assert {"1: water.sld", "2: water.sld"} <= set(names)
     assert len(found.analyses) == 2
 
 
