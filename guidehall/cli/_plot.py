@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from guidehall.cli._output import clean
-from guidehall.client import Analysis, Curve, Profile, QUnit, Simulation
+from guidehall.client import Analysis, Band, Curve, Profile, QUnit, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,10 @@ def check_plot(path: Path) -> None:
 
 
 def draw_analysis(curve: Curve, analysis: Analysis, path: Path, title: str) -> None:
-    """Draws reflectivity with fit, residuals, and profile; the suffix of `path` chooses the format."""
+    """Draws reflectivity with fit, residuals, and profile, with their bands where there are such.
+
+    The suffix of `path` chooses the format.
+    """
     figure = _figure()
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(3, 2))
     reflectivity = figure.add_subplot(grid[0, 0])
@@ -106,11 +109,22 @@ def _measured(axes: Axes, curve: Curve, analysis: Analysis) -> None:
             label=label,
         )
     calculated = analysis.calculated
-    axes.plot(
-        _angstrom(calculated), calculated.r, color=_CALCULATED, linewidth=1.5, label="calculated", zorder=3
-    )
+    q = _angstrom(calculated)
+    _band(axes, q, analysis.calculated_band, _CALCULATED)
+    axes.plot(q, calculated.r, color=_CALCULATED, linewidth=1.5, label="calculated", zorder=3)
     _log_axes(axes)
     axes.legend(frameon=False, fontsize=9)
+
+
+def _band(axes: Axes, x: Any, band: Band | None, colour: str) -> None:
+    """What lies within 95 and 68 per cent, the second darker."""
+    if band is None:
+        return
+    for lower, upper, label, alpha in (
+        (band.lower_95, band.upper_95, "95 %", 0.2),
+        (band.lower_68, band.upper_68, "68 %", 0.35),
+    ):
+        axes.fill_between(x, lower, upper, color=colour, alpha=alpha, linewidth=0, label=label, zorder=2)
 
 
 def _log_axes(axes: Axes) -> None:
@@ -136,11 +150,13 @@ def _residuals(axes: Axes, curve: Curve, analysis: Analysis) -> None:
 
 
 def _profile(axes: Axes, profile: Profile) -> None:
+    _band(axes, profile.z, profile.sld_band, _PROFILE)
     axes.plot(profile.z, profile.sld, color=_PROFILE, linewidth=1.5, label="real part")
     if np.any(profile.isld):
         axes.plot(
             profile.z, profile.isld, color=_PROFILE, linewidth=1.0, linestyle="--", label="imaginary part"
         )
+    if np.any(profile.isld) or profile.sld_band is not None:
         axes.legend(frameon=False, fontsize=9)
     axes.set_xlabel("Depth from the fronting medium (Å)")
     axes.set_ylabel("SLD (10⁻⁶ Å⁻²)")

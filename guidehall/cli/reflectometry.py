@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from guidehall.cli._context import connect, json_option
+from guidehall.cli._curves import science_refusals
 from guidehall.cli._output import clean, emit
 from guidehall.cli.data import id_of
 
@@ -46,7 +45,7 @@ def import_settings(path: Path, output: Path | None, model_name: str, dry_run: b
     """
     from guidehall.science.reflectometry.formats.project import read_project
 
-    with _refusals():
+    with science_refusals():
         project = read_project(path)
         params = _params(project, model_name)
     datasets = {} if dry_run else _upload(project)
@@ -69,18 +68,6 @@ def import_settings(path: Path, output: Path | None, model_name: str, dry_run: b
     else:
         output.write_text(text, encoding="utf-8")
         click.echo(f"datasets uploaded: {len(datasets)}; parameters written to {output}")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Refusals of the science as those of a service."""
-    from guidehall.core.errors import InvalidArgument
-    from guidehall.science.pipeline import UserError
-
-    try:
-        yield
-    except UserError as error:
-        raise InvalidArgument.field(error.field, error.value, error.allowed) from error
 
 
 def _params(project: Project, model_name: str) -> dict[str, Any] | None:
