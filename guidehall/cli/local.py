@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from guidehall.cli._context import json_option
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_platform
 from guidehall.cli._output import clean, duration, emit, table
+
+if TYPE_CHECKING:
+    from guidehall.local.control import ServiceStatus
 
 
 def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,9 +91,22 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         ]
         if rows:
             table(("PART", "STATE", "PID", "RESTARTS"), rows)
+        if engines := _engines(found.services):
+            click.echo(f"reflectometry engine: {engines}")
         if "gateway" in found.endpoints:
             click.echo(f"gateway: {found.endpoints['gateway']}")
     ctx.exit(ExitCode.DONE if found.healthy else ExitCode.UNAVAILABLE)
+
+
+def _engines(parts: Sequence[ServiceStatus]) -> str:
+    """What calculates reflectivities; where, if not everywhere the same."""
+    where: dict[str, list[str]] = {}
+    for part in parts:
+        if part.reflectometry_engine:
+            where.setdefault(clean(part.reflectometry_engine), []).append(part.name)
+    if len(where) == 1:
+        return next(iter(where))
+    return "; ".join(f"{engine} in {', '.join(names)}" for engine, names in where.items())
 
 
 @click.command(epilog="\b\nExample\n  guidehall logs -f trainer")

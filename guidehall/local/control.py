@@ -20,7 +20,7 @@ from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.files import read_json
 from guidehall.local.logfiles import follow, last_lines
 from guidehall.local.postgres import home_elsewhere
-from guidehall.local.probes import is_ready
+from guidehall.local.probes import is_ready, metric_label
 from guidehall.local.stack import ENDPOINTS, SUPERVISOR_LOG, Options, summary
 from guidehall.local.supervisor import Report
 
@@ -40,6 +40,8 @@ class ServiceStatus:
         state: what the supervisor knows: waiting, starting, ready, restarting or stopped.
         answers: whether it said that it is ready when asked just now.
         address: URL that it was asked by.
+        reflectometry_engine: what calculates reflectivities in it, such as "c (avx2)" or "torch"; empty where
+            nothing does.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ServiceStatus:
     pid: int | None
     restarts: int
     exit_status: int | None
+    reflectometry_engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ def status(data: Path) -> StackStatus:
     if supervisor is None:
         stage = known.stage if known.stage == "failed" else "stopped"
         return StackStatus(data, stage, None, 0.0, (), {}, known.error)
-    with ThreadPoolExecutor(max(1, len(known.services))) as pool:
+    endpoints = read_json(data / ENDPOINTS)
+    ops: dict[str, str] = endpoints.get("ops", {})
+    names = [service.name for service in known.services]
+    with ThreadPoolExecutor(max(1, 2 * len(names))) as pool:
+        engines = pool.map(lambda name: _reflectometry_engine(name, ops), names)
         answers = list(pool.map(lambda service: is_ready(service.probe), known.services))
     services = tuple(
         ServiceStatus(
@@ -95,13 +102,19 @@ def status(data: Path) -> StackStatus:
             service.pid,
             service.restarts,
             service.exit_status,
+            engine,
         )
-        for service, ready in zip(known.services, answers, strict=True)
+        for service, ready, engine in zip(known.services, answers, engines, strict=True)
     )
     uptime = time.time() - known.started_at
-    return StackStatus(
-        data, known.stage, supervisor, uptime, services, read_json(data / ENDPOINTS), known.error
-    )
+    return StackStatus(data, known.stage, supervisor, uptime, services, endpoints, known.error)
+
+
+def _reflectometry_engine(name: str, ops: dict[str, str]) -> str:
+    calculates = name == "inference" or name.startswith("worker-")
+    if not calculates or name not in ops:
+        return ""
+    return metric_label(ops[name], "guidehall_reflectometry_engine_info", "engine")
 
 
 def down(data: Path, seconds: float = 90.0) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import struct
 from collections.abc import Callable
 from urllib.parse import SplitResult, urlsplit
 
 Address = tuple[str, int]
+
+_LARGEST_METRICS = 4 << 20
 
 
 def is_ready(url: str, timeout: float = 1.0) -> bool:
@@ -23,6 +26,23 @@ def is_ready(url: str, timeout: float = 1.0) -> bool:
         return _PROBES[parts.scheme](parts, timeout)
     except (OSError, http.client.HTTPException):
         return False
+
+
+def metric_label(url: str, metric: str, label: str, timeout: float = 1.0) -> str:
+    """The value of `label` in the first line of `metric` that the server of metrics at `url` shows.
+
+    Empty where there is no such server, no such metric or no such label.
+    """
+    connection = http.client.HTTPConnection(*_address(urlsplit(url)), timeout=timeout)
+    try:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read(_LARGEST_METRICS).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+    found = re.search(rf'^{re.escape(metric)}\{{[^}}]*\b{re.escape(label)}="([^"]*)"', text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _http_status(parts: SplitResult, timeout: float) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import grpc
 import uvloop
+from prometheus_client import Info
 
 from guidehall.contracts.inference.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from guidehall.contracts.prediction.v1.prediction_pb2_grpc import add_PredictionServiceServicer_to_server
@@ -22,6 +23,7 @@ from guidehall.core.channels import ServiceTokens, credentials_interceptors, ope
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
+from guidehall.science.reflectometry import engine as reflectometry_engine
 from services.inference import events
 from services.inference.analysis import ReflectometryAnalysis
 from services.inference.cache import DiskCache
@@ -76,7 +78,13 @@ async def serve(settings: InferenceSettings) -> None:
         port = await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(open_inference.FULL_NAME, False)
-        _log.info("listening", extra={"port": port, "device": engine.device})
+        calculates = reflectometry_engine.name()
+        Info("guidehall_reflectometry_engine", "What calculates reflectivities here").info(
+            {"engine": calculates}
+        )
+        _log.info(
+            "listening", extra={"port": port, "device": engine.device, "reflectometry_engine": calculates}
+        )
         background = [tasks.create_task(repository.run()), tasks.create_task(_announce(repository, server))]
         if settings.nats.url is not None:
             bus = await EventBus.connect(settings.nats, SERVICE_NAME)

@@ -24,6 +24,7 @@ from guidehall.local.descendants import descendants, identity
 from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.probes import is_ready
 from guidehall.local.stack import Options, up
+from guidehall.science.reflectometry import engine
 
 _ROOT = Path(__file__).parents[2]
 _SERVICES = ("postgres", "nats", "s3", "storage", "trainer", "inference", "worker-1", "gateway")
@@ -70,6 +71,9 @@ def test_everything_is_ready_when_up_returns(running: Path) -> None:
     assert endpoints == now.endpoints
     assert all(is_ready(f"grpc://{endpoints[name]}") for name in ("trainer", "storage", "inference"))
     assert is_ready(f"{endpoints['ops']['gateway']}/health")
+    engines = {service.name: service.reflectometry_engine for service in now.services}
+    assert engines.pop("inference") == engines.pop("worker-1") == engine.name()
+    assert set(engines.values()) == {""}
 
 
 def test_a_second_stack_of_the_folder_is_refused_and_told_of_the_first(running: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guidehall import science
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.science.pipeline import software_versions
 
 _QUERY_SECONDS = 10.0
+_COMPILED_ENGINE = Path(science.__path__[0]) / "reflectometry" / "native" / "engine.so"
 # A container sees its own control group here; elsewhere the whole machine has to do.
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -60,8 +63,21 @@ async def find_machine(device: str) -> Machine:
         device_memory_bytes=memory,
         cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        software=software_versions(),
+        software=software_versions() | {"reflectometry_engine": reflectometry_engine()},
     )
+
+
+def reflectometry_engine() -> str:
+    """What calculates reflectivities in the jobs of this machine, such as "c (avx2)", or "torch".
+
+    The science's own `reflectometry.engine.name` says the same, and imports torch for it.
+    """
+    try:
+        library = ctypes.CDLL(str(_COMPILED_ENGINE))
+    except OSError:
+        return "torch"
+    library.guidehall_instructions.restype = ctypes.c_char_p
+    return f"c ({library.guidehall_instructions().decode()})"
 
 
 def oom_kills() -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import uvloop
+from prometheus_client import Info
 
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import open_channel
@@ -29,6 +30,8 @@ from services.trainer.worker.trainer_client import TrainerClient
 from services.trainer.worker.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_ENGINE = Info("guidehall_reflectometry_engine", "What calculates reflectivities here")
 
 _SERVICE = "worker"
 # A loop that does not answer for so long is stuck.
@@ -73,6 +76,7 @@ async def _serve(settings: WorkerSettings) -> None:
         ops.start()
         stack.callback(ops.stop)
         machine = await find_machine(settings.device)
+        tell_engine(machine.software["reflectometry_engine"])
         tools = Tools(
             settings=settings,
             device=machine.device,
@@ -85,6 +89,16 @@ async def _serve(settings: WorkerSettings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, agent.stop)
         logger.info("worker of pool %s on %s, process %d", settings.pool, machine.device, os.getpid())
         await agent.run()
+
+
+def tell_engine(name: str) -> None:
+    """Says what calculates reflectivities in the jobs of this worker, such as "c (avx2)" or "torch"."""
+    _ENGINE.info({"engine": name})
+    if name == "torch":
+        logger.warning(
+            "the compiled reflectometry engine is not installed, so torch calculates reflectivities, more"
+            " slowly; install the package where there is a C compiler"
+        )
 
 
 def _child_options(settings: WorkerSettings) -> ChildOptions:

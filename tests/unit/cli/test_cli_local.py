@@ -10,6 +10,8 @@ import pytest
 
 from guidehall.cli import _context
 from guidehall.cli._app import run
+from guidehall.cli.local import _engines
+from guidehall.local.control import ServiceStatus
 
 _LINE = json.dumps(
     {"ts": "-", "level": "INFO", "logger": "uvicorn", "msg": "up", "color_message": "\x1b[1mup"}
@@ -41,6 +43,23 @@ def test_log_of_nobody_is_not_found(data: Path, capsys: pytest.CaptureFixture[st
     assert run(["logs", "nosuch", "--data", str(data)]) == 3
 
     assert "there are: gateway" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("engines", "shown"),
+    [
+        ({"storage": ""}, ""),
+        ({"storage": "", "inference": "c (avx2)", "worker-1": "c (avx2)"}, "c (avx2)"),
+        (
+            {"inference": "torch", "worker-1": "c (any)", "worker-2": "torch"},
+            "torch in inference, worker-2; c (any) in worker-1",
+        ),
+    ],
+)
+def test_engine_is_told_with_its_places_where_they_differ(engines: dict[str, str], shown: str) -> None:
+    parts = [ServiceStatus(name, "ready", True, "", 1, 0, None, engine) for name, engine in engines.items()]
+
+    assert _engines(parts) == shown
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from guidehall.local.probes import is_ready
+from guidehall.local.probes import is_ready, metric_label
 
 
 @contextmanager
@@ -58,3 +58,26 @@ def test_nothing_is_ready_where_nobody_listens(scheme: str) -> None:
         port = listener.getsockname()[1]
 
     assert not is_ready(f"{scheme}://127.0.0.1:{port}")
+
+
+METRICS = b"""HTTP/1.0 200 OK\r\n\r
+# HELP engine_info What calculates
+# TYPE engine_info gauge
+engine_info{engine="c (avx2)",more="x"} 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "metric", "label", "value"),
+    [
+        (METRICS, "engine_info", "engine", "c (avx2)"),
+        (METRICS, "engine_info", "more", "x"),
+        (METRICS, "engine_info", "nothing", ""),
+        (METRICS, "engine", "engine", ""),
+        (b"gibberish\r\n\r\n", "engine_info", "engine", ""),
+        (b"", "engine_info", "engine", ""),
+    ],
+)
+def test_a_label_of_a_metric_is_read(answer: bytes, metric: str, label: str, value: str) -> None:
+    with _answering(answer) as port:
+        assert metric_label(f"http://127.0.0.1:{port}", metric, label, timeout=0.2) == value

@@ -20,7 +20,8 @@ from guidehall.core.errors import (
 )
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.child_process import ChildOptions, environment
-from services.trainer.worker.machine import find_machine, gpu_tier, gpus_in
+from services.trainer.worker.machine import find_machine, gpu_tier, gpus_in, reflectometry_engine
+from services.trainer.worker.main import tell_engine
 from services.trainer.worker.retry import Pauses, calling, passes, until_answered
 from services.trainer.worker.trainer_client import may_pass
 from services.trainer.worker.wishes import Interrupted, Wishes
@@ -69,6 +70,24 @@ async def test_a_machine_is_described_without_a_gpu() -> None:
     assert (machine.device, machine.device_class) == ("cpu", "cpu")
     assert machine.cpu_cores >= 1
     assert machine.memory_bytes > 1 << 20
+
+
+async def test_the_engine_of_a_machine_is_the_one_that_the_science_uses() -> None:
+    from guidehall.science.reflectometry import engine
+
+    machine = await find_machine("cpu")
+    assert machine.software["reflectometry_engine"] == engine.name()
+
+
+def test_a_worker_without_the_compiled_engine_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_engine(reflectometry_engine())
+    said = len(caplog.messages)
+    monkeypatch.setattr("services.trainer.worker.machine._COMPILED_ENGINE", tmp_path / "engine.so")
+    tell_engine(reflectometry_engine())
+    assert len(caplog.messages) == said + 1
+    assert "torch calculates" in caplog.messages[-1]
 
 
 async def test_calls_are_repeated_while_failures_pass() -> None:
