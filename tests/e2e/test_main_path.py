@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import refnx
+import yaml
 
 from guidehall.client import (
     JobState,
@@ -28,6 +30,8 @@ from guidehall.local.control import status
 from tests.fixtures.platform import Platform
 
 pytestmark = pytest.mark.slow
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SLOPE, INTERCEPT = 3.0, 0.5
 LINE = {"model_name": "e2e-line", "slope": SLOPE, "intercept": INTERCEPT, "noise": 0.0, "steps": 60}
@@ -92,6 +96,27 @@ def test_a_job_reads_the_dataset_version_that_it_pinned(platform: Platform, tmp_
         client.upload_dataset(file, "line-points")
         assert client.wait(job.id, timeout=60).state is JobState.SUCCEEDED
         assert client.result(job.id).document["slope"] == pytest.approx(-4, abs=1e-3)
+
+
+def test_a_measured_curve_becomes_a_film_as_a_job(platform: Platform, tmp_path: Path) -> None:
+    measured = Path(refnx.__file__).parent / "analysis/tests/e361r.txt"
+    params = yaml.safe_load((_EXAMPLES / "infer.yml").read_text())
+    with platform.client() as client:
+        version = client.upload_dataset(measured, "film-under-water")
+        params |= {"samples": 50, "starts": 6}
+        job = client.submit("reflectometry.infer", params, inputs={"curves": version.name}, seed=1)
+        ended = client.wait(job.id, timeout=120)
+        assert ended.state is JobState.SUCCEEDED, ended
+        result = client.result(job.id)
+        (curve,) = result.document["curves"]
+        thickness = next(p for p in curve["parameters"] if p["name"] == "film.thickness")
+        assert thickness["value"] == pytest.approx(211, abs=1)
+        low, high = thickness["interval_95"]
+        assert low < high
+        names = {artifact.filename for artifact in result.artifacts}
+        assert {"curve-1-fit.png", "curve-1.ort", "curve-1-refl1d.py"} <= names
+        client.download_artifact(job.id, "curve-1.ort", tmp_path)
+    assert (tmp_path / "curve-1.ort").read_text().startswith("# # ORSO")
 
 
 def test_cancel_reaches_the_running_step(platform: Platform) -> None:
