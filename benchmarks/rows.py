@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure. `bar` is what it is held against, such as ">= 8"; empty when nothing is
-    promised."""
+    """One measured figure.
+
+    Attributes:
+        bar: what it is held against, such as ">= 8"; empty when nothing is promised.
+        note: what else a reader must know, such as on how many curves it was measured.
+    """
 
     name: str
     value: float
     unit: str
     bar: str = ""
     met: bool | None = None
+    note: str = ""
+
+
+def at_least(name: str, value: float, unit: str, bar: float, note: str = "") -> Row:
+    """A figure that must not be smaller than `bar`."""
+    return Row(name, value, unit, f">= {bar:g}", value >= bar, note)
+
+
+def at_most(name: str, value: float, unit: str, bar: float, note: str = "") -> Row:
+    """A figure that must not be larger than `bar`."""
+    return Row(name, value, unit, f"<= {bar:g}", value <= bar, note)
 
 
 def interleaved_cpu_seconds(rounds: int, runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -35,3 +53,14 @@ def interleaved_cpu_seconds(rounds: int, runs: Mapping[str, Callable[[], object]
             if round_number > 0:
                 seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """torch on one core for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

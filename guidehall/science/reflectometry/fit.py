@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +23,19 @@ _LEAST_DAMPING, _MOST_DAMPING = 1e-7, 1e10
 _LOG10_DEVIATION = 0.01
 # Of log10 R, in a first descent: smaller error bars count no more than this.
 _LEAST_LOG10_NOISE = 0.05
-# A start that gains less than this share in each of so many steps has arrived.
+# A start that gains less than this share in each of so many steps has arrived; and one that gains less than
+# this in chi-square, however small that has become.
 _GAIN, _PATIENCE = 1e-6, 3
+_LEAST_GAIN = 1e-5
 # The first descent only has to come near.
 _ROUGH_GAIN = 1e-3
 # In the unit cube: how far from a guess some starts are.
 _NEAR = 0.1
 # An explanation that is worse than the best by more chi-square than this is none.
 _WORSE = 20.0
+# By so many standard deviations chi-square may exceed its mean before data are searched again, and so near to
+# each other are two that found the same; each round has so many times the starts of the one before.
+_UNLIKELY, _SAME, _MORE = 2.0, 1.0, 4
 # Bounds the memory of a long series.
 _DATA_AT_ONCE = 32
 
@@ -173,10 +178,21 @@ class Descents:
     chi_square: Tensor
     curvature: Tensor
 
+    def __getitem__(self, rows: slice | Tensor) -> Descents:
+        return Descents(self.unit[rows], self.chi_square[rows], self.curvature[rows])
+
+    @classmethod
+    def of(cls, parts: Sequence[Descents]) -> Descents:
+        """All of them together."""
+        return cls(
+            torch.cat([part.unit for part in parts]),
+            torch.cat([part.chi_square for part in parts]),
+            torch.cat([part.curvature for part in parts]),
+        )
+
     def best(self, count: int) -> Descents:
         """The `count` lowest, lowest first."""
-        rows = self.chi_square.argsort()[:count]
-        return Descents(self.unit[rows], self.chi_square[rows], self.curvature[rows])
+        return self[self.chi_square.argsort()[:count]]
 
 
 @dataclass(frozen=True)
@@ -187,11 +203,14 @@ class Search:
         starts: of each curve, guesses included: so many points of the unit cube.
         kept: so many of them go on, after a descent on a logarithmic scale.
         steps: of the second descent; half as many of the first.
+        rounds: at most. Data whose lowest chi-square is too large for chance are searched again, from four
+            times as many points anywhere, until one round confirms what another found.
     """
 
     starts: int = 12
     kept: int = 6
     steps: int = 60
+    rounds: int = 3
 
 
 _DEFAULT_SEARCH = Search()
@@ -227,7 +246,7 @@ def descend(
         new_chi = new_residuals.square().sum(1)
         better = new_chi < chi_square[moving]
         gone = moving[better]
-        small = (chi_square[gone] - new_chi[better]) <= gain * chi_square[gone]
+        small = (chi_square[gone] - new_chi[better]) <= gain * chi_square[gone] + _LEAST_GAIN
         unit[gone], chi_square[gone] = trial[better], new_chi[better]
         kept = new_slopes[better]
         gradient[gone] = torch.einsum("bpn,bn->bp", kept, new_residuals[better])
@@ -335,32 +354,61 @@ def search(
         within: what is worse than the best by more, in chi-square, is no explanation.
     """
     generator = torch.Generator().manual_seed(seed)
-    data, given, parameters = guesses.shape
     found: list[tuple[Mode, ...]] = []
-    for first in range(0, data, _DATA_AT_ONCE):
+    for first in range(0, len(guesses), _DATA_AT_ONCE):
         own = guesses[first : first + _DATA_AT_ONCE].double()
-        count = len(own)
-        fresh = torch.rand(count, how.starts, parameters, generator=generator, dtype=torch.float64)
-        if given:
-            # Half of the rest begins near a guess.
-            near = torch.arange(how.starts) % 2 == 0
-            centre = own[:, torch.arange(how.starts) % given]
-            shift = _NEAR * torch.randn(fresh.shape, generator=generator, dtype=torch.float64)
-            fresh = torch.where(near[:, None], (centre + shift).clamp(0.0, 1.0), fresh)
-        starts = torch.cat([own, fresh[:, : max(0, how.starts - given)]], dim=1)
-        rows = first + torch.arange(count).repeat_interleave(starts.shape[1])
-        rough = descend(smoother, starts.flatten(0, 1), how.steps // 2, rows, _ROUGH_GAIN)
-        order = rough.chi_square.view(count, -1).argsort(1)[:, : how.kept]
-        picked = (order + starts.shape[1] * torch.arange(count)[:, None]).flatten()
-        # A guess may be better than what the logarithmic scale makes of it.
-        second = torch.cat([rough.unit[picked].view(count, -1, parameters), own], dim=1)
-        rows = first + torch.arange(count).repeat_interleave(second.shape[1])
-        fine = descend(target, second.flatten(0, 1), how.steps, rows)
-        for at in range(count):
-            part = slice(at * second.shape[1], (at + 1) * second.shape[1])
-            modes = Descents(fine.unit[part], fine.chi_square[part], fine.curvature[part])
-            found.append(merge(modes, within))
+        rows = first + torch.arange(len(own))
+        ends: list[list[Descents]] = [[] for _ in own]
+        lowest = torch.full((len(own),), math.inf, dtype=torch.float64)
+        left, limit = torch.arange(len(own)), _limit(target, own, rows)
+        for turn in range(how.rounds):
+            here = replace(how, starts=how.starts * _MORE**turn, kept=how.kept * 2**turn)
+            size = max(1, _DATA_AT_ONCE // _MORE**turn)
+            for start in range(0, len(left), size):
+                some = left[start : start + size]
+                near = own[some] if turn == 0 else own[some, :0]
+                tried = _round(target, smoother, near, rows[some], here, generator)
+                for at, end in zip(some.tolist(), tried, strict=True):
+                    ends[at].append(end)
+            latest = torch.stack([ends[at][-1].chi_square.min() for at in left.tolist()])
+            confirmed = (latest - lowest[left]).abs() <= _SAME
+            lowest[left] = torch.minimum(lowest[left], latest)
+            left = left[(lowest[left] > limit) & ~confirmed]
+            if not len(left):
+                break
+        found += [merge(Descents.of(parts), within) for parts in ends]
     return found
+
+
+def _limit(target: Target, guesses: Tensor, rows: Tensor) -> float:
+    """A chi-square that right models seldom exceed."""
+    somewhere = torch.full((1, guesses.shape[2]), 0.5, dtype=torch.float64)
+    points = target.residuals(somewhere, rows[:1]).shape[1]
+    return points + _UNLIKELY * math.sqrt(2.0 * points)
+
+
+def _round(
+    target: Target, smoother: Target, guesses: Tensor, rows: Tensor, how: Search, generator: torch.Generator
+) -> list[Descents]:
+    """Where `how.starts` points, the guesses among them, end for each of the data `rows`."""
+    count, given, parameters = guesses.shape
+    fresh = torch.rand(count, how.starts, parameters, generator=generator, dtype=torch.float64)
+    if given:
+        # Half of the rest begins near a guess.
+        near = torch.arange(how.starts) % 2 == 0
+        centre = guesses[:, torch.arange(how.starts) % given]
+        shift = _NEAR * torch.randn(fresh.shape, generator=generator, dtype=torch.float64)
+        fresh = torch.where(near[:, None], (centre + shift).clamp(0.0, 1.0), fresh)
+    starts = torch.cat([guesses, fresh[:, : max(0, how.starts - given)]], dim=1)
+    each = rows.repeat_interleave(starts.shape[1])
+    rough = descend(smoother, starts.flatten(0, 1), how.steps // 2, each, _ROUGH_GAIN)
+    order = rough.chi_square.view(count, -1).argsort(1)[:, : how.kept]
+    picked = (order + starts.shape[1] * torch.arange(count)[:, None]).flatten()
+    # A guess may be better than what the logarithmic scale makes of it.
+    second = torch.cat([rough.unit[picked].view(count, -1, parameters), guesses], dim=1)
+    size = second.shape[1]
+    fine = descend(target, second.flatten(0, 1), how.steps, rows.repeat_interleave(size))
+    return [fine[at * size : (at + 1) * size] for at in range(count)]
 
 
 def sharpen(target: Target, modes: Sequence[Mode], steps: int = 20, row: int = 0) -> tuple[Mode, ...]:

@@ -1,0 +1,1 @@
+"""Neutron reflectometry, mostly on the five-layer film that pyreflect makes its training curves of."""
