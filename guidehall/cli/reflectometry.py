@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Examples
   guidehall reflectometry import-settings old-project/ > film.yml
   guidehall submit reflectometry.nr_sld --from film.yml --watch
+  guidehall reflectometry import-model trained_nr_sld_model.pth --statistics normalization_stat.npy
 """
 )
 def reflectometry() -> None:
@@ -68,6 +70,73 @@ def import_settings(path: Path, output: Path | None, model_name: str, dry_run: b
     else:
         output.write_text(text, encoding="utf-8")
         click.echo(f"datasets uploaded: {len(datasets)}; parameters written to {output}")
+
+
+@reflectometry.command("import-model")
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--statistics",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="Its normalisation: .npy as pyreflect writes it, .npz or JSON; for chi, JSON.",
+)
+@click.option(
+    "--perceptron",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For chi, where WEIGHTS is the autoencoder: the second network.",
+)
+@click.option("--model-name", default="imported", show_default=True, help="Name of the model here.")
+@json_option
+def import_model(
+    weights: Path, statistics: Path, perceptron: Path | None, model_name: str, as_json: bool
+) -> None:
+    """Bring a network that pyreflect trained: it is published as a model and served.
+
+    WEIGHTS is its .pth file. Neither it nor the statistics are unpickled: both are read here for the numbers
+    in them, and these are uploaded in formats that can hold nothing else. A job then publishes the model.
+    """
+    from guidehall.client import JobState, errors
+
+    networks = {"weights": weights} if perceptron is None else {"weights": weights, "perceptron": perceptron}
+    with TemporaryDirectory() as folder:
+        files = _plain_files(networks, statistics, Path(folder))
+        with connect() as client:
+            versions = {
+                role: client.upload_dataset(
+                    file, f"{model_name}-{role}", labels={"origin": "pyreflect", "role": role}
+                ).name
+                for role, file in files.items()
+            }
+            params = {"model_name": model_name, "kind": "cnn" if perceptron is None else "chi"}
+            job = client.wait(client.submit("reflectometry.import_model", params, inputs=versions).id)
+            if job.state is not JobState.SUCCEEDED:
+                why = job.error.message if job.error else job.state.name
+                raise errors.FailedPrecondition(f"job {job.id} published no model: {why}")
+            published = client.result(job.id).model_versions
+    if as_json:
+        emit({"job": job.name, "model_versions": list(published)})
+    else:
+        click.echo(f"published {', '.join(published)}")
+
+
+def _plain_files(networks: dict[str, Path], statistics: Path, folder: Path) -> dict[str, Path]:
+    """By role, files that hold the same numbers and cannot hold anything else."""
+    import safetensors.torch
+
+    from guidehall.science.reflectometry.cnn.files import read_statistics, read_weights
+
+    files = {}
+    with science_refusals():
+        for role, path in networks.items():
+            files[role] = folder / f"{role}.safetensors"
+            tensors = {name: value.contiguous() for name, value in read_weights(path, role).items()}
+            safetensors.torch.save_file(tensors, files[role])
+        files["statistics"] = folder / "statistics.json"
+        if "perceptron" in networks:
+            files["statistics"].write_bytes(statistics.read_bytes())
+        else:
+            files["statistics"].write_text(read_statistics(statistics, "statistics").model_dump_json())
+    return files
 
 
 def _params(project: Project, model_name: str) -> dict[str, Any] | None:
