@@ -204,12 +204,14 @@ def _reflectorch(films: Media, count: int) -> Callable[[], Tensor]:
 
 def _in_two_processes(seconds: float) -> dict[str, float]:
     """Curves per CPU second of both engines where two processes of one make them at the same time."""
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(2) as pool:
-        return {
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        rates = {
             name: float(np.mean(pool.starmap(_steady_rate, [(name, seconds)] * 2, chunksize=1)))
             for name in (_OURS, _PYREFLECT)
         }
+        pool.close()
+        pool.join()
+    return rates
 
 
 def _steady_rate(name: str, seconds: float) -> float:
