@@ -51,7 +51,7 @@ def _rewrite_results(sections: dict[str, str]) -> None:
         for part in RESULTS.read_text().split("\n## ")[1:]:
             kept[part.split("\n", 1)[0]] = "## " + part.rstrip("\n") + "\n"
     kept.update(sections)
-    head = "# Measured\n\nMedians, where a figure was measured several times; CPU seconds are those of one core.\n\n"
+    head = "# Measured\n\nMedians, where a figure was measured several times; CPU-s are of one core.\n\n"
     RESULTS.write_text(head + "\n".join(kept[name] for name in sorted(kept) if name in GROUPS))
 
 
