@@ -90,7 +90,8 @@ def _chosen(curves: Sequence[science.Curve], wanted: str | None, filename: str) 
     ]
     names += [f"… {len(curves)}"] if len(curves) > _NAMED else []
     which = "say which" if wanted is None else f"none is {clean(wanted)!r}"
-    raise refusal("data_set", f"{filename} holds {len(curves)} curves ({clean(', '.join(names))}): {which}")
+    count = "1 curve" if len(curves) == 1 else f"{len(curves)} curves"
+    raise refusal("data_set", f"{filename} holds {count} ({clean(', '.join(names))}): {which}")
 
 
 def _read_plain(file: Path, said: Said) -> Curve:

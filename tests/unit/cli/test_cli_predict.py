@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from guidehall.cli import predict
 from guidehall.cli._app import run
 from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2
 from guidehall.core.errors import InvalidArgument
+from guidehall.science.reflectometry import infer_params
+from services.gateway.api import inference
 from tests.unit.cli.conftest import Peer
 
 Q = np.geomspace(0.01, 0.2, 40)
@@ -105,6 +108,10 @@ def test_samples_and_seed_are_sent(
     assert run(["predict", str(measured), "--refine", *options.split()]) == 0
 
     assert (answered.requests[-1].samples, answered.requests[-1].seed) == (samples, seed)
+
+
+def test_the_limit_of_samples_is_the_same_everywhere() -> None:
+    assert predict._MAX_SAMPLES == infer_params.MAX_SAMPLES == inference.MAX_SAMPLES
 
 
 def test_without_error_bars_no_samples_are_asked_for(answered: Peer, measured: Path) -> None:
@@ -257,7 +264,7 @@ def test_missing_matplotlib_is_said_before_the_work(answered: Peer, measured: Pa
         (["--seed", "1"], "need --refine"),
         (["--refine", "--samples", "5001"], "--samples"),
         (["--refine", "--seed", "-1"], "--seed"),
-        (["--data-set", "2"], "--data-set"),
+        (["--data-set", "2"], "--data-set: measured.dat holds 1 curve (1): none is '2'"),
     ],
 )
 def test_wrong_options_are_refused(
