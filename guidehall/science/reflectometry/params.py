@@ -683,6 +683,13 @@ class Training(_Params):
     )
     validation_curves: int = _quantity(256, "Curves held back for validation", ge=1, le=8192)
     checkpoint_epochs: int = _quantity(5, "Epochs between checkpoints", ge=1, le=10_000)
+    patience: int = _quantity(
+        0,
+        "Epochs without improvement before it ends",
+        description="0 goes on to the last epoch. The best model is kept in any case.",
+        ge=0,
+        le=10_000,
+    )
     learning_rate: float = _quantity(1e-3, "Highest learning rate", gt=0, le=1)
     width: int = _quantity(256, "Width of the network", ge=8, le=2048)
     depth: int = _quantity(4, "Residual blocks of the network", ge=1, le=32)

@@ -86,7 +86,9 @@ class Trainer:
         return self._step * self._training.batch_size
 
     def run(self) -> bool:
-        """Trains to the end, leaving the best network in `network`. Returns whether it was stopped early.
+        """Trains to the end, leaving the best network in `network`.
+
+        Returns whether it ended early: it was asked to, or has not improved for `training.patience` epochs.
 
         Raises:
             JobCancelled, JobPaused: as the owner desired; paused with a checkpoint.
@@ -95,7 +97,7 @@ class Trainer:
         self._restore()
         stopped = False
         while self._step < self._total and not stopped:
-            stopped = self._obey()
+            stopped = self._obey() or self._has_arrived()
             if not stopped:
                 self._train_step()
                 if self._step % self._training.steps_per_epoch == 0:
@@ -117,6 +119,14 @@ class Trainer:
             self._save()
             raise JobPaused
         return desired is Desired.STOP
+
+    def _has_arrived(self) -> bool:
+        """Whether the last epochs brought nothing; told from the losses, so a resumed run tells it too."""
+        patience = self._training.patience
+        if not patience or len(self.losses) <= patience:
+            return False
+        lowest = min(self.losses, key=lambda item: item.validation_loss)
+        return len(self.losses) - lowest.epoch >= patience
 
     def _train_step(self) -> None:
         rate = self._training.learning_rate * _rate(self._step / self._total)

@@ -166,6 +166,14 @@ def test_stop_keeps_the_best_so_far(tmp_path: Path, steps: int) -> None:
     assert (tmp_path / "models/small/model.safetensors").exists()
 
 
+def test_training_ends_when_it_does_not_improve(tmp_path: Path) -> None:
+    # Steps so small that nothing changes.
+    result = train(tiny(learning_rate=1e-30, epochs=50, patience=2), LocalContext(tmp_path))
+    assert result.stopped_early
+    assert len(result.losses) == 3
+    assert (tmp_path / "models/small/model.safetensors").exists()
+
+
 def test_a_loss_that_is_no_number_blames_the_learning_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
