@@ -15,8 +15,13 @@ _ROOT = Path(__file__).parents[3]
 
 def _run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a copy of the script, so that nothing here is touched; its pip finds no index to install from."""
-    for name in ("run", "pyproject.toml", "constraints.txt"):
+    for name in ("run", "pyproject.toml", "constraints.txt", "hatch_build.py"):
         shutil.copy2(_ROOT / name, folder)
+    # What is installed depends on the source of the compiled engine.
+    native = Path("guidehall/science/reflectometry/native")
+    (folder / native).mkdir(parents=True, exist_ok=True)
+    for source in (_ROOT / native).glob("*.[ch]"):
+        shutil.copy2(source, folder / native)
     environment = {name: value for name, value in os.environ.items() if name[:9] != "GUIDEHALL"}
     environment |= {"GUIDEHALL_PYTHON": sys.executable, "PIP_NO_INDEX": "1", **variables}
     return subprocess.run(
