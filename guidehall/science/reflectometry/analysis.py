@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.verdict import Note, doubts, poor_fit
+from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
 ANALYSIS_VERSION = "2"
 # More than this share of the points outside the trained range, and the curve is not one for this model.
@@ -29,6 +30,8 @@ FIT_ORDER, FINAL_ORDER = 17, 101
 
 # Closer to a bound than this, a parameter has no error bar: the bound decides, not the data.
 _AT_BOUND = 1e-4
+# Of the curves and profiles of samples, so many points at once.
+_AT_ONCE = 4_000_000
 # In the unit cube, for a derivative.
 _STEP = 1e-6
 
@@ -171,11 +174,12 @@ def refine(
     prior = Prior(arguments.stack, arguments.probe)
     mode = arguments.probe.resolution_mode
     target, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
-    modes = search(target, LogTarget(target), torch.from_numpy(start)[None, None], seed)[0]
-    modes = sharpen(exact, modes)
+    watched, smoother = Watched(target), Watched(LogTarget(target))
+    modes = search(watched, smoother, torch.from_numpy(start)[None, None], seed)[0]
+    modes = sharpen(Watched(exact), modes)
     posterior = None
     if samples and prepared.dr is not None:
-        posterior = sample(target, modes, samples, seed)
+        posterior = sample(watched, modes, samples, seed)
     analysis = describe(prior, prepared, modes[0].unit, "refined", modes, posterior)
     more = () if prepared.dr is None else tuple(doubts(exact, modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))
@@ -247,8 +251,9 @@ def describe(
     stage: Stage,
     modes: tuple[Mode, ...] = (),
     posterior: Posterior | None = None,
+    pulse: Pulse = nothing,
 ) -> Analysis:
-    """What the point `unit` of the prior's cube, [P], says of a curve."""
+    """What the point `unit` of the prior's cube, [P], says of a curve; `pulse` is called now and then."""
     values = prior.values(torch.from_numpy(unit)[None])
     q, sigma = torch.from_numpy(prepared.q), torch.from_numpy(prepared.sigma)
     calculated = prior.measured(q, sigma, values, FINAL_ORDER)[0].numpy()
@@ -263,9 +268,15 @@ def describe(
     sampled = None if posterior is None else prior.values(torch.from_numpy(posterior.unit))
     profiles = curves = None
     if sampled is not None:
-        some = prior.films(sampled)
-        profiles = _band(profile(z, some.sld, some).numpy())
-        curves = _band(prior.measured(q, sigma, sampled, FIT_ORDER).numpy())
+        drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        size = max(1, _AT_ONCE // (len(q) * FIT_ORDER + PROFILE_POINTS))
+        for first in range(0, len(sampled), size):
+            pulse()
+            part = sampled[first : first + size]
+            some = prior.films(part)
+            drawn[0].append(profile(z, some.sld, some).numpy())
+            drawn[1].append(prior.measured(q, sigma, part, FIT_ORDER).numpy())
+        profiles, curves = (_band(np.concatenate(parts)) for parts in drawn)
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
     return Analysis(
         stage=stage,

@@ -38,6 +38,8 @@ _WORSE = 20.0
 _UNLIKELY, _SAME, _MORE = 2.0, 1.0, 4
 # Bounds the memory of a long series.
 _DATA_AT_ONCE = 32
+# The same of many starts: derivatives of curves, in numbers.
+_SLOPES_AT_ONCE = 10_000_000
 
 
 class Target(Protocol):
@@ -81,6 +83,8 @@ class CurveTarget:
         self.prior = prior
         self.parameters = len(prior.free)
         self.resolution = resolution(q, sigma, mode, order)
+        # That are calculated for each curve.
+        self.points = len(self.resolution.q)
         self.r = _rows_of(r)
         self.dr = None if dr is None else _rows_of(dr)
         self.compressed = compress(self.r)
@@ -114,7 +118,7 @@ class LogTarget:
 
     def __init__(self, target: CurveTarget) -> None:
         self._target = target
-        self.parameters = target.parameters
+        self.parameters, self.points = target.parameters, target.points
         if target.dr is None:
             self._weight = torch.full_like(target.r, 1.0 / _LOG10_DEVIATION)
         else:
@@ -231,8 +235,16 @@ def descend(
         rows: [B] the data that each start belongs to; all to the first when left out.
         gain: relative improvement of chi-square below which a start has arrived.
     """
+    rows = torch.zeros(len(starts), dtype=torch.int64) if rows is None else rows
+    points = target.residuals(starts[:1].double(), rows[:1]).shape[1]
+    size = max(1, _SLOPES_AT_ONCE // (starts.shape[1] * points))
+    pieces = [slice(first, first + size) for first in range(0, len(starts), size)]
+    parts = [_descend(target, starts[piece], steps, rows[piece], gain) for piece in pieces]
+    return parts[0] if len(parts) == 1 else Descents.of(parts)
+
+
+def _descend(target: Target, starts: Tensor, steps: int, rows: Tensor, gain: float) -> Descents:
     unit = starts.double().clamp(0.0, 1.0).clone()
-    rows = torch.zeros(len(unit), dtype=torch.int64) if rows is None else rows
     residuals, slopes = target.linearise(unit, rows)
     chi_square = residuals.square().sum(1)
     gradient = torch.einsum("bpn,bn->bp", slopes, residuals)

@@ -28,8 +28,10 @@ from guidehall.science.reflectometry.infer_params import (
     InferResult,
     Instrument,
     LayerEvidence,
+    probe_of,
+    with_layers,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tie, TrainingProbe
+from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tie
 from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
 
 ROLE = "curves"
@@ -89,23 +91,6 @@ def _measured(params: InferParams, curves: Sequence[Curve]) -> list[Measured]:
     return [Measured(name, curve, own[name]) for name, curve in zip(names, curves, strict=True)]
 
 
-def probe_of(instrument: Instrument) -> TrainingProbe:
-    """The same as a prior reads it."""
-    width = Range(min=instrument.resolution, max=instrument.resolution)
-    return TrainingProbe(
-        # Not used: each curve has its own range.
-        q_min=0.001,
-        q_max=1.0,
-        scale=instrument.scale,
-        background=instrument.background,
-        q_offset=instrument.q_offset,
-        footprint_q=instrument.footprint_q,
-        resolution=width,
-        resolution_convention=instrument.resolution_convention,
-        resolution_mode=instrument.resolution_mode,
-    )
-
-
 def _solutions(
     params: InferParams, measured: Sequence[Measured], context: Context
 ) -> Iterator[tuple[Solution, Sequence[Measured]]]:
@@ -132,6 +117,7 @@ def _options(params: InferParams, context: Context) -> dict[str, Any]:
         "seed": context.seed,
         "how": Search(starts=params.starts),
         "segmented": params.instrument.segments,
+        "pulse": lambda: raise_if_cancelled(context),
     }
 
 
@@ -159,13 +145,6 @@ def _layer_evidence(
             probability=math.exp(log_evidence - best) / total,
             chi_square=chi_square,
         )
-
-
-def with_layers(stack: StackPrior, count: int) -> StackPrior:
-    """The same with `count` layers like the first one, called layer1, layer2, …"""
-    first = stack.layers[0]
-    layers = tuple(first.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1))
-    return stack.model_copy(update={"layers": layers})
 
 
 def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
@@ -212,22 +191,23 @@ def answer_files(
     np.save(profile, np.stack([analysis.z, analysis.sld, analysis.isld]), allow_pickle=False)
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
-    if curve.dr is None or _beyond_scripts(instrument, analysis):
+    if curve.dr is None or _beyond_scripts(instrument, item, analysis):
         return
     values = {parameter.name: parameter.value for parameter in analysis.parameters}
-    scale = values.get("scale", instrument.scale.min)
-    background = values.get("background", instrument.background.min)
+    scale = values.get("scale", item.own.get("scale", instrument.scale).min)
+    background = values.get("background", item.own.get("background", instrument.background).min)
     free = _plain_bounds(stack, analysis)
     for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
         text = script(curve, film, scale=scale, background=background, free=free)
         yield f"{label}-{package}.py", text.encode(), "text/x-python"
 
 
-def _beyond_scripts(instrument: Instrument, analysis: Analysis) -> bool:
+def _beyond_scripts(instrument: Instrument, item: Measured, analysis: Analysis) -> bool:
     """Whether the instrument does what the scripts do not say."""
     zero = Range(min=0.0, max=0.0)
     several = any("[" in parameter.name for parameter in analysis.parameters)
-    return several or instrument.q_offset != zero or instrument.footprint_q != zero
+    q_offset = item.own.get("q_offset", instrument.q_offset)
+    return several or q_offset != zero or instrument.footprint_q != zero
 
 
 def _plain_bounds(stack: StackPrior, analysis: Analysis) -> dict[str, tuple[float, float]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.network_params import Params
@@ -14,6 +14,7 @@ from guidehall.science.reflectometry.params import (
     ResolutionConvention,
     ResolutionMode,
     StackPrior,
+    TrainingProbe,
 )
 
 MAX_CURVES = 200
@@ -56,6 +57,32 @@ class Instrument(Params):
     )
     resolution_convention: ResolutionConvention = Field("fwhm", title="What that resolution means")
     resolution_mode: ResolutionMode = Field("quadrature", title="How resolution is calculated")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Instrument:
+        try:
+            probe_of(self)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            refuse_field(self, [str(part) for part in fault["loc"]], fault["input"], fault["msg"])
+        return self
+
+
+def probe_of(instrument: Instrument) -> TrainingProbe:
+    """The same as a prior reads it."""
+    width = Range(min=instrument.resolution, max=instrument.resolution)
+    return TrainingProbe(
+        # Not used: each curve has its own range.
+        q_min=0.001,
+        q_max=1.0,
+        scale=instrument.scale,
+        background=instrument.background,
+        q_offset=instrument.q_offset,
+        footprint_q=instrument.footprint_q,
+        resolution=width,
+        resolution_convention=instrument.resolution_convention,
+        resolution_mode=instrument.resolution_mode,
+    )
 
 
 class OwnBounds(Params):
@@ -111,7 +138,24 @@ class InferParams(Params):
             refuse_field(self, ["contrasts"], self.relation, "only where relation is contrasts")
         if self.layer_counts and self.relation == "series":
             refuse_field(self, ["layer_counts"], self.layer_counts, "must be 0 where relation is series")
+        if self.layer_counts:
+            try:
+                with_layers(self.stack, self.layer_counts)
+            except ValidationError as error:
+                allowed = f"must be 0 for this stack: {error.errors(include_url=False)[0]['msg']}"
+                refuse_field(self, ["layer_counts"], self.layer_counts, allowed)
         return self
+
+
+def with_layers(stack: StackPrior, count: int) -> StackPrior:
+    """The same with `count` layers like the first one, called layer1, layer2, …
+
+    Raises:
+        ValidationError: a group or an expression names a layer that is gone, or a medium has such a name.
+    """
+    first = stack.layers[0]
+    layers = tuple(first.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1))
+    return StackPrior.model_validate({**dict(stack), "layers": layers})
 
 
 class FoundParameter(Params):

@@ -19,11 +19,12 @@ from torch import Tensor
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
 from guidehall.science.reflectometry import plots
 from guidehall.science.reflectometry.fit import CurveTarget, descend
-from guidehall.science.reflectometry.infer import probe_of
+from guidehall.science.reflectometry.infer_params import probe_of
 from guidehall.science.reflectometry.params import grid, sigma_of
 from guidehall.science.reflectometry.plan_params import PlannedTime, PlanParams, PlanResult
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
+from guidehall.science.reflectometry.watched import Watched
 
 _ORDER = 33
 _FIT_STEPS = 30
@@ -65,7 +66,10 @@ def run(params: PlanParams, context: Context) -> PlanResult:
                 instrument.resolution_mode,
                 _ORDER,
             )
-            fitted = descend(target, truth.expand(params.checks, -1), _FIT_STEPS, torch.arange(params.checks))
+            watched = Watched(target, lambda: raise_if_cancelled(context))
+            fitted = descend(
+                watched, truth.expand(params.checks, -1), _FIT_STEPS, torch.arange(params.checks)
+            )
             missed = (fitted.unit - truth).square().mean(0).sqrt() * stretch
             scatter = dict(zip(names, missed.tolist(), strict=True))
         times.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,7 +33,10 @@ from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tra
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
 from guidehall.science.reflectometry.verdict import Note, doubts
+from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
+# Of a layer of a stack.
+_LONGEST_NAME = 40
 # Of the instrument, so each curve has its own.
 _INSTRUMENT = ("scale", "background", "q_offset")
 
@@ -79,8 +83,9 @@ def solve(
     seed: int,
     how: Search,
     samples: int = 0,
-    guess: np.ndarray | None = None,
+    guess: Mapping[str, float] | None = None,
     segmented: bool = False,
+    pulse: Pulse = nothing,
 ) -> Solution:
     """Fits one film, or films that share parameters, to all curves together.
 
@@ -90,25 +95,28 @@ def solve(
             of q is not used.
         seed: of starts and samples.
         samples: of the posterior.
-        guess: [P] a start in the unit cube of the joint parameters.
+        guess: a start in the unit cube of the joint parameters, by their names.
         segmented: whether each segment of a curve has a scale and a background of its own.
+        pulse: called often; what it raises ends the fit.
 
     Raises:
         UserError: a curve is wrong, or its own bounds name no parameter.
     """
     cases = [_Case.of(stack, probe, item, index, segmented) for index, item in enumerate(measured)]
     names, free, columns = _joint(cases, measured)
-    target = JointTarget([case.target for case in cases], columns)
-    smoother = JointTarget([LogTarget(case.target) for case in cases], columns)
-    exact = JointTarget([case.exact for case in cases], columns)
+    target = JointTarget([Watched(case.target, pulse) for case in cases], columns)
+    smoother = JointTarget([Watched(LogTarget(case.target), pulse) for case in cases], columns)
+    exact = JointTarget([Watched(case.exact, pulse) for case in cases], columns)
     guesses = torch.zeros(1, 0, len(names), dtype=torch.float64)
-    if guess is not None:
-        guesses = torch.from_numpy(guess)[None, None]
+    if guess:
+        # A curve may have more segments than the one before it: those begin like the first.
+        start = [guess.get(name, guess.get(name.partition("[")[0], 0.5)) for name in names]
+        guesses = torch.tensor(start, dtype=torch.float64)[None, None]
     modes = sharpen(exact, search(target, smoother, guesses, seed, how)[0])
     known = all(case.prepared.dr is not None for case in cases)
     posterior = sample(target, modes, samples, seed) if samples and known else None
     analyses = tuple(
-        _analysis(case, np.array(places), modes, posterior)
+        _analysis(case, np.array(places), modes, posterior, pulse)
         for case, places in zip(cases, columns, strict=True)
     )
     films = tuple(case.film(modes[0].unit[places]) for case, places in zip(cases, columns, strict=True))
@@ -124,14 +132,26 @@ def series(
     how: Search,
     samples: int = 0,
     segmented: bool = False,
+    pulse: Pulse = nothing,
 ) -> Iterator[Solution]:
-    """Fits curves one after the other, each from the answer to the one before: a film that dries."""
-    guess: np.ndarray | None = None
+    """Fits curves one after the other, each from the answer to the one before: a film that dries.
+
+    Arguments are those of `solve`.
+    """
+    known: dict[str, float] = {}
     for item in measured:
         found = solve(
-            stack, probe, [item], seed=seed, how=how, samples=samples, guess=guess, segmented=segmented
+            stack,
+            probe,
+            [item],
+            seed=seed,
+            how=how,
+            samples=samples,
+            guess=known,
+            segmented=segmented,
+            pulse=pulse,
         )
-        guess = found.modes[0].unit
+        known |= zip((free.name for free in found.free), found.modes[0].unit.tolist(), strict=True)
         yield found
 
 
@@ -171,10 +191,11 @@ class _Case:
             part[0].tolist() for part in (media.sld, media.isld, media.thickness, media.roughness)
         )
         names = [stack.fronting.name]
+        seen: Counter[int] = Counter()
         for index in stack.sequence:
-            name = stack.layers[index].name
-            times = sum(other.partition(" x")[0] == name for other in names)
-            names.append(f"{name} x{times + 1}" if times else name)
+            seen[index] += 1
+            behind = f" x{seen[index]}" if seen[index] > 1 else ""
+            names.append(stack.layers[index].name[: _LONGEST_NAME - len(behind)] + behind)
         names.append(stack.backing.name)
         parts: list[dict[str, object]] = [
             {"name": name, "sld": real, "isld": imaginary}
@@ -210,10 +231,11 @@ def _with_own(
     try:
         # Validated anew: an expression may not hold any more.
         changed = StackPrior.model_validate(dict(stack) | changes)
+        seen = TrainingProbe.model_validate(dict(probe) | instrument)
     except ValidationError as error:
         path, reason = field_errors(error, where)[0]
         raise UserError(path, "these bounds", reason) from None
-    return changed, probe.model_copy(update=instrument)
+    return changed, seen
 
 
 def _prepare(probe: TrainingProbe, curve: Curve) -> Prepared:
@@ -244,7 +266,8 @@ def _joint(
     for case, item in zip(cases, measured, strict=True):
         places = []
         for parameter in case.prior.free:
-            alone = parameter.name in item.own or parameter.name in _INSTRUMENT
+            # Those of further segments are called like "scale[2]".
+            alone = parameter.name in item.own or parameter.name.partition("[")[0] in _INSTRUMENT
             name = f"{item.name}: {parameter.name}" if alone and len(cases) > 1 else parameter.name
             if name not in names:
                 names.append(name)
@@ -255,13 +278,13 @@ def _joint(
 
 
 def _analysis(
-    case: _Case, places: np.ndarray, modes: tuple[Mode, ...], posterior: Posterior | None
+    case: _Case, places: np.ndarray, modes: tuple[Mode, ...], posterior: Posterior | None, pulse: Pulse
 ) -> Analysis:
     """One curve's view of the joint answer."""
     own_modes = tuple(
         Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
     )
     own = None if posterior is None else replace(posterior, unit=posterior.unit[:, places])
-    analysis = describe(case.prior, case.prepared, own_modes[0].unit, "refined", own_modes, own)
+    analysis = describe(case.prior, case.prepared, own_modes[0].unit, "refined", own_modes, own, pulse)
     more = () if case.prepared.dr is None else tuple(doubts(case.exact, own_modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))

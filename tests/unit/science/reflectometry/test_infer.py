@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import refnx
 import torch
+from pydantic import ValidationError
 
-from guidehall.science.pipeline import Desired, JobCancelled, LocalContext, UserError
+from guidehall.science.pipeline import Desired, JobCancelled, LocalContext, UserError, field_errors
 from guidehall.science.reflectometry import infer
-from guidehall.science.reflectometry.infer_params import InferParams, InferResult
+from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.fit import Search
+from guidehall.science.reflectometry.infer_params import InferParams, InferResult, probe_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
+from guidehall.science.reflectometry.solve import Measured, series, solve
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
 FILM = {
@@ -38,10 +45,10 @@ FILM = {
 }
 
 
-def simulated(stack: dict[str, object], values: list[float], seed: int, points: int = 80) -> np.ndarray:
+def simulated(stack: Mapping[str, object], values: list[float], seed: int, points: int = 80) -> np.ndarray:
     """q, R, dR, dq (one standard deviation) of a film, with 3 % noise; [points, 4]."""
     params = InferParams.model_validate({"stack": stack})
-    prior = Prior(params.stack, infer.probe_of(params.instrument))
+    prior = Prior(params.stack, probe_of(params.instrument))
     assert len(values) == len(prior.free)
     q = np.geomspace(0.008, 0.2, points)
     seen = resolution(q, 0.02 * q)
@@ -200,3 +207,113 @@ def test_a_cancelled_job_ends(tmp_path: Path) -> None:
     context.wanted = Desired.CANCEL
     with pytest.raises(JobCancelled):
         infer.run(InferParams.model_validate({"stack": FILM}), context)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"instrument": {"scale": -1.0}}, "instrument.scale.min"),
+        ({"instrument": {"background": {"min": 0.0, "max": 1e-4}}}, "instrument.background.min"),
+        ({"instrument": {"q_offset": {"min": -0.1, "max": 0.1}}}, "instrument.q_offset.min"),
+        ({"stack": {**FILM, "repeats": [{"first": "film", "last": "film", "times": 2}]}}, "layer_counts"),
+        ({"stack": {**FILM, "fronting": {"name": "layer2", "sld": 2.07}}}, "layer_counts"),
+    ],
+)
+def test_impossible_parameters_are_refused_before_a_job_runs(changes: dict[str, object], field: str) -> None:
+    counts = 2 if field == "layer_counts" else 0
+    with pytest.raises(ValidationError) as caught:
+        InferParams.model_validate({"stack": FILM, "layer_counts": counts, **changes})
+    assert field_errors(caught.value)[0][0] == field
+
+
+@pytest.mark.parametrize("bounds", [{"background": {"min": 0, "max": 1e-4}}, {"scale": -1.0}])
+def test_own_bounds_of_the_instrument_are_limited_as_the_shared_ones(
+    tmp_path: Path, bounds: dict[str, object]
+) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    own = [{"curve": "1", "bounds": bounds}]
+    with pytest.raises(UserError) as caught:
+        fitted(tmp_path, file, {"stack": FILM, "relation": "contrasts", "contrasts": own})
+    assert caught.value.field == f"curves[0].own.{next(iter(bounds))}.min"
+
+
+def test_scripts_know_own_bounds_of_the_instrument(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    params = {"stack": FILM, "relation": "contrasts", "starts": 4, "samples": 0}
+    fixed = [{"curve": "1", "bounds": {"scale": 1.05}}]
+    _, context = fitted(tmp_path / "fixed", file, {**params, "contrasts": fixed})
+    script = (context.directory / "artifacts/curve-1-refnx.py").read_text()
+    assert "scale=1.05," in script
+    shifted = [{"curve": "1", "bounds": {"q_offset": {"min": -1e-4, "max": 1e-4}}}]
+    _, context = fitted(tmp_path / "shifted", file, {**params, "contrasts": shifted})
+    assert "curve-1-refnx.py" not in context.artifacts
+
+
+def test_long_names_of_repeated_layers_stay_names(tmp_path: Path) -> None:
+    name = "n" * 40
+    stack = {
+        **FILM,
+        "layers": [{"name": name, "sld": {"min": 0, "max": 2}, "thickness": {"min": 5, "max": 90}}],
+        "repeats": [{"first": name, "last": name, "times": 3}],
+    }
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    _, context = fitted(tmp_path, file, {"stack": stack, "starts": 2, "samples": 0})
+    film = json.loads((context.directory / "artifacts/curve-1-film.json").read_text())
+    assert [layer["name"] for layer in film["layers"]] == [name, "n" * 37 + " x2", "n" * 37 + " x3"]
+
+
+def segmented_curves() -> tuple[Curve, Curve]:
+    """The same film measured in one piece and in two, of which the second is brighter by 10 %."""
+    q, r, dr, dq = simulated(FILM, WATER, seed=1).T
+    second = (np.arange(len(q)) >= 40).astype(np.int64)
+    factor = np.where(second == 1, 1.1, 1.0)
+    return Curve(q, r, dr, dq), Curve(q, r * factor, dr * factor, dq, segment=second)
+
+
+def test_each_contrast_has_scales_of_its_own_segments() -> None:
+    _, split = segmented_curves()
+    other = replace(split, r=np.where(split.segment == 1, split.r / 1.1, split.r))
+    params = InferParams.model_validate({"stack": FILM})
+    found = solve(
+        params.stack,
+        probe_of(params.instrument),
+        [Measured("a", split), Measured("b", other)],
+        seed=0,
+        how=Search(starts=4, rounds=1),
+        segmented=True,
+    )
+    scales = [{p.name: p.value for p in one.parameters}["scale[2]"] for one in found.analyses]
+    assert scales == pytest.approx([1.1, 1.0], abs=0.03)
+
+
+def test_curves_of_a_series_may_have_different_numbers_of_segments() -> None:
+    whole, split = segmented_curves()
+    params = InferParams.model_validate({"stack": FILM})
+    measured = [Measured(str(place), curve) for place, curve in enumerate((whole, split, whole))]
+    found = list(
+        series(
+            params.stack,
+            probe_of(params.instrument),
+            measured,
+            seed=0,
+            how=Search(starts=4, rounds=1),
+            segmented=True,
+        )
+    )
+    assert [len(one.free) for one in found] == [9, 11, 9]
+
+
+def test_a_cancel_is_heard_within_a_fit(tmp_path: Path) -> None:
+    file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
+    asked = 0
+
+    class Impatient(LocalContext):
+        def desired(self) -> Desired:
+            nonlocal asked
+            asked += 1
+            return Desired.CANCEL if asked > 5 else Desired.RUN
+
+    context = Impatient(tmp_path / "run", datasets={"curves": file})
+    with pytest.raises(JobCancelled):
+        infer.run(InferParams.model_validate({"stack": FILM, "starts": 1000, "samples": 5000}), context)
+    assert asked == 6
