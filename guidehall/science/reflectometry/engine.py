@@ -74,7 +74,7 @@ def reflectivity(q: Tensor, media: Media) -> Tensor:
             return kernel.reflectivity(q, media)
     films, points = len(media.sld), q.shape[-1]
     out = torch.empty(films, points, dtype=torch.float64)
-    held = [*_film_arrays(media), _array(q)]
+    held = [*_film_arrays(media), _points_of(q, films)]
     _call(library.guidehall_reflectivity, *_sizes(media), *held[:4], points, held[4], int(q.ndim == 2), out)
     return out
 
@@ -97,7 +97,7 @@ def gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tenso
     films, points = len(media.sld), q.shape[-1]
     out = torch.empty(films, points, dtype=torch.float64)
     slopes = torch.empty(films, len(wanted), points, dtype=torch.float64)
-    held = [*_film_arrays(media), _array(q)]
+    held = [*_film_arrays(media), _points_of(q, films)]
     _call(
         library.guidehall_gradient,
         *_sizes(media),
@@ -126,7 +126,7 @@ def pull(q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor) -> Tensor
         return (slopes @ weights[..., None])[..., 0]
     films, points = len(media.sld), q.shape[-1]
     out = torch.empty(films, len(wanted), dtype=torch.float64)
-    held = [*_film_arrays(media), _array(q), _array(weights)]
+    held = [*_film_arrays(media), _points_of(q, films), _array(weights.expand(films, points))]
     _call(
         library.guidehall_pull,
         *_sizes(media),
@@ -148,6 +148,10 @@ def blur(resolution: Resolution, curves: Tensor) -> Tensor:
     if library is None or curves.device.type != "cpu":
         return resolution.apply(curves)
     rows, points = curves.shape[:-1], len(resolution.first)
+    if curves.shape[-1] != len(resolution.q):
+        raise ValueError(
+            f"curves of {curves.shape[-1]} points, of which the resolution has {len(resolution.q)}"
+        )
     out = torch.empty(*rows, points, dtype=torch.float64)
     source, weights = _array(curves), _array(resolution.weights)
     _call(
@@ -172,7 +176,7 @@ def sampled_profile(media: Media, values: Tensor, points: int) -> tuple[Tensor, 
             return kernel.sampled_profile(media, values, points)
     z = torch.empty(len(values), points, dtype=torch.float64)
     out = torch.empty_like(z)
-    held = [_array(values), _array(media.thickness), _array(media.roughness)]
+    held = [_array(values), *_film_arrays(media)[2:]]
     _call(library.guidehall_profile, *_sizes(media), *held, points, z, out)
     return z, out
 
@@ -190,7 +194,15 @@ def _sizes(media: Media) -> tuple[int, int]:
 
 
 def _film_arrays(media: Media) -> list[Tensor]:
-    return [_array(part) for part in (media.sld, media.isld, media.thickness, media.roughness)]
+    films, count = media.sld.shape
+    parts = (media.sld, media.isld, media.thickness, media.roughness)
+    widths = (count, count, count - 2, count - 1)
+    # The compiled engine trusts the sizes.
+    return [_array(part.expand(films, width)) for part, width in zip(parts, widths, strict=True)]
+
+
+def _points_of(q: Tensor, films: int) -> Tensor:
+    return _array(q if q.ndim == 1 else q.expand(films, q.shape[1]))
 
 
 def _array(tensor: Tensor) -> Tensor:

@@ -21,6 +21,8 @@
 #define NODE 0.1
 #define ERF_PER_UNIT 128
 #define ERF_END 5.9
+/* A power of two above 6 ERF_PER_UNIT. */
+#define ERF_SIZE 1024
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -38,7 +40,10 @@ typedef struct {
 
 /* erf and its derivative at multiples of 1/ERF_PER_UNIT. (expl: exp itself would need a newer glibc than the
  * library is built for.) */
-static double erf_table[2 * (6 * ERF_PER_UNIT + 1)];
+static double erf_table[2 * ERF_SIZE];
+
+/* x brought between 0 and `most`; 0 for what is no number. */
+static inline int within(double x, int most) { return x > 0.0 ? (x < most ? (int)x : most) : 0; }
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

@@ -127,13 +127,13 @@ FN vc NAME(join)(vc above, vc below, double sigma, vc A, int real) {
     vc sum = plus(above, below), fresnel;
     if (real) {
         vd f = above.re - below.re;
-        if (sigma > 0.0) f *= vexp(above.re * below.re * (-2.0 * sigma * sigma));
+        if (sigma != 0.0) f *= vexp(above.re * below.re * (-2.0 * sigma * sigma));
         fresnel = (vc){f, all(0.0)};
         vc top = {f + A.re * sum.re, A.im * sum.re}, bottom = {sum.re + f * A.re, f * A.im};
         return cdiv(top, bottom);
     }
     fresnel = minus(above, below);
-    if (sigma > 0.0) fresnel = mul(fresnel, vcexp(times(all(-2.0 * sigma * sigma), mul(above, below))));
+    if (sigma != 0.0) fresnel = mul(fresnel, vcexp(times(all(-2.0 * sigma * sigma), mul(above, below))));
     return cdiv(plus(fresnel, mul(A, sum)), plus(sum, mul(fresnel, A)));
 }
 
@@ -213,7 +213,7 @@ FN void NAME(slopes)(const Film *film, vd q, double *out, double *grad, int stri
         A[j] = mul(r, e[j]);
         const double sigma = film->roughness[j];
         E[j] = one;
-        if (sigma > 0.0) {
+        if (sigma != 0.0) {
             if (real)
                 E[j].re = vexp(k[j].re * k[j + 1].re * (-2.0 * sigma * sigma));
             else
@@ -317,7 +317,8 @@ static void NAME(pull)(const Film *film, const double *q, int points, const doub
 /* erf from a table; the caller keeps |x| below ERF_END. */
 FN vd NAME(erf)(vd x) {
     vd near = vabs(x) * (double)ERF_PER_UNIT + MAGIC;
-    vi index = (vi)near & 0xffff;
+    /* Within the table, whatever x is. */
+    vi index = (vi)near & (ERF_SIZE - 1);
     vd centre = (near - MAGIC) * (1.0 / ERF_PER_UNIT);
     vd d = vabs(x) - centre, value, slope;
     for (int i = 0; i < LANES; i++) {
@@ -342,12 +343,13 @@ static void NAME(profile)(const Film *film, const double *values, int points, do
     double depth = 0.0;
     for (int j = 0; j < film->media - 1; j++) {
         if (j > 0) depth += film->thickness[j - 1];
-        const double step = values[j + 1] - values[j], sigma = film->roughness[j];
+        const double sigma = film->roughness[j];
+        /* Of a film that is not all numbers, nothing is known. */
+        const double step = values[j + 1] - values[j] + 0.0 * (depth + sigma);
         if (step == 0.0) continue;
         const double reach = sigma > 0.0 ? ERF_END * sqrt(2.0) * sigma : 0.0;
-        int low = (int)floor((depth - reach - first) / width) - 1, high = (int)ceil((depth + reach - first) / width) + 2;
-        low = low < 0 ? 0 : low > points ? points : low;
-        high = high < low ? low : high > points ? points : high;
+        const int low = within(floor((depth - reach - first) / width) - 1.0, points);
+        const int end = within(ceil((depth + reach - first) / width) + 2.0, points), high = end < low ? low : end;
         const double scale = sigma > 0.0 ? 1.0 / (sqrt(2.0) * sigma) : 0.0;
         for (int n = low; n < high; n += LANES) {
             const int count = high - n < LANES ? high - n : LANES;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -332,3 +334,51 @@ def test_orso_validation(number: int) -> None:
     seen = resolution(q, columns[3], order=101)
     blurred = engine.blur(seen, engine.reflectivity(seen.q, media))[0].numpy()
     np.testing.assert_allclose(blurred, expected, rtol=0.03)
+
+
+def small_films() -> Media:
+    return Media.of(
+        np.array([[0.0, 3.0, 2.0]] * 3),
+        np.array([[50.0], [60.0], [70.0]]),
+        np.array([[3.0, 4.0]] * 3),
+    )
+
+
+def test_one_row_of_q_serves_all_films() -> None:
+    q, media = torch.linspace(0.01, 0.2, 21, dtype=torch.float64), small_films()
+    assert torch.equal(engine.reflectivity(q[None], media), engine.reflectivity(q, media))
+    of_row, of_points = (engine.gradient(points, media, np.arange(10))[1] for points in (q[None], q))
+    assert torch.equal(of_row, of_points)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    if engine.name() == "torch":
+        pytest.skip("torch refuses in its own words")
+    q, media = torch.linspace(0.01, 0.2, 21, dtype=torch.float64), small_films()
+    for wrong in (q.expand(2, -1), q.expand(4, -1)):
+        with pytest.raises(RuntimeError):
+            engine.reflectivity(wrong, media)
+    with pytest.raises(RuntimeError):
+        engine.reflectivity(q, replace(media, roughness=media.roughness[:2]))
+    with pytest.raises(ValueError, match="5 points"):
+        engine.blur(resolution(q.numpy(), 0.02 * q.numpy()), torch.zeros(3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("part", ["sld", "isld", "thickness", "roughness"])
+def test_what_is_no_number_is_not_hidden(part: str) -> None:
+    q, media = torch.linspace(0.01, 0.2, 21, dtype=torch.float64), small_films()
+    # The last: absorption of the fronting medium is left out.
+    getattr(media, part)[1, -1] = math.nan
+    r = engine.reflectivity(q, media)
+    assert not r[1].isfinite().any()
+    assert r[[0, 2]].isfinite().all()
+    if part in ("thickness", "roughness"):
+        _, profile = engine.sampled_profile(media, media.sld, 50)
+        assert not profile[1].isfinite().all()
+        assert profile[[0, 2]].isfinite().all()
+
+
+def test_negative_roughness_counts_as_positive() -> None:
+    q, media = torch.linspace(0.01, 0.2, 21, dtype=torch.float64), small_films()
+    mirrored = replace(media, roughness=-media.roughness)
+    assert torch.allclose(engine.reflectivity(q, mirrored), engine.reflectivity(q, media), rtol=1e-12)
