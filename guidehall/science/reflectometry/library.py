@@ -167,7 +167,12 @@ def fit(
     Raises:
         UserError: names what is wrong and what is allowed.
     """
+    for name, value, least in (("samples", samples, 0), ("starts", starts, 1)):
+        if value < least:
+            raise UserError(name, value, f"must be at least {least}")
     curves = _curves(data, dq)
+    if not curves:
+        raise UserError("data", "no curves", "must hold at least one")
     given = [{name: _range(bounds, name) for name, bounds in item.items()} for item in own]
     if given and len(given) != len(curves):
         raise UserError(

@@ -62,6 +62,15 @@ def test_what_is_wrong_is_named(data: object, model: object, field: str) -> None
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"samples": -1}, "samples"), ({"starts": 0}, "starts"), ({"data": []}, "data")]
+)
+def test_impossible_arguments_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        guidehall.fit(**{"data": MEASURED / "e361r.txt", "model": FILM, **changes})
+    assert caught.value.field == field
+
+
 def test_the_client_alone_does_not_load_the_science() -> None:
     import subprocess
     import sys
