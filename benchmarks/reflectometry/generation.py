@@ -12,6 +12,7 @@ import importlib.util
 import io
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -137,7 +138,11 @@ def _pyreflect(count: int) -> Callable[[], None]:
     def call() -> None:
         # A generator also returns the curves of earlier calls; its progress bar would be timed too.
         generator.model._refl_array, generator.model._smooth_array = [], []
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        quiet = io.StringIO()
+        hushed = contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet)
+        with hushed[0], hushed[1], warnings.catch_warnings():
+            # refl1d warns of how pyreflect calls it.
+            warnings.simplefilter("ignore")
             generator.generate(count)
 
     return call
