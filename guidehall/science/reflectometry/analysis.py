@@ -12,7 +12,7 @@ from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search, sharpen
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.params import ResolutionMode, sigma_of
+from guidehall.science.reflectometry.params import ResolutionMode, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
@@ -222,18 +222,20 @@ def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> Prepared
     )
 
 
+def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, list[Note]]:
+    """One standard deviation of each q, [N]: the curve's own, or the middle of the probe's and a note."""
+    if curve.dq is not None:
+        return curve.dq, []
+    if curve.relative_dq is not None:
+        return curve.relative_dq * curve.q, []
+    relative = sigma_of(0.5 * (probe.resolution.min + probe.resolution.max), probe.resolution_convention)
+    message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
+    return relative * curve.q, [Note("RESOLUTION_ASSUMED", message)]
+
+
 def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray, list[Note]]:
     """One standard deviation of each q, and what to say about it."""
-    notes = []
-    if curve.dq is not None:
-        sigma = curve.dq
-    elif curve.relative_dq is not None:
-        sigma = curve.relative_dq * curve.q
-    else:
-        relative = arguments.middle_resolution
-        sigma = relative * curve.q
-        message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
-        notes.append(Note("RESOLUTION_ASSUMED", message))
+    sigma, notes = given_resolution(arguments.probe, curve)
     bounds, convention = arguments.probe.resolution, arguments.probe.resolution_convention
     low, high = (sigma_of(end, convention) for end in (bounds.min, bounds.max))
     typical = float(np.median(sigma / curve.q))

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from guidehall.science.pipeline import refuse_field
-from guidehall.science.reflectometry.network_params import Params
 from guidehall.science.reflectometry.params import (
     LayerName,
+    Params,
     Range,
     ResolutionConvention,
     ResolutionMode,

@@ -101,7 +101,6 @@ class Network(nn.Module):
         return answer
 
 
-def with_standard_scale(state: dict[str, Tensor], points: int) -> dict[str, Tensor]:
-    """The weights of a network that was made before the scale of its input was one of them."""
-    scale = {"mean": torch.full((points,), _MEAN), "spread": torch.full((points,), _SPREAD)}
-    return scale | state
+def standard_scale(points: int) -> dict[str, Tensor]:
+    """The scale of the input of networks that were made before it was one of their weights."""
+    return {"mean": torch.full((points,), _MEAN), "spread": torch.full((points,), _SPREAD)}

@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import MODEL_NAME, refuse_field
+from guidehall.science.reflectometry.params import Params
 
 # No curve or profile holds larger numbers.
 LARGEST = 1e6
-
-
-class Params(BaseModel):
-    """Base of all of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Extent(Params):

@@ -66,7 +66,9 @@ def _quantity(default: Any, title: str, unit: str = "", **more: Any) -> Any:
     return Field(default, title=title, json_schema_extra={"unit": unit} if unit else None, **more)
 
 
-class _Params(BaseModel):
+class Params(BaseModel):
+    """Base of all parameters and results."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -78,7 +80,7 @@ def _limited(limits: tuple[float, float]) -> dict[str, float]:
     return {"ge": limits[0], "le": limits[1]}
 
 
-class Medium(_Params):
+class Medium(Params):
     """A semi-infinite medium."""
 
     name: LayerName = _quantity("medium", "Name")
@@ -107,7 +109,7 @@ class Layer(Backing):
     thickness: float = _quantity(..., "Thickness", "angstrom", **_limited(_THICKNESS_LIMITS))
 
 
-class Repeat(_Params):
+class Repeat(Params):
     """A group of neighbouring layers that is there several times, one behind the other: a multilayer.
 
     All are alike. The roughness of the group's first layer is that of the interface before each of them.
@@ -155,7 +157,7 @@ def _sequence(stack: Stack | StackPrior) -> tuple[int, ...]:
     return tuple(found)
 
 
-class Stack(_Params):
+class Stack(Params):
     """A film of known structure between two media."""
 
     fronting: Medium = Field(title="Fronting medium", description="First medium, such as air or silicon.")
@@ -190,7 +192,7 @@ def _check_offset(probe: Probe | TrainingProbe, path: Sequence[str], value: floa
         refuse_field(probe, path, value, f"must be between {-most:g} and {most:g}")
 
 
-class Probe(_Params):
+class Probe(Params):
     """Where and how a curve is measured."""
 
     q_min: float = _quantity(0.008, "Lowest q", "1/angstrom", gt=0, le=5)
@@ -225,7 +227,7 @@ class Probe(_Params):
         return sigma_of(self.resolution, self.resolution_convention)
 
 
-class SimulateParams(_Params):
+class SimulateParams(Params):
     """A stack and how it is measured."""
 
     stack: Stack
@@ -240,7 +242,7 @@ class SimulateParams(_Params):
         return self
 
 
-class SimulateResult(_Params):
+class SimulateResult(Params):
     """A calculated curve and the profile behind it."""
 
     q: list[float]
@@ -254,7 +256,7 @@ class SimulateResult(_Params):
     notes: list[str] = Field(default_factory=list)
 
 
-class Range(_Params):
+class Range(Params):
     """What a parameter may be; the same number twice, or a plain number, fixes it."""
 
     min: float = Field(title="Lowest")
@@ -357,7 +359,7 @@ def _range(default: Any, title: str, unit: str = "", description: str | None = N
     return _quantity(default, title, unit, description=description)
 
 
-class MediumPrior(_Params):
+class MediumPrior(Params):
     """A semi-infinite medium with bounds."""
 
     name: LayerName = _quantity("medium", "Name")
@@ -373,7 +375,7 @@ class BackingPrior(MediumPrior):
     )
 
 
-class Molecules(_Params):
+class Molecules(Params):
     """What a layer one molecule thick is made of."""
 
     b: Annotated[SerializeAsAny[Range], _Within(-1e6, 1e6, tied=True)] = _range(
@@ -465,7 +467,7 @@ _FILM_KINDS = ("thickness", "sld", "isld", "roughness", "solvent")
 _TAKEN = ("scale", "background", "q_offset", "footprint_q")
 
 
-class StackPrior(_Params):
+class StackPrior(Params):
     """What is known of a film before it is measured."""
 
     fronting: MediumPrior = Field(title="Fronting medium")
@@ -599,7 +601,7 @@ class StackPrior(_Params):
             refuse_field(self, [*twice.path[:-1], "name"], twice.name, allowed)
 
 
-class TrainingProbe(_Params):
+class TrainingProbe(Params):
     """The measurements that a model is made for."""
 
     q_min: float = _quantity(0.008, "Lowest q", "1/angstrom", gt=0, le=5)
@@ -657,7 +659,7 @@ class TrainingProbe(_Params):
         return grid(self.q_min, self.q_max, self.points, "log")
 
 
-class Noise(_Params):
+class Noise(Params):
     """Errors of measured points: dR^2 = (relative_error R)^2 + R / counts."""
 
     relative_error: float = _quantity(
@@ -668,7 +670,7 @@ class Noise(_Params):
     )
 
 
-class Training(_Params):
+class Training(Params):
     """How long and how a network is trained."""
 
     epochs: int = _quantity(30, "Epochs", description="The model is validated after each.", ge=1, le=10_000)
@@ -695,7 +697,7 @@ class Training(_Params):
     depth: int = _quantity(4, "Residual blocks of the network", ge=1, le=32)
 
 
-class NrSldParams(_Params):
+class NrSldParams(Params):
     """Train a network that reads the layers of a film from its reflectivity."""
 
     model_name: str = _quantity(
@@ -724,7 +726,7 @@ class NrSldParams(_Params):
         return self
 
 
-class EpochLosses(_Params):
+class EpochLosses(Params):
     """Mean losses of one epoch."""
 
     epoch: int
@@ -732,7 +734,7 @@ class EpochLosses(_Params):
     validation_loss: float
 
 
-class PredictionExample(_Params):
+class PredictionExample(Params):
     """A validation curve and what the model makes of it."""
 
     q: list[float]
@@ -745,7 +747,7 @@ class PredictionExample(_Params):
     predicted_parameters: dict[str, float]
 
 
-class NrSldResult(_Params):
+class NrSldResult(Params):
     """What a training gave."""
 
     model_name: str

@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.infer_params import Instrument
-from guidehall.science.reflectometry.network_params import Params
-from guidehall.science.reflectometry.params import MAX_POINTS, StackPrior
+from guidehall.science.reflectometry.params import MAX_POINTS, Params, StackPrior
 
 
 class PlannedMeasurement(Params):

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from guidehall.science.pipeline import (
-    InvalidModel,
     Manifest,
     TensorSpec,
     UserError,
     check_tensors,
-    field_errors,
 )
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.network import Network, resample, with_standard_scale
+from guidehall.science.reflectometry.network import Network, resample, standard_scale
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT, StackPrior, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.weights import load_weights, read_arguments, weights_of
 
 ARCHITECTURE = "reflectometry.physical/1"
 # What the network was shown: at least this share of its grid, in log q.
@@ -74,34 +71,18 @@ class PhysicalPredictor:
         Raises:
             InvalidModel: they do not fit together.
         """
-        try:
-            arguments = PhysicalArguments.model_validate(manifest.arguments)
-        except ValidationError as error:
-            path, reason = field_errors(error, "arguments")[0]
-            raise InvalidModel(f"{path}: {reason}") from None
+        arguments = read_arguments(PhysicalArguments, manifest)
         free = len(Prior(arguments.stack, arguments.probe).free)
+        points = arguments.probe.points
         # Without memory of its own, so that arguments alone cannot ask for gigabytes.
         with torch.device("meta"):
-            network = Network(arguments.probe.points, free, arguments.width, arguments.depth)
-        try:
-            state = with_standard_scale(safetensors.torch.load(weights), arguments.probe.points)
-            network.load_state_dict(state, assign=True)
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            raise InvalidModel(
-                "weights: they are not those of this architecture and these arguments"
-            ) from error
-        # As many bytes in memory as in the file, which is what a server counts.
-        if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
-            raise InvalidModel(f"weights: got {', '.join(sorted(others))}; allowed: torch.float32")
+            network = Network(points, free, arguments.width, arguments.depth)
+        load_weights(network, weights, standard_scale(points))
         return cls(arguments, network, device)
 
     def weights(self) -> bytes:
         """The network as a safetensors file."""
-        state = {
-            name: value.detach().cpu().contiguous() for name, value in self._network.state_dict().items()
-        }
-        data: bytes = safetensors.torch.save(state)
-        return data
+        return weights_of(self._network)
 
     @torch.inference_mode()
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

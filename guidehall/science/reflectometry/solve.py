@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.analysis import (
     Analysis,
     Prepared,
     describe,
+    given_resolution,
     target_of,
 )
 from guidehall.science.reflectometry.curves import Curve
@@ -29,7 +30,7 @@ from guidehall.science.reflectometry.fit import (
     search,
     sharpen,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
 from guidehall.science.reflectometry.verdict import Note, doubts
@@ -239,17 +240,7 @@ def _with_own(
 
 
 def _prepare(probe: TrainingProbe, curve: Curve) -> Prepared:
-    notes = []
-    if curve.dq is not None:
-        sigma = curve.dq
-    elif curve.relative_dq is not None:
-        sigma = curve.relative_dq * curve.q
-    else:
-        bounds = probe.resolution
-        relative = sigma_of(0.5 * (bounds.min + bounds.max), probe.resolution_convention)
-        sigma = relative * curve.q
-        message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
-        notes.append(Note("RESOLUTION_ASSUMED", message))
+    sigma, notes = given_resolution(probe, curve)
     if curve.dr is None:
         notes.append(Note("NO_ERROR_BARS", "the curve has no dr, so there is no chi-square"))
     points = np.arange(len(curve.q))

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult
-from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Extent, Params, model_name
-from guidehall.science.reflectometry.params import EpochLosses
+from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Extent, model_name
+from guidehall.science.reflectometry.params import EpochLosses, Params
 
 MIN_PROFILES, MAX_PROFILES = 10, 200_000
 MAX_CHI, MAX_LATENT, MAX_PROFILE_POINTS = 64, 256, 4096

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guidehall.science.pipeline import (
     Context,
     Example,
-    InvalidModel,
     Manifest,
     TensorSpec,
     UserError,
     check_tensors,
-    field_errors,
     refuse_field,
     sha256,
 )
@@ -26,6 +22,7 @@ from guidehall.science.reflectometry.chi.network import ChiNetwork, empty_chi_ne
 from guidehall.science.reflectometry.chi.params import MAX_CHI, MAX_LATENT, MAX_PROFILE_POINTS
 from guidehall.science.reflectometry.network_params import LARGEST, Channels, Extent
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT
+from guidehall.science.reflectometry.weights import load_weights, read_arguments, weights_of
 
 ARCHITECTURE = "reflectometry.sld_chi/1"
 
@@ -70,29 +67,14 @@ class ChiPredictor:
         Raises:
             InvalidModel: they do not fit together.
         """
-        try:
-            arguments = ChiArguments.model_validate(manifest.arguments)
-        except ValidationError as error:
-            path, reason = field_errors(error, "arguments")[0]
-            raise InvalidModel(f"{path}: {reason}") from None
+        arguments = read_arguments(ChiArguments, manifest)
         network = empty_chi_network(arguments.profile_points, arguments.latent_dim, len(arguments.chi))
-        try:
-            state = safetensors.torch.load(weights)
-            network.load_state_dict(state, assign=True)
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            raise InvalidModel(
-                "weights: they are not those of this architecture and these arguments"
-            ) from error
-        # As many bytes in memory as in the file, which is what a server counts.
-        if others := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
-            raise InvalidModel(f"weights: got {', '.join(sorted(others))}; allowed: torch.float32")
+        load_weights(network, weights)
         return cls(arguments, network, device)
 
     def weights(self) -> bytes:
         """The networks as a safetensors file."""
-        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        data: bytes = safetensors.torch.save(state)
-        return data
+        return weights_of(self.network)
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers a batch; the tensors are described in `inputs` and `outputs`.

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
-from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Params, model_name
-from guidehall.science.reflectometry.params import EpochLosses, Range, StackPrior, Tie, TrainingProbe
+from guidehall.science.reflectometry.network_params import Channels, EpochTraining, model_name
+from guidehall.science.reflectometry.params import EpochLosses, Params, Range, StackPrior, Tie, TrainingProbe
 
 MIN_CURVES, MAX_CURVES = 10, 200_000
 # Reflectivity and profile points, numbers of float32 each: 2 GB.

@@ -7,20 +7,16 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guidehall.science.pipeline import (
     Context,
     Example,
-    InvalidModel,
     Manifest,
     TensorSpec,
     UserError,
     check_tensors,
-    field_errors,
     refuse_field,
     sha256,
 )
@@ -28,6 +24,7 @@ from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, empty_net
 from guidehall.science.reflectometry.cnn.params import FLOOR, MAX_WEIGHTS, CnnNetwork, Normalisation
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT
+from guidehall.science.reflectometry.weights import load_weights, read_arguments, weights_of
 
 ARCHITECTURE = "reflectometry.pyreflect_cnn/1"
 # Rounding of float32 must not lose the first and last point of a curve that lies on the grid itself.
@@ -86,31 +83,14 @@ class CnnPredictor:
         Raises:
             InvalidModel: they do not fit together.
         """
-        try:
-            arguments = CnnArguments.model_validate(manifest.arguments)
-        except ValidationError as error:
-            path, reason = field_errors(error, "arguments")[0]
-            raise InvalidModel(f"{path}: {reason}") from None
+        arguments = read_arguments(CnnArguments, manifest)
         network = empty_network(arguments.shape)
-        expected = {name: tensor.dtype for name, tensor in network.state_dict().items()}
-        try:
-            state = safetensors.torch.load(weights)
-            network.load_state_dict(state, assign=True)
-        except (safetensors.SafetensorError, RuntimeError) as error:
-            raise InvalidModel(
-                "weights: they are not those of this architecture and these arguments"
-            ) from error
-        # As many bytes in memory as in the file, which is what a server counts.
-        for name, tensor in state.items():
-            if tensor.dtype != expected[name]:
-                raise InvalidModel(f"weights: {name} is {tensor.dtype}; allowed: {expected[name]}")
+        load_weights(network, weights)
         return cls(arguments, network, device)
 
     def weights(self) -> bytes:
         """The network as a safetensors file."""
-        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        data: bytes = safetensors.torch.save(state)
-        return data
+        return weights_of(self.network)
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Answers a batch; the tensors are described in `inputs` and `outputs`.

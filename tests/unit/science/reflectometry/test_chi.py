@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.chi.network import ChiNetwork
 from guidehall.science.reflectometry.chi.params import ChiResult, NrSldChiResult
 from guidehall.science.reflectometry.chi.predictor import ChiArguments, ChiPredictor
 from guidehall.science.reflectometry.network_params import Channels, Extent
+from tests.fixtures.reflectometry import AfterSteps
 
 SMALL: dict[str, Any] = {
     "latent_dim": 4,
@@ -60,18 +61,6 @@ def train(document: dict[str, Any], context: LocalContext) -> ChiResult:
     result = registry.pipeline("reflectometry.sld_chi").run(document, context)
     assert isinstance(result, ChiResult)
     return result
-
-
-class AfterSteps(LocalContext):
-    """Wants something else once it was asked so many times."""
-
-    def __init__(self, directory: Path, steps: int, then: Desired, **options: Any) -> None:
-        super().__init__(directory, **options)
-        self._left, self._then = steps, then
-
-    def desired(self) -> Desired:
-        self._left -= 1
-        return self._then if self._left < 0 else Desired.RUN
 
 
 @pytest.fixture(scope="module")

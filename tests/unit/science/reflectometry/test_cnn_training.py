@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape
 from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, CnnTraining
 from guidehall.science.reflectometry.cnn.training import CnnTrainer, fit_normalisation
 from guidehall.science.reflectometry.epochs import Split, autocast_type
+from tests.fixtures.reflectometry import AfterSteps
 
 PIPELINE = "reflectometry.pyreflect_cnn"
 SMALL: dict[str, Any] = {
@@ -47,18 +48,6 @@ def train(document: dict[str, Any], context: LocalContext) -> CnnResult:
     result = registry.pipeline(PIPELINE).run(document, context)
     assert isinstance(result, CnnResult)
     return result
-
-
-class AfterSteps(LocalContext):
-    """Wants something else once it was asked so many times."""
-
-    def __init__(self, directory: Path, steps: int, then: Desired, **options: Any) -> None:
-        super().__init__(directory, **options)
-        self._left, self._then = steps, then
-
-    def desired(self) -> Desired:
-        self._left -= 1
-        return self._then if self._left < 0 else Desired.RUN
 
 
 def random_curves(count: int, points: int = 24, profile_points: int = 20, seed: int = 0) -> CurveSet:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refnx import reflect
 
 from guidehall.science.reflectometry.examples import film_under_water
 from guidehall.science.reflectometry.kernel import interfaces
@@ -239,7 +240,6 @@ def test_repeats_are_the_same_layers_again(side: str) -> None:
 
 
 def test_a_multilayer_reflects_as_that_of_refnx() -> None:
-    reflect = pytest.importorskip("refnx.reflect")
     prior = Prior(StackPrior.model_validate(multilayer()), film_under_water().probe)
     bilayer = reflect.SLD(9.0)(45, 5) | reflect.SLD(-1.9)(60, 3)
     multiple = reflect.Stack(components=list(bilayer.components), repeats=5)
@@ -269,7 +269,6 @@ def solvated(side: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("side", ["fronting", "backing"])
 def test_solvent_mixes_as_in_refnx(side: str) -> None:
-    reflect = pytest.importorskip("refnx.reflect")
     prior = Prior(StackPrior.model_validate(solvated(side)), film_under_water().probe)
     check_derivatives(prior)
     numbers = {"film.sld": 1.2, "film.solvent": 0.3, "water.sld": 6.1, "scale": 1.0, "background": 1e-6}
@@ -287,7 +286,6 @@ def test_solvent_mixes_as_in_refnx(side: str) -> None:
 
 
 def test_molecules_make_the_leaflet_of_refnx() -> None:
-    reflect = pytest.importorskip("refnx.reflect")
     heads = {"b": 60.0, "volume": 320.0, "area": {"min": 50, "max": 70}}
     tails = {"b": -29.0, "volume": 780.0, "area": "heads.area"}
     document = {

@@ -19,7 +19,7 @@ from guidehall.science.pipeline import (
     UserError,
 )
 from guidehall.science.reflectometry.params import NrSldResult
-from tests.fixtures.reflectometry import SMALL_TRAINING
+from tests.fixtures.reflectometry import SMALL_TRAINING, AfterSteps
 
 PIPELINE = "reflectometry.nr_sld"
 
@@ -43,18 +43,6 @@ def train(document: dict[str, Any], context: LocalContext) -> NrSldResult:
     result = registry.pipeline(PIPELINE).run(document, context)
     assert isinstance(result, NrSldResult)
     return result
-
-
-class AfterSteps(LocalContext):
-    """Wants something else once it was asked so many times."""
-
-    def __init__(self, directory: Path, steps: int, then: Desired, **options: Any) -> None:
-        super().__init__(directory, **options)
-        self._left, self._then = steps, then
-
-    def desired(self) -> Desired:
-        self._left -= 1
-        return self._then if self._left < 0 else Desired.RUN
 
 
 def test_learns_and_leaves_everything(small_model_folder: Path) -> None:
