@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 # By extra: a module of each package that is imported without being looked for.
 _MODULES = {
-    "science": ("h5py", "matplotlib", "orsopy", "pydantic", "safetensors", "scipy", "torch"),
+    "science": ("h5py", "matplotlib", "orsopy", "pydantic", "safetensors", "torch"),
     "services": (
         "alembic", "asyncpg", "fastapi", "fastapi_offline", "grpc_health", "grpc_reflection", "jwt", "minio",
         "nats", "opentelemetry", "prometheus_client", "pydantic_settings", "python_multipart", "sqlalchemy",

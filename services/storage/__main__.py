@@ -34,7 +34,7 @@ from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
 from services.storage.limits import Transfers
-from services.storage.migrate import NEWEST, downgrade, upgrade
+from services.storage.migrate import migrate
 from services.storage.models import Models
 from services.storage.objects import ObjectStore
 from services.storage.outbox import Relay
@@ -186,9 +186,9 @@ def main() -> None:
             case ["serve"]:
                 _start(serve)
             case ["migrate"]:
-                _start(lambda settings: upgrade(settings, NEWEST))
+                _start(migrate)
             case ["migrate", "--down-to", revision]:
-                _start(lambda settings: downgrade(settings, revision))
+                _start(lambda settings: migrate(settings, revision))
             case ["verify-audit"]:
                 _start(verify_audit)
             case _:

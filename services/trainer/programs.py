@@ -21,7 +21,7 @@ from guidehall.science.registry import RegistryError
 from services.trainer import workers
 from services.trainer.api import serve
 from services.trainer.database import Database
-from services.trainer.migrate import NEWEST, migrate
+from services.trainer.migrate import migrate
 from services.trainer.settings import POOL_NAME, TrainerSettings
 from services.trainer.tellers import SERVICE
 from services.trainer.wakes import Wakes
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     programs = parser.add_subparsers(dest="program", required=True)
     programs.add_parser("api", help="serve jobs and workers")
     schema = programs.add_parser("migrate", help="bring the database to the newest schema")
-    schema.add_argument(
-        "--to", default=NEWEST, metavar="STEP", help="head (default), base, or a step's number"
-    )
+    schema.add_argument("--down-to", metavar="STEP", help="go back to a step's number instead, or to base")
     enrolment = programs.add_parser("enrol", help="make a credential for the workers of a pool")
     enrolment.add_argument("--pool", required=True, type=_pool)
     enrolment.add_argument(
@@ -86,7 +84,7 @@ async def _run(settings: TrainerSettings, chosen: argparse.Namespace) -> None:
         case "api":
             await serve(settings, _issuer(settings))
         case "migrate":
-            await migrate(settings.postgres, settings.start_seconds, chosen.to)
+            await migrate(settings, chosen.down_to)
         case _:
             await _with_database(settings, chosen)
 

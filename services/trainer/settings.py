@@ -140,6 +140,7 @@ class TrainerSettings(ServiceSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
     storage_seconds: float = Field(20.0, gt=0, description="longest call to storage")
     start_seconds: float = Field(60.0, gt=0, description="longest wait for the database at start")
+    migrate_seconds: float = Field(600.0, gt=0, description="how long a statement of a migration may take")
     jobs: JobSettings = JobSettings()
     lease: LeaseSettings = LeaseSettings()
     relay: RelaySettings = RelaySettings()

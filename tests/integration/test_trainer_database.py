@@ -15,23 +15,24 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.core.errors import Unavailable
 from guidehall.core.postgres import create_engine, transaction
-from guidehall.core.settings import PostgresSettings
+from guidehall.core.settings import ChannelSettings, PostgresSettings
 from guidehall.local.backing import BackingServers
 from services.trainer.migrate import migrate
+from services.trainer.settings import TrainerSettings
 from services.trainer.tables import metadata
 
-_WAIT_SECONDS = 30
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'trainer' ORDER BY 1"
 
 
 @pytest.fixture
-def settings(backing: BackingServers) -> PostgresSettings:
-    return PostgresSettings(**asdict(backing.create_database(f"schema_{uuid.uuid4().hex[:12]}")))
+def settings(backing: BackingServers) -> TrainerSettings:
+    database = PostgresSettings(**asdict(backing.create_database(f"schema_{uuid.uuid4().hex[:12]}")))
+    return TrainerSettings(postgres=database, storage=ChannelSettings(target="127.0.0.1:1"))
 
 
 @pytest.fixture
-async def engine(settings: PostgresSettings) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(settings)
+async def engine(settings: TrainerSettings) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(settings.postgres)
     yield engine
     await engine.dispose()
 
@@ -41,24 +42,24 @@ async def tables(engine: AsyncEngine) -> list[str]:
         return list((await connection.execute(text(_TABLES))).scalars())
 
 
-async def test_up_down_and_up_again(settings: PostgresSettings, engine: AsyncEngine) -> None:
-    await migrate(settings, _WAIT_SECONDS)
+async def test_up_down_and_up_again(settings: TrainerSettings, engine: AsyncEngine) -> None:
+    await migrate(settings)
     made = await tables(engine)
     assert set(made) == {table.name for table in metadata.tables.values()} | {"alembic_version"}
-    await migrate(settings, _WAIT_SECONDS)
-    await migrate(settings, _WAIT_SECONDS, "base")
+    await migrate(settings)
+    await migrate(settings, "base")
     assert await tables(engine) == ["alembic_version"]
-    await migrate(settings, _WAIT_SECONDS)
+    await migrate(settings)
     assert await tables(engine) == made
 
 
-async def test_several_may_migrate_at_a_time(settings: PostgresSettings, engine: AsyncEngine) -> None:
-    await asyncio.gather(*(migrate(settings, _WAIT_SECONDS) for _ in range(4)))
+async def test_several_may_migrate_at_a_time(settings: TrainerSettings, engine: AsyncEngine) -> None:
+    await asyncio.gather(*(migrate(settings) for _ in range(4)))
     assert "jobs" in await tables(engine)
 
 
-async def test_the_steps_make_what_the_code_believes(settings: PostgresSettings, engine: AsyncEngine) -> None:
-    await migrate(settings, _WAIT_SECONDS)
+async def test_the_steps_make_what_the_code_believes(settings: TrainerSettings, engine: AsyncEngine) -> None:
+    await migrate(settings)
 
     def compare(connection: Connection) -> list[object]:
         options = {
@@ -73,9 +74,10 @@ async def test_the_steps_make_what_the_code_believes(settings: PostgresSettings,
         assert await connection.run_sync(compare) == []
 
 
-async def test_a_database_that_does_not_answer_is_given_up_on(settings: PostgresSettings) -> None:
+async def test_a_database_that_does_not_answer_is_given_up_on(settings: TrainerSettings) -> None:
+    nowhere = settings.postgres.model_copy(update={"port": 1})
     with pytest.raises(Unavailable):
-        await migrate(settings.model_copy(update={"port": 1}), 0.2)
+        await migrate(TrainerSettings(postgres=nowhere, storage=settings.storage, start_seconds=0.2))
 
 
 _MANY = """
@@ -100,9 +102,9 @@ _QUERIES = {
 
 
 async def test_lists_and_the_queue_are_read_in_the_order_of_an_index(
-    settings: PostgresSettings, engine: AsyncEngine
+    settings: TrainerSettings, engine: AsyncEngine
 ) -> None:
-    await migrate(settings, _WAIT_SECONDS)
+    await migrate(settings)
     async with transaction(engine) as connection:
         await connection.execute(text(_MANY))
         await connection.execute(text("ANALYZE trainer.jobs"))

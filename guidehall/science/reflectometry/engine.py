@@ -144,14 +144,14 @@ def pull(q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor) -> Tensor
 
 def blur(resolution: Resolution, curves: Tensor) -> Tensor:
     """Curves at the points of `resolution`, [..., C], as the instrument sees them, [..., N]."""
-    library = _library()
-    if library is None or curves.device.type != "cpu":
-        return resolution.apply(curves)
-    rows, points = curves.shape[:-1], len(resolution.first)
     if curves.shape[-1] != len(resolution.q):
         raise ValueError(
             f"curves of {curves.shape[-1]} points, of which the resolution has {len(resolution.q)}"
         )
+    library = _library()
+    if library is None or curves.device.type != "cpu":
+        return resolution.apply(curves)
+    rows, points = curves.shape[:-1], len(resolution.first)
     out = torch.empty(*rows, points, dtype=torch.float64)
     source, weights = _array(curves), _array(resolution.weights)
     _call(

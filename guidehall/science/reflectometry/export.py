@@ -7,7 +7,7 @@ same chi-square calculated by somebody else's program, and can go on with it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -157,50 +157,35 @@ def refl1d_script(
     Raises:
         UserError: the curve has no dR, or `free` names what there is not.
     """
-    slabs = _from_the_beam(stack)
-    data = _data(curve)
-    lines = [
-        '"""A film and its measured reflectivity, for refl1d 1.0. All lengths are in angstrom."""',
-        "",
-        "import numpy as np",
-        "from refl1d.names import SLD, Experiment, FitProblem, QProbe, Slab",
-        "",
-        *data,
-        "# The last is the medium that the beam comes through; interface is the roughness towards the next.",
-        "slabs = [",
-    ]
-    for slab in reversed(slabs):
-        material = f"SLD(name={slab.name!r}, rho={slab.sld!r}, irho={slab.isld!r})"
-        lines.append(f"    Slab({material}, thickness={slab.thickness!r}, interface={slab.roughness!r}),")
-    lines += [
-        "]",
-        "sample = slabs[0]",
-        "for slab in slabs[1:]:",
-        "    sample = sample | slab",
-        f"probe = QProbe(q, dq, R=r, dR=dr, intensity={scale!r}, background={background!r})",
-        "if dq.any():",
-        "    # Without it, refl1d blurs straight lines between the measured points.",
-        f"    probe.oversample(n={_OVERSAMPLING})",
-        "experiment = Experiment(sample=sample, probe=probe)",
-    ]
+    slabs = _from_the_beam(stack)[::-1]
     places = {"scale": "probe.intensity", "background": "probe.background"}
-    for index, slab in enumerate(reversed(slabs)):
-        places |= {
-            f"{slab.name}.thickness": f"slabs[{index}].thickness",
-            f"{slab.name}.sld": f"slabs[{index}].material.rho",
-            f"{slab.name}.isld": f"slabs[{index}].material.irho",
-            slab.roughness_name: f"slabs[{index}].interface",
-        }
-    for name, low, high in _free(free, places, stack):
-        lines.append(f"{places[name]}.range({low!r}, {high!r})")
-    lines += [
-        "problem = FitProblem(experiment)",
-        "chi_square = float(np.sum(((experiment.reflectivity()[1] - r) / dr) ** 2))",
-        "",
-        'if __name__ == "__main__":',
-        '    print(f"chi-square {chi_square:.6g} of {len(q)} points")',
-    ]
-    return "\n".join(lines) + "\n"
+    places |= _places(slabs, ("thickness", "material.rho", "material.irho", "interface"))
+    return _script(
+        "refl1d 1.0",
+        ["import numpy as np", "from refl1d.names import SLD, Experiment, FitProblem, QProbe, Slab"],
+        curve,
+        [
+            "# The beam comes through the last; interface is the roughness towards the next.",
+            "slabs = [",
+            *(
+                f"    Slab(SLD(name={slab.name!r}, rho={slab.sld!r}, irho={slab.isld!r}), "
+                f"thickness={slab.thickness!r}, interface={slab.roughness!r}),"
+                for slab in slabs
+            ),
+            "]",
+            "sample = slabs[0]",
+            "for slab in slabs[1:]:",
+            "    sample = sample | slab",
+            f"probe = QProbe(q, dq, R=r, dR=dr, intensity={scale!r}, background={background!r})",
+            "if dq.any():",
+            "    # Without it, refl1d blurs straight lines between the measured points.",
+            f"    probe.oversample(n={_OVERSAMPLING})",
+            "experiment = Experiment(sample=sample, probe=probe)",
+            *(f"{place}.range({low!r}, {high!r})" for place, low, high in _free(free, places, stack)),
+            "problem = FitProblem(experiment)",
+        ],
+        "float(np.sum(((experiment.reflectivity()[1] - r) / dr) ** 2))",
+    )
 
 
 def refnx_script(
@@ -216,55 +201,87 @@ def refnx_script(
     It defines `q`, `model`, `objective` and `chi_square`. Arguments and errors are those of `refl1d_script`.
     """
     slabs = _from_the_beam(stack)
-    data = _data(curve)
-    lines = [
-        '"""A film and its measured reflectivity, for refnx 0.1. All lengths are in angstrom."""',
-        "",
-        "import sys",
-        "",
-        "import numpy as np",
-        "from refnx.analysis import CurveFitter, Objective",
-        "from refnx.dataset import Data1D",
-        "from refnx.reflect import SLD, ReflectModel, Structure",
-        "",
-        *data,
-        "# The first is the medium that the beam comes through; thickness, roughness towards the one before.",
-        "slabs = [",
-    ]
-    for slab in slabs:
-        material = f"SLD({complex(slab.sld, slab.isld)!r}, name={slab.name!r})"
-        lines.append(f"    {material}({slab.thickness!r}, {slab.roughness!r}),")
-    lines += [
-        "]",
-        "structure = Structure()",
-        "for slab in slabs:",
-        "    structure |= slab",
-        "# refnx takes widths at half maximum.",
-        f"data = Data1D((q, r, dr, {FWHM_PER_SIGMA!r} * dq) if dq.any() else (q, r, dr))",
-        f"model = ReflectModel(structure, scale={scale!r}, bkg={background!r}, dq=0.0)",
-        f"model.quad_order = {_QUADRATURE}",
-        "objective = Objective(model, data)",
-    ]
     places = {"scale": "model.scale", "background": "model.bkg"}
-    for index, slab in enumerate(slabs):
-        places |= {
-            f"{slab.name}.thickness": f"slabs[{index}].thick",
-            f"{slab.name}.sld": f"slabs[{index}].sld.real",
-            f"{slab.name}.isld": f"slabs[{index}].sld.imag",
-            slab.roughness_name: f"slabs[{index}].rough",
-        }
-    for name, low, high in _free(free, places, stack):
-        lines.append(f"{places[name]}.setp(vary=True, bounds=({low!r}, {high!r}))")
-    lines += [
-        "chi_square = float(objective.chisqr())",
+    places |= _places(slabs, ("thick", "sld.real", "sld.imag", "rough"))
+    return _script(
+        "refnx 0.1",
+        [
+            "import sys",
+            "",
+            "import numpy as np",
+            "from refnx.analysis import CurveFitter, Objective",
+            "from refnx.dataset import Data1D",
+            "from refnx.reflect import SLD, ReflectModel, Structure",
+        ],
+        curve,
+        [
+            "# The beam comes through the first; behind its thickness the roughness towards the one before.",
+            "slabs = [",
+            *(
+                f"    SLD({complex(slab.sld, slab.isld)!r}, name={slab.name!r})"
+                f"({slab.thickness!r}, {slab.roughness!r}),"
+                for slab in slabs
+            ),
+            "]",
+            "structure = Structure()",
+            "for slab in slabs:",
+            "    structure |= slab",
+            "# refnx takes widths at half maximum.",
+            f"data = Data1D((q, r, dr, {FWHM_PER_SIGMA!r} * dq) if dq.any() else (q, r, dr))",
+            f"model = ReflectModel(structure, scale={scale!r}, bkg={background!r}, dq=0.0)",
+            f"model.quad_order = {_QUADRATURE}",
+            "objective = Objective(model, data)",
+            *(
+                f"{place}.setp(vary=True, bounds=({low!r}, {high!r}))"
+                for place, low, high in _free(free, places, stack)
+            ),
+        ],
+        "float(objective.chisqr())",
+        [
+            '    if "fit" in sys.argv[1:]:',
+            '        CurveFitter(objective).fit("least_squares")',
+            "        print(objective)",
+        ],
+    )
+
+
+def _script(
+    program: str,
+    imports: Sequence[str],
+    curve: Curve,
+    model: Sequence[str],
+    chi_square: str,
+    and_then: Sequence[str] = (),
+) -> str:
+    """A script for a program, of lines; `chi_square` is an expression of what the model's lines define."""
+    lines = [
+        f'"""A film and its measured reflectivity, for {program}. All lengths are in angstrom."""',
+        "",
+        *imports,
+        "",
+        *_data(curve),
+        *model,
+        f"chi_square = {chi_square}",
         "",
         'if __name__ == "__main__":',
         '    print(f"chi-square {chi_square:.6g} of {len(q)} points")',
-        '    if "fit" in sys.argv[1:]:',
-        '        CurveFitter(objective).fit("least_squares")',
-        "        print(objective)",
+        *and_then,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _places(slabs: Sequence[_Slab], attributes: tuple[str, str, str, str]) -> dict[str, str]:
+    """What a script calls thickness, sld, isld and roughness of each slab, by our names for them."""
+    thickness, sld, isld, roughness = attributes
+    places: dict[str, str] = {}
+    for index, slab in enumerate(slabs):
+        places |= {
+            f"{slab.name}.thickness": f"slabs[{index}].{thickness}",
+            f"{slab.name}.sld": f"slabs[{index}].{sld}",
+            f"{slab.name}.isld": f"slabs[{index}].{isld}",
+            slab.roughness_name: f"slabs[{index}].{roughness}",
+        }
+    return places
 
 
 def _from_the_beam(stack: Stack) -> list[_Slab]:
@@ -306,13 +323,14 @@ def _data(curve: Curve) -> list[str]:
 def _free(
     free: Mapping[str, tuple[float, float]] | None, places: Mapping[str, str], stack: Stack
 ) -> Iterator[tuple[str, float, float]]:
+    """What the script calls each free parameter, and its bounds."""
     names = [part.name for part in (stack.fronting, *stack.layers, stack.backing)]
     for name, (low, high) in (free or {}).items():
         if name not in places or not name:
             raise UserError(f"free.{name}", name, f"must be one of {', '.join(filter(None, places))}")
         if names.count(name.rpartition(".")[0]) > 1:
             raise UserError(f"free.{name}", name, "must name one medium: several are called so")
-        yield name, float(low), float(high)
+        yield places[name], float(low), float(high)
 
 
 def _dq(curve: Curve) -> np.ndarray | None:

@@ -12,7 +12,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from scipy.special import erf
 from torch import Tensor
 
 from guidehall.science.reflectometry.params import ResolutionMode
@@ -116,7 +115,7 @@ def _piecewise_linear(q: np.ndarray, sigma: np.ndarray) -> Resolution:
         left, right = nodes[start + k], nodes[start + k + 1]
         inside = blurred & (start + k >= first) & (start + k < last)
         t, u = ((x - q) / (math.sqrt(2.0) * spread) for x in (left, right))
-        area = np.where(inside, 0.5 * (erf(u) - erf(t)), 0.0)
+        area = np.where(inside, 0.5 * (_erf(u) - _erf(t)), 0.0)
         # Of (x - q) times the Gaussian.
         moment = spread / math.sqrt(2.0 * math.pi) * (np.exp(-(t**2)) - np.exp(-(u**2)))
         share = np.where(inside, (moment - (left - q) * area) / (right - left), 0.0)
@@ -125,6 +124,11 @@ def _piecewise_linear(q: np.ndarray, sigma: np.ndarray) -> Resolution:
     weights[~blurred, (np.searchsorted(nodes, q) - start)[~blurred]] = 1.0
     weights /= weights.sum(1, keepdims=True)
     return _tensors(nodes, start, weights)
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = torch.special.erf(torch.from_numpy(x)).numpy()
+    return found
 
 
 def _tensors(q: np.ndarray, first: np.ndarray, weights: np.ndarray) -> Resolution:

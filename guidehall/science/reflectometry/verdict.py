@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 
 from guidehall.science.reflectometry.fit import CurveTarget, Mode
 
@@ -55,7 +54,7 @@ def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
     used = float(np.trace(np.linalg.solve(curvature + 12.0 * np.eye(len(curvature)), curvature)))
     freedom = max(len(left) - used, 1.0)
     chi_square = float(left @ left)
-    if stats.chi2.sf(chi_square, freedom) < _CHI_SQUARE_CHANCE:
+    if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",
             f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the film has more"
@@ -63,12 +62,18 @@ def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
         )
         return
     resemblance = float(left[1:] @ left[:-1]) / max(chi_square, 1e-300) * math.sqrt(len(left))
-    if stats.norm.sf(resemblance) < _NEIGHBOUR_CHANCE:
+    if 0.5 * math.erfc(resemblance / math.sqrt(2.0)) < _NEIGHBOUR_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",
             f"neighbouring residuals resemble each other, {resemblance:.2g} standard deviations more than by"
             " chance: the model misses a feature of the curve",
         )
+
+
+def _chance_of_more(chi_square: float, freedom: float) -> float:
+    """That chi-square of so many degrees of freedom exceeds a value."""
+    half = torch.tensor([freedom, chi_square], dtype=torch.float64) / 2.0
+    return float(torch.special.gammaincc(half[0], half[1]))
 
 
 def _bounds(target: CurveTarget, mode: Mode, left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:

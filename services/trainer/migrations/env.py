@@ -1,4 +1,4 @@
-"""Runs the steps on the connection that `services.trainer.migrate` gives."""
+"""Runs the steps on the connection that `guidehall.core.migrations` gives."""
 
 from __future__ import annotations
 

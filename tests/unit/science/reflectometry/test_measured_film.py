@@ -47,7 +47,10 @@ def fitted_by_refnx() -> float:
 
 @pytest.mark.slow
 def test_reads_a_film_under_water_from_a_measured_curve(tmp_path: Path) -> None:
-    registry.pipeline("reflectometry.nr_sld").run(film_under_water(), LocalContext(tmp_path, seed=1))
+    example = film_under_water()
+    # A third of what it trains by itself is enough to be near.
+    shorter = example.model_copy(update={"training": example.training.model_copy(update={"epochs": 3})})
+    registry.pipeline("reflectometry.nr_sld").run(shorter, LocalContext(tmp_path, seed=1))
     folder = tmp_path / "models/film-under-water"
     manifest = Manifest.from_json((folder / "manifest.json").read_bytes())
     model = registry.load_predictor(manifest, (folder / "model.safetensors").read_bytes())
