@@ -20,6 +20,9 @@ from guidehall.core.rpc_chain import Chain, Limits
 from guidehall.core.settings import GrpcSettings
 from guidehall.core.tls import server_credentials
 
+# For calls that were cut off, to write down what they leave.
+_CLEARING_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Service:
@@ -113,6 +116,8 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._chain.end_watchers()
         await self._server.stop(self._settings.drain_seconds)
+        # It has cancelled what was left, but does not wait for what these calls have to clear away.
+        await self._chain.ended(_CLEARING_SECONDS)
 
 
 async def until_signalled() -> None:

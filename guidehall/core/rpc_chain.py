@@ -77,6 +77,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._limits = limits
         self._wrapped: dict[str, Any] = {}
         self._watchers: set[asyncio.Timeout] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """The wrapped handler of a method; None for one that nobody registered."""
@@ -93,6 +94,11 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Ends streams of health and reflection, which else would last as long as their clients like."""
         for limit in self._watchers:
             limit.reschedule(asyncio.get_running_loop().time())
+
+    async def ended(self, seconds: float) -> None:
+        """Waits until every call that was answered has ended, with all it has to clear away."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
 
     def _wrap(self, handler: Any, method: str) -> Any:
         streams = handler.request_streaming, handler.response_streaming
@@ -118,6 +124,10 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         async def guarded(request: Any, context: Any) -> Any:
             measured = _Measured(method)
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 (gRPC made one for this call)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
             try:
                 seconds = self._begin(method, policy, limits, context)
                 if streams_requests:

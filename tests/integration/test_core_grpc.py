@@ -637,6 +637,30 @@ async def test_stopping_lets_a_running_call_finish_and_takes_no_new_one(toy: Toy
         await asyncio.wait_for(stopping, 5)
 
 
+async def test_calls_that_are_cut_off_clear_away_before_the_end(toy: Toy) -> None:
+    cleared = False
+
+    async def one(request: SubmitJobRequest, context: Any) -> Job:
+        nonlocal cleared
+        toy.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            cleared = True
+        raise AssertionError
+
+    toy.one = one  # type: ignore[method-assign]
+    async with connected(toy, drain_seconds=0.1) as (server, channel):
+        running = asyncio.create_task(call(channel, "One", do("a")))
+        await toy.started.wait()
+        await server.stop()
+        assert cleared
+        with pytest.raises(AppError):
+            await running
+
+
 async def test_stopping_ends_what_does_not_end_by_itself(toy: Toy) -> None:
     async with connected(toy, drain_seconds=0.1) as (server, channel):
         running = asyncio.create_task(call(channel, "One", do("sleep")))
