@@ -135,6 +135,7 @@ async def _run(
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
     ops = OpsServer(settings.ops, lambda: health.ready)
+    await health.begin(server)
     port = await server.start()
     ops.start()
     logger.info("listening", extra={"port": port})

@@ -50,6 +50,11 @@ class Health:
                 await self._tell(server, *found)
             await asyncio.sleep(self._seconds)
 
+    async def begin(self, server: GrpcServer) -> None:
+        """Before the server starts: a caller who waits for health finds everything prepared."""
+        for name in (*self._without_objects, *self._with_objects):
+            await server.set_serving(name, False)
+
     async def _has_store(self) -> bool:
         if self._prepared:
             return await self._store.probe()
