@@ -5,10 +5,12 @@ z: the prior is then a standard normal in all directions, nothing ends at a boun
 mode is a good first guess of the posterior.
 
 The samples come from a mixture of such Gaussians around the modes. Where the mixture resembles the posterior,
-weights are enough (importance sampling). Elsewhere the particles are led from it to the posterior through a
-ladder of distributions in between, moving at each rung (sequential Monte Carlo; Del Moral, Doucet & Jasra
-2006). Moves are steps along differences of other particles (ter Braak 2006), which find the scales and the
-correlations by themselves.
+weights are enough (importance sampling). Elsewhere particles begin in a wider mixture, one for the posterior
+of a weaker likelihood (its power `_WARM`), are led to that posterior and then with growing power to the whole
+one, and move at each rung of this ladder (sequential Monte Carlo; Del Moral, Doucet & Jasra 2006): a valley
+that is long and bends is filled while it still is wide. Moves are steps along differences of other particles
+(ter Braak 2006), which find the scales and the correlations by themselves; half of them in z, half in the
+unit cube, where for example two layers whose total thickness is known lie on a straight line.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from guidehall.science.reflectometry.fit import Descents, Mode, Target, descend
 
 # Further out than this in z there is 1e-8 of the prior.
 _END = 5.6
+# As near to an end of the unit interval as z says exactly.
+_EDGE = 1e-7
 # Degrees of freedom of the mixture's components: tails heavier than those of the posterior.
 _TAILS = 7.0
 # Of the mixture, this share is the prior itself: nothing it allows is out of reach.
@@ -35,7 +39,8 @@ _DESCENT_STEPS = 25
 _ENOUGH_PERCENT = 20.0
 # A rung of the ladder leaves the particles worth this share of their number.
 _RUNG = 0.5
-_MOST_RUNGS = 60
+# So long a ladder has no end: what is left is one rung.
+_MOST_RUNGS = 100
 # At each rung particles move until their places are this little correlated with where they began there, in
 # the worst direction, at the last one less; but not for ever.
 _CORRELATION, _LAST_CORRELATION = 0.7, 0.25
@@ -44,6 +49,10 @@ _MOVES, _LAST_MOVES = 30, 200
 _WIDER = 1.5
 # Some steps are whole differences, which jump from mode to mode.
 _JUMPS = 0.1
+# Steps have this little noise of their own: standard deviation, in z and in the unit cube.
+_NOISE_Z, _NOISE_UNIT = 1e-3, 3e-4
+# The ladder begins where the likelihood counts with this power.
+_WARM = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,15 @@ def sample(target: Target, modes: Sequence[Mode], count: int, seed: int, row: in
     """
     generator = torch.Generator().manual_seed(seed)
     problem = _Problem(target, row)
-    mixture = _mixture(problem, modes)
-    z = mixture.draw(count, generator)
-    chi_square = problem.chi_square(z)
-    log_mixture = mixture.log_density(z)
-    log_weights = _log_posterior(z, chi_square) - log_mixture
+    found = problem.descend(modes)
+    particles = _Particles.of(problem, _mixture(problem, found, 1.0), count, generator)
+    log_weights = _log_posterior(particles.z, particles.chi_square) - particles.log_mixture
     effective = _effective(log_weights)
     if effective >= _ENOUGH_PERCENT / 100.0 * count:
         log_evidence = float(torch.logsumexp(log_weights, 0)) - math.log(count)
-        return Posterior(
-            _unit(z[_resample(log_weights, generator)]).numpy(), log_evidence, effective, "importance"
-        )
-    z, log_evidence, effective = _climb(problem, mixture, z, chi_square, log_mixture, generator)
+        z = particles.z[_resample(log_weights, generator)]
+        return Posterior(_unit(z).numpy(), log_evidence, effective, "importance")
+    z, log_evidence, effective = _climb(problem, _mixture(problem, found, _WARM), count, generator)
     return Posterior(_unit(z).numpy(), log_evidence, effective, "sequential")
 
 
@@ -96,6 +102,11 @@ class _Problem:
     def rows(self, count: int) -> Tensor:
         """The data of so many points."""
         return torch.full((count,), self._row, dtype=torch.int64)
+
+    def descend(self, modes: Sequence[Mode]) -> Descents:
+        """From the modes of the likelihood to those of the posterior."""
+        unit = torch.from_numpy(np.stack([mode.unit for mode in modes]))
+        return descend(self, 0.5 + 0.5 * _z(unit) / _END, _DESCENT_STEPS, self.rows(len(unit)))
 
     def chi_square(self, z: Tensor) -> Tensor:
         """[S, P] to [S]."""
@@ -150,50 +161,85 @@ class _Mixture:
         return torch.logsumexp(torch.stack(parts), 0)
 
 
-def _mixture(problem: _Problem, modes: Sequence[Mode]) -> _Mixture:
-    unit = torch.from_numpy(np.stack([mode.unit for mode in modes]))
-    starts = 0.5 + 0.5 * _z(unit) / _END
-    found: Descents = descend(problem, starts, _DESCENT_STEPS, problem.rows(len(starts)))
-    curvature = found.curvature / (2.0 * _END) ** 2
+def _mixture(problem: _Problem, found: Descents, power: float) -> _Mixture:
+    """Around the modes of the posterior, for that of the likelihood to some power."""
+    means = _END * (2.0 * found.unit - 1.0)
+    # The prior's own part does not weaken.
+    own = torch.eye(problem.parameters, dtype=torch.float64)
+    curvature = own + power * (found.curvature / (2.0 * _END) ** 2 - own)
     covariance = torch.linalg.inv(curvature)
     scales = torch.linalg.cholesky(0.5 * (covariance + covariance.transpose(1, 2)))
     # Laplace's estimate of how much of the posterior each mode holds.
-    log_mass = -0.5 * found.chi_square + scales.diagonal(dim1=1, dim2=2).log().sum(1)
+    log_mass = _log_posterior(means, power * problem.chi_square(means))
+    log_mass = log_mass + scales.diagonal(dim1=1, dim2=2).log().sum(1)
     share = torch.softmax(log_mass, 0) + 0.05
     weights = torch.cat([share / share.sum() * (1.0 - _PRIOR_SHARE), torch.tensor([_PRIOR_SHARE])])
-    return _Mixture(_END * (2.0 * found.unit - 1.0), _WIDER * scales, weights.double())
+    return _Mixture(means, _WIDER * scales, weights.double())
+
+
+@dataclass(frozen=True)
+class _Particles:
+    """Points of z, [S, P], with their chi-square and the log density of the mixture there, [S]."""
+
+    z: Tensor
+    chi_square: Tensor
+    log_mixture: Tensor
+
+    @classmethod
+    def of(cls, problem: _Problem, mixture: _Mixture, count: int, generator: torch.Generator) -> _Particles:
+        return cls.at(problem, mixture, mixture.draw(count, generator))
+
+    @classmethod
+    def at(cls, problem: _Problem, mixture: _Mixture, z: Tensor) -> _Particles:
+        return cls(z, problem.chi_square(z), mixture.log_density(z))
+
+    def __getitem__(self, rows: Tensor) -> _Particles:
+        return _Particles(self.z[rows], self.chi_square[rows], self.log_mixture[rows])
+
+    def replaced(self, rows: Tensor, new: _Particles) -> _Particles:
+        """The same with `new` at `rows`."""
+        return _Particles(
+            self.z.index_copy(0, rows, new.z),
+            self.chi_square.index_copy(0, rows, new.chi_square),
+            self.log_mixture.index_copy(0, rows, new.log_mixture),
+        )
+
+    def log_density(self, place: float) -> Tensor:
+        """Of the distribution at a place of the ladder, not normalised, [S].
+
+        From 0, the mixture, to 1, the posterior with the likelihood to the power `_WARM`, and on to 2, where
+        the power is 1.
+        """
+        power = _WARM + (1.0 - _WARM) * max(place - 1.0, 0.0)
+        share = max(1.0 - place, 0.0)
+        return share * self.log_mixture + (1.0 - share) * _log_posterior(self.z, power * self.chi_square)
 
 
 def _climb(
-    problem: _Problem,
-    mixture: _Mixture,
-    z: Tensor,
-    chi_square: Tensor,
-    log_mixture: Tensor,
-    generator: torch.Generator,
+    problem: _Problem, mixture: _Mixture, count: int, generator: torch.Generator
 ) -> tuple[Tensor, float, float]:
     """From the mixture to the posterior: particles, log evidence, and what the last rung left of them."""
-    count, done, log_evidence = len(z), 0.0, 0.0
-    effective = float(count)
-    for _ in range(_MOST_RUNGS):
-        gain = _log_posterior(z, chi_square) - log_mixture
-        step = _rung(gain, 1.0 - done, count)
+    particles = _Particles.of(problem, mixture, count, generator)
+    place, log_evidence, effective = 0.0, 0.0, float(count)
+    rungs = 0
+    while place < 2.0:
+        end = 1.0 if place < 1.0 else 2.0
+        # Linear in the place up to this end.
+        gain = (particles.log_density(end) - particles.log_density(place)) / (end - place)
+        step = _rung(gain, end - place, count) if rungs < _MOST_RUNGS else end - place
+        rungs += 1
         log_weights = step * gain
         log_evidence += float(torch.logsumexp(log_weights, 0)) - math.log(count)
         effective = _effective(log_weights)
-        done += step
-        kept = _resample(log_weights, generator)
-        z, chi_square, log_mixture = z[kept], chi_square[kept], log_mixture[kept]
-        last = done >= 1.0
-        goal, most = (_LAST_CORRELATION, _LAST_MOVES) if last else (_CORRELATION, _MOVES)
-        begun = z
+        place = end if step == end - place else place + step
+        particles = particles[_resample(log_weights, generator)]
+        goal, most = (_LAST_CORRELATION, _LAST_MOVES) if place == 2.0 else (_CORRELATION, _MOVES)
+        begun = particles.z
         for _ in range(most):
-            z, chi_square, log_mixture = _move(problem, mixture, z, chi_square, log_mixture, done, generator)
-            if _correlation(begun, z) < goal:
+            particles = _move(problem, mixture, particles, place, generator)
+            if _correlation(begun, particles.z) < goal:
                 break
-        if last:
-            break
-    return z, log_evidence, effective
+    return particles.z, log_evidence, effective
 
 
 def _correlation(before: Tensor, after: Tensor) -> float:
@@ -215,38 +261,40 @@ def _rung(gain: Tensor, left: float, count: int) -> float:
 
 
 def _move(
-    problem: _Problem,
-    mixture: _Mixture,
-    z: Tensor,
-    chi_square: Tensor,
-    log_mixture: Tensor,
-    done: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
+    problem: _Problem, mixture: _Mixture, particles: _Particles, place: float, generator: torch.Generator
+) -> _Particles:
     """One Metropolis step of every particle along the difference of two particles of the other half."""
-    count, parameters = z.shape
+    count, parameters = particles.z.shape
     half = count // 2
     shuffled = torch.randperm(count, generator=generator)
-    z, chi_square, log_mixture = z.clone(), chi_square.clone(), log_mixture.clone()
     for moved, others in ((shuffled[:half], shuffled[half:]), (shuffled[half:], shuffled[:half])):
+        old = particles[moved]
         first, second = (
-            z[others[torch.randint(len(others), (len(moved),), generator=generator)]] for _ in range(2)
+            particles.z[others[torch.randint(len(others), (len(moved),), generator=generator)]]
+            for _ in range(2)
         )
-        uniform = torch.rand(3, len(moved), generator=generator, dtype=torch.float64)
+        uniform = torch.rand(4, len(moved), generator=generator, dtype=torch.float64)
         # 2.38 / sqrt(2 P) is best for a Gaussian; smaller steps help where the posterior bends.
         length = 2.38 / math.sqrt(2.0 * parameters) * (0.2 + 0.9 * uniform[0])
-        length = torch.where(uniform[1] < _JUMPS, 1.0, length)
-        small = 1e-3 * torch.randn(len(moved), parameters, generator=generator, dtype=torch.float64)
-        trial = z[moved] + length[:, None] * (first - second) + small
-        outside = (trial.abs() > _END).any(1)
-        trial = trial.clamp(-_END, _END)
-        new_chi, new_mixture = problem.chi_square(trial), mixture.log_density(trial)
-        old = done * _log_posterior(z[moved], chi_square[moved]) + (1.0 - done) * log_mixture[moved]
-        new = done * _log_posterior(trial, new_chi) + (1.0 - done) * new_mixture
-        taken = (uniform[2].log() < new - old) & ~outside
-        rows = moved[taken]
-        z[rows], chi_square[rows], log_mixture[rows] = trial[taken], new_chi[taken], new_mixture[taken]
-    return z, chi_square, log_mixture
+        length = torch.where(uniform[1] < _JUMPS, 1.0, length)[:, None]
+        noise = torch.randn(len(moved), parameters, generator=generator, dtype=torch.float64)
+        trial_z = old.z + length * (first - second) + _NOISE_Z * noise
+        trial_unit = _unit(old.z) + length * (_unit(first) - _unit(second)) + _NOISE_UNIT * noise
+        in_cube = uniform[3] < 0.5
+        trial = torch.where(in_cube[:, None], _z(trial_unit), trial_z.clamp(-_END, _END))
+        outside = torch.where(in_cube, _beyond(trial_unit - 0.5, 0.5 - _EDGE), _beyond(trial_z, _END))
+        new = _Particles.at(problem, mixture, trial)
+        gain = new.log_density(place) - old.log_density(place)
+        # A step that is even in the cube is not in z: their volumes differ by the normal density.
+        gain = gain + torch.where(in_cube, _log_normal(old.z) - _log_normal(trial), 0.0)
+        taken = (uniform[2].log() < gain) & ~outside
+        particles = particles.replaced(moved[taken], new[taken])
+    return particles
+
+
+def _beyond(points: Tensor, limit: float) -> Tensor:
+    """Which points leave the cube of this half width: [S, P] to [S]."""
+    return (points.abs() > limit).any(1)
 
 
 def _log_posterior(z: Tensor, chi_square: Tensor) -> Tensor:
@@ -278,5 +326,5 @@ def _unit(z: Tensor) -> Tensor:
 
 
 def _z(unit: Tensor) -> Tensor:
-    z: Tensor = torch.special.ndtri(unit.clamp(1e-7, 1.0 - 1e-7))
+    z: Tensor = torch.special.ndtri(unit.clamp(_EDGE, 1.0 - _EDGE))
     return z.clamp(-_END, _END)
