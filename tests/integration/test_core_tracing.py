@@ -63,6 +63,7 @@ async def test_a_span_reaches_the_collector(collector: tuple[Collector, str]) ->
     assert (span.name, span.trace_id.hex()) == ("/a.B/C", "0af7651916cd43dd8448eb211c80319c")
 
 
+@pytest.mark.slow
 async def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
     # Importing the exporter takes most of the time; without a bound the end would wait ten seconds more.
     await asyncio.wait_for(run("http://127.0.0.1:1"), 6)

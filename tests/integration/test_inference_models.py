@@ -182,6 +182,7 @@ def test_the_least_recently_used_model_makes_room(
     assert predict(server, "large-1")[0] == [1]
 
 
+@pytest.mark.slow
 def test_restarts_find_the_models_on_disk_and_mend_what_is_damaged(
     storage: StorageSite, start_inference: StartInference, tmp_path: Path
 ) -> None:

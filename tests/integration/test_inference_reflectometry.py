@@ -186,6 +186,7 @@ def test_a_wrong_option_is_named(stub: Stub, fields: dict[str, Any], field: str,
     assert caught.value.violations[0].field == field
 
 
+@pytest.mark.slow
 def test_a_fit_with_samples_ends_at_the_time_limit(film_model: str, start_inference: StartInference) -> None:
     # Less than it takes to start the process.
     server = start_inference(REFINEMENT__TIMEOUT_SECONDS=0.2)
@@ -243,6 +244,7 @@ def blind_model() -> StoredModel:
     return StoredModel(json.loads(changed.to_json()), weights)
 
 
+@pytest.mark.slow
 def test_without_a_model_named_the_best_of_those_that_accept_the_curve_is_taken(
     storage: StorageSite, film_model: str, start_inference: StartInference
 ) -> None:
@@ -316,6 +318,7 @@ def test_a_model_of_another_science_cannot_read_curves(storage: StorageSite, stu
         analyse(stub, measured(stub), model=name)
 
 
+@pytest.mark.slow
 def test_too_many_fits_are_refused_with_a_time_to_come_back(
     film_model: str, start_inference: StartInference
 ) -> None:
@@ -333,6 +336,7 @@ def test_too_many_fits_are_refused_with_a_time_to_come_back(
     assert isinstance(errors[0], AppError)
 
 
+@pytest.mark.slow
 def test_fitting_processes_end_with_a_server_that_is_killed(
     film_model: str, start_inference: StartInference
 ) -> None:

@@ -17,6 +17,8 @@ from guidehall.core.settings import NatsSettings
 from guidehall.local.backing import BackingServers
 from tests.fixtures.storage import StorageSite, eventually, model_name, sha256, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def provisioned(backing: BackingServers) -> None:

@@ -48,6 +48,8 @@ from tests.fixtures.storage import (
 from tests.fixtures.trainer import refused
 from tests.processes import Server
 
+pytestmark = pytest.mark.slow
+
 
 async def begin(stubs: Stubs, dataset: str, megabytes: int, **header: Any) -> Any:
     """An upload that has sent so much and goes on when it is told to."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -242,6 +243,7 @@ async def test_services_report_each_event_once(people: People) -> None:
         await people.user().audit.AppendAuditEvents(audit_pb2.AppendAuditEventsRequest(events=events))
 
 
+@pytest.mark.slow
 async def test_the_audit_log_shows_what_was_done_to_it(own_storage: Callable[..., StorageSite]) -> None:
     site = own_storage()
     site.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
@@ -14,6 +15,8 @@ from services.storage.audit import tables as audit_tables
 from services.storage.identity import tables as identity_tables
 from services.storage.tables import metadata
 from tests.fixtures.storage import StorageSite
+
+pytestmark = pytest.mark.slow
 
 _TABLES = (
     "SELECT table_schema || '.' || table_name AS name FROM information_schema.tables "

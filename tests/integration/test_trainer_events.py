@@ -193,6 +193,7 @@ async def test_watching_begins_after_the_number_given(cast: Cast) -> None:
             await owner.watch(job.name, wrong).read()
 
 
+@pytest.mark.slow
 async def test_watchers_that_come_and_go_see_every_event_once(
     own_trainer: Callable[..., TrainerSite],
 ) -> None:

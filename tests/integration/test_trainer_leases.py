@@ -96,6 +96,7 @@ async def test_a_request_without_a_job_is_answered_when_its_time_is_over(cast: C
         await worker.call("Lease", request)
 
 
+@pytest.mark.slow
 async def test_two_replicas_never_give_one_job_twice(own_trainer: Callable[..., TrainerSite]) -> None:
     site = own_trainer()
     targets = [site.start().target, site.start().target]
@@ -393,6 +394,7 @@ async def test_a_revoked_credential_opens_nothing_any_more(cast: Cast) -> None:
         await cast.worker(credential=credential.token)
 
 
+@pytest.mark.slow
 async def test_enrolment_writes_a_file_for_its_owner_alone(cast: Cast) -> None:
     path = cast.site.folder / "mode"
     done = cast.site.run("enrol", "--pool", cast.pool, "--out", str(path))

@@ -93,6 +93,7 @@ async def test_a_lost_doorbell_is_rung_again_for_an_idle_worker(cast: Cast, back
     assert (await worker.must_lease()).lease_epoch == 1
 
 
+@pytest.mark.slow
 async def test_without_a_bus_nothing_is_left_untold(own_trainer: Callable[..., TrainerSite]) -> None:
     site = own_trainer()
     for name in ("URL", "USER", "PASSWORD"):

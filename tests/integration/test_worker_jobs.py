@@ -26,6 +26,8 @@ from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
 from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, running_workers
 from tests.processes import Program
 
+pytestmark = pytest.mark.slow
+
 STEADY_POOL = "steady"
 
 
