@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def simulate(config: Config, params: Mapping[str, Any]) -> Operation[types.Simul
     """The curve that a film would give."""
     request = reflectometry_pb2.SimulateRequest(params=to_struct(params, "params"))
     answer = yield Call(_SIMULATE, request, config.timeouts.call_seconds)
-    return types.Simulation(_from_curve(answer.curve), _profile(answer.profile))
+    return types.Simulation(_from_curve(answer.curve), _profile(answer.profile), _notes(answer.notes))
 
 
 def analyze(
@@ -135,6 +135,10 @@ def _from_curve(message: curve_pb2.Curve) -> types.Curve:
     )
 
 
+def _notes(messages: Iterable[reflectometry_pb2.Note]) -> tuple[types.Note, ...]:
+    return tuple(types.Note(note.code, note.message) for note in messages)
+
+
 def _profile(message: reflectometry_pb2.Profile) -> types.Profile:
     return types.Profile(
         np.array(message.z_angstrom),
@@ -190,7 +194,7 @@ def _analysis(message: reflectometry_pb2.AnalyzeCurveResponse) -> types.Analysis
         chi_square=_optional(message, "chi_square"),
         reduced_chi_square=_optional(message, "reduced_chi_square"),
         mean_abs_log10_error=message.mean_abs_log10_error,
-        notes=tuple(types.Note(note.code, note.message) for note in message.notes),
+        notes=_notes(message.notes),
         analysis_version=message.analysis_version,
         explanations=tuple(
             types.Explanation(

@@ -464,6 +464,7 @@ class Simulation:
 
     curve: Curve
     profile: Profile
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, Violation
 from guidehall.science.pipeline import InvalidModel, field_errors
 from guidehall.science.reflectometry.analysis import MAX_CUT, Analysis, analyse, refine
-from guidehall.science.reflectometry.params import MediumPrior, SimulateParams, SimulateResult
+from guidehall.science.reflectometry.params import MediumPrior, Note, SimulateParams, SimulateResult
 from guidehall.science.reflectometry.predictor import ARCHITECTURE, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.simulate import simulate
-from guidehall.science.reflectometry.verdict import Note
 from services.inference.curves import MeasuredMedium, Measurement
 from services.inference.dataplane import DataPlane, UnusableAnswer
 from services.inference.execution import Engine, Turns

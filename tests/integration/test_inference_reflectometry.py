@@ -97,6 +97,13 @@ def test_a_simulation_gives_curve_and_profile(stub: Stub) -> None:
     assert answer.curve.r[0] > 0.9 > answer.curve.r[-1] > 0
     assert answer.profile.sld[0] == pytest.approx(0, abs=1e-3)
     assert answer.profile.sld[-1] == pytest.approx(2.07, abs=1e-3)
+    assert not answer.notes
+
+
+def test_a_simulation_says_what_the_formula_is_not_made_for(stub: Stub) -> None:
+    layers = [{"name": "film", "sld": 4.5, "thickness": 20, "roughness": 30}]
+    answer = simulate(stub, {"stack": {**FILM["stack"], "layers": layers}})
+    assert [note.code for note in answer.notes] == ["ROUGHER_THAN_THICK"]
 
 
 def test_each_wrong_parameter_of_a_simulation_is_named(stub: Stub) -> None:

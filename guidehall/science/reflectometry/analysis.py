@@ -12,11 +12,11 @@ from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search, sharpen
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.params import ResolutionMode, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.params import Note, ResolutionMode, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
-from guidehall.science.reflectometry.verdict import Note, doubts, poor_fit
+from guidehall.science.reflectometry.verdict import doubts, poor_fit
 from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
 ANALYSIS_VERSION = "2"

@@ -22,7 +22,6 @@ from guidehall.science.reflectometry.infer_params import (
     MAX_CURVES,
     FittedCurve,
     FoundFilm,
-    FoundNote,
     FoundParameter,
     InferParams,
     InferResult,
@@ -163,7 +162,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations
         ],
-        notes=[FoundNote(code=note.code, message=note.message) for note in analysis.notes],
+        notes=list(analysis.notes),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from guidehall.science.pipeline import refuse_field
 from guidehall.science.reflectometry.params import (
     LayerName,
+    Note,
     Params,
     Range,
     ResolutionConvention,
@@ -178,13 +179,6 @@ class FoundFilm(Params):
     values: dict[str, float]
 
 
-class FoundNote(Params):
-    """What a reader must know; `code` stays the same between versions."""
-
-    code: str
-    message: str
-
-
 class FittedCurve(Params):
     """One curve and the answer to it. Artifacts begin with its `label`."""
 
@@ -197,7 +191,7 @@ class FittedCurve(Params):
     effective_samples: float | None
     parameters: list[FoundParameter]
     explanations: list[FoundFilm]
-    notes: list[FoundNote]
+    notes: list[Note]
 
 
 class LayerEvidence(Params):

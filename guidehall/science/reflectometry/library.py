@@ -22,9 +22,8 @@ from guidehall.science.reflectometry.formats.read import read_curves
 from guidehall.science.reflectometry.formats.safe_yaml import load_all
 from guidehall.science.reflectometry.infer import answer_files
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
-from guidehall.science.reflectometry.params import Range, ResolutionConvention, StackPrior
+from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.solve import Measured, Solution, solve
-from guidehall.science.reflectometry.verdict import Note
 
 Model = StackPrior | Mapping[str, Any] | str | Path
 

@@ -242,6 +242,14 @@ class SimulateParams(Params):
         return self
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a reader of an answer must know. `code` is for programs and stays the same."""
+
+    code: str
+    message: str
+
+
 class SimulateResult(Params):
     """A calculated curve and the profile behind it."""
 
@@ -252,8 +260,7 @@ class SimulateResult(Params):
     z: list[float]
     sld: list[float]
     isld: list[float]
-    # What a reader must know of the curve.
-    notes: list[str] = Field(default_factory=list)
+    notes: list[Note] = Field(default_factory=list)
 
 
 class Range(Params):

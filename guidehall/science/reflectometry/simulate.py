@@ -11,7 +11,7 @@ from torch import Tensor
 from guidehall.science.pipeline import Context, raise_if_cancelled
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
-from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
+from guidehall.science.reflectometry.params import Note, SimulateParams, SimulateResult, Stack
 from guidehall.science.reflectometry.prior import share_on_sample
 from guidehall.science.reflectometry.resolution import resolution
 
@@ -60,7 +60,7 @@ def simulate(params: SimulateParams) -> SimulateResult:
     )
 
 
-def _rougher_than_thick(stack: Stack) -> list[str]:
+def _rougher_than_thick(stack: Stack) -> list[Note]:
     """A note for each interface that is rougher than a layer beside it is thick."""
     notes = []
     layers = stack.all_layers
@@ -71,14 +71,15 @@ def _rougher_than_thick(stack: Stack) -> list[str]:
             (layer for layer in (before, behind) if layer), key=lambda layer: layer.thickness, default=None
         )
         if thinnest is not None and part.roughness > thinnest.thickness:
-            notes.append(
+            message = (
                 f"{name}: the roughness, {part.roughness:g} angstrom, is larger than the thickness of"
                 f" {thinnest.name}, {thinnest.thickness:g} angstrom; curve and profile are not of one film"
             )
+            notes.append(Note("ROUGHER_THAN_THICK", message))
     return list(dict.fromkeys(notes))
 
 
-def _above_total(stack: Stack, lit: Media, q: Tensor, sharp: Tensor) -> list[str]:
+def _above_total(stack: Stack, lit: Media, q: Tensor, sharp: Tensor) -> list[Note]:
     """A note where more is reflected than arrives, with the interface that is most to blame.
 
     Nevot and Croce's factor is an approximation for small roughness; it keeps no balance of what is reflected
@@ -94,10 +95,11 @@ def _above_total(stack: Stack, lit: Media, q: Tensor, sharp: Tensor) -> list[str
     reflected = engine.reflectivity(q[highest : highest + 1], Media(sld, isld, thickness, smoothed))
     place = int(reflected[:, 0].argmin())
     name = _interfaces(stack)[count - 1 - place if stack.beam == "backing" else place]
-    return [
+    message = (
         f"{name}: the roughness is beyond the validity of Nevot and Croce's factor; reflectivity reaches"
         f" {float(sharp[0, highest]):.6g} at q = {float(q[highest]):.4g} 1/angstrom"
-    ]
+    )
+    return [Note("REFLECTS_MORE_THAN_ARRIVES", message)]
 
 
 def _interfaces(stack: Stack) -> list[str]:

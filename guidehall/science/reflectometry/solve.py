@@ -30,10 +30,10 @@ from guidehall.science.reflectometry.fit import (
     search,
     sharpen,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, TrainingProbe
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
-from guidehall.science.reflectometry.verdict import Note, doubts
+from guidehall.science.reflectometry.verdict import doubts
 from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
 # Of a layer of a stack.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from guidehall.science.reflectometry.fit import CurveTarget, Mode
+from guidehall.science.reflectometry.params import Note
 
 # Chances below which a right model with right error bars is doubted: of so large a chi-square, and of
 # residuals that so much resemble their neighbours.
@@ -19,14 +19,6 @@ _NEIGHBOUR_CHANCE = 2e-3
 _PRIOR_GAIN = 16.0
 # From here on an answer without error bars is no description of the curve: mean |log10 R|.
 _POOR_LOG10_ERROR = 0.15
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a reader of the answer must know. `code` is for programs and stays the same."""
-
-    code: str
-    message: str
 
 
 def poor_fit(mean_abs_log10_error: float) -> Iterator[Note]:

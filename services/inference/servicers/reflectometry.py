@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from guidehall.core.names import project_of
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.analysis import ANALYSIS_VERSION, Analysis, Band, Parameter
 from guidehall.science.reflectometry.infer_params import MAX_SAMPLES
-from guidehall.science.reflectometry.params import SimulateParams, SimulateResult
+from guidehall.science.reflectometry.params import Note, SimulateParams, SimulateResult
 from services.inference.analysis import CurveAnswer, Refinement, ReflectometryAnalysis
 from services.inference.curves import Measurement, decode_curve
 from services.inference.execution import user_fault
@@ -97,7 +98,7 @@ def _simulated(params: SimulateParams, result: SimulateResult) -> reflectometry_
         backing=curve_pb2.Medium(material=stack.backing.name, sld=stack.backing.sld, isld=stack.backing.isld),
     )
     profile = reflectometry_pb2.Profile(z_angstrom=result.z, sld=result.sld, isld=result.isld)
-    return reflectometry_pb2.SimulateResponse(curve=curve, profile=profile)
+    return reflectometry_pb2.SimulateResponse(curve=curve, profile=profile, notes=_notes(result.notes))
 
 
 def _analysed(answer: CurveAnswer, measurement: Measurement) -> reflectometry_pb2.AnalyzeCurveResponse:
@@ -119,10 +120,7 @@ def _analysed(answer: CurveAnswer, measurement: Measurement) -> reflectometry_pb
         chi_square=analysis.chi_square,
         reduced_chi_square=analysis.reduced_chi_square,
         mean_abs_log10_error=analysis.mean_abs_log10_error,
-        notes=[
-            reflectometry_pb2.Note(code=note.code, message=note.message)
-            for note in (*analysis.notes, *answer.notes)
-        ],
+        notes=_notes((*analysis.notes, *answer.notes)),
         analysis_version=ANALYSIS_VERSION,
         explanations=[
             reflectometry_pb2.Explanation(values=film.values, chi_square=film.chi_square)
@@ -135,6 +133,10 @@ def _analysed(answer: CurveAnswer, measurement: Measurement) -> reflectometry_pb
     if masked:
         response.notes.add(code="POINTS_MASKED", message=f"{masked} points are masked and were left out")
     return response
+
+
+def _notes(notes: Iterable[Note]) -> list[reflectometry_pb2.Note]:
+    return [reflectometry_pb2.Note(code=note.code, message=note.message) for note in notes]
 
 
 def _parameter(parameter: Parameter) -> reflectometry_pb2.Parameter:

@@ -37,16 +37,16 @@ def test_smooth_films_need_no_note() -> None:
 def test_names_the_interface_that_is_rougher_than_a_layer_is_thick(side: str) -> None:
     notes = simulate(params([(100, 4.0, 3), (20, 1.0, 30)], 2, side)).notes
     assert len(notes) == 1
-    assert notes[0].startswith(
+    assert notes[0].message.startswith(
         "interface l0/l1: the roughness, 30 angstrom, is larger than the thickness of l1, 20"
     )
 
 
 def test_names_the_interface_that_makes_more_come_back_than_arrives() -> None:
     notes = simulate(params(ROUGH)).notes
-    assert len(notes) == 2
-    assert notes[1].startswith("interface l0/l1: the roughness is beyond the validity")
-    assert "reflectivity reaches 1.0027" in notes[1]
+    assert [note.code for note in notes] == ["ROUGHER_THAN_THICK", "REFLECTS_MORE_THAN_ARRIVES"]
+    assert notes[1].message.startswith("interface l0/l1: the roughness is beyond the validity")
+    assert "reflectivity reaches 1.0027" in notes[1].message
     # And rightly: it is well with that one alone made smoother.
     smoother = [ROUGH[0], (*ROUGH[1][:2], 20)]
     assert simulate(params(smoother)).notes == []
@@ -66,14 +66,16 @@ def test_names_it_for_a_beam_from_behind_as_well() -> None:
         }
     }
     notes = simulate(SimulateParams.model_validate(turned)).notes
-    assert notes[-1].startswith("interface l1/l0: the roughness is beyond the validity")
+    assert notes[-1].message.startswith("interface l1/l0: the roughness is beyond the validity")
 
 
 def test_a_note_on_repeated_layers_comes_once() -> None:
     document = params([(30, 4.0, 3), (20, 1.0, 25)], 2).model_dump()
     document["stack"]["repeats"] = [{"first": "l0", "last": "l1", "times": 4}]
     notes = simulate(SimulateParams.model_validate(document)).notes
-    assert [note.split(":")[0] for note in notes if "is larger" in note] == ["interface l0/l1"]
+    assert [note.message.split(":")[0] for note in notes if note.code == "ROUGHER_THAN_THICK"] == [
+        "interface l0/l1"
+    ]
 
 
 def test_results_without_notes_can_be_read() -> None:
