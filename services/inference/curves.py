@@ -147,12 +147,16 @@ def _check_segment(segment: curve_pb2.AngleSegment, points: int, field: str) -> 
         raise InvalidArgument.field(f"{field}.relative_dq", segment.relative_dq, "0 to 1")
 
 
+# Of these 0 is meant.
+_WITHOUT_SLD = ("", "air", "vacuum")
+
+
 def _media(message: curve_pb2.Curve) -> dict[str, MeasuredMedium]:
-    """Media with numbers: a material whose SLD was left at 0 says nothing that could be compared."""
+    """Media with numbers: most materials whose SLD was left at 0 say nothing that could be compared."""
     media = {}
     for name in ("fronting", "backing"):
         medium: curve_pb2.Medium = getattr(message, name)
-        if message.HasField(name) and (medium.sld != 0 or not medium.material):
+        if message.HasField(name) and (medium.sld != 0 or medium.material.casefold() in _WITHOUT_SLD):
             media[name] = MeasuredMedium(medium.sld, medium.isld)
     return media
 

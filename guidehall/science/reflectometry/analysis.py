@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,6 +56,14 @@ class Parameter:
     interval_68: tuple[float, float] | None = None
     interval_95: tuple[float, float] | None = None
 
+    @property
+    def at_bound(self) -> str:
+        """Where the value rests at a bound of the prior, which the bound chose and not the curve; else ""."""
+        reach = _AT_BOUND * (self.upper - self.lower)
+        if self.value <= self.lower + reach:
+            return "at lower bound"
+        return "at upper bound" if self.value >= self.upper - reach else ""
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -99,6 +108,8 @@ class Analysis:
     isld: np.ndarray
     used_points: np.ndarray
     q: np.ndarray
+    # One standard deviation of q that was reckoned with.
+    sigma: np.ndarray
     calculated: np.ndarray
     residuals: np.ndarray | None
     chi_square: float | None
@@ -147,7 +158,7 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
             .numpy()
         )
     prior = Prior(model.arguments.stack, model.arguments.probe)
-    return describe(prior, prepared, unit, "network")
+    return describe(prior, prepared, model.arguments.probe.resolution_mode, unit, "network")
 
 
 def refine(
@@ -180,7 +191,7 @@ def refine(
     posterior = None
     if samples and prepared.dr is not None:
         posterior = sample(watched, modes, samples, seed)
-    analysis = describe(prior, prepared, modes[0].unit, "refined", modes, posterior)
+    analysis = describe(prior, prepared, mode, modes[0].unit, "refined", modes, posterior)
     more = () if prepared.dr is None else tuple(doubts(exact, modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))
 
@@ -249,6 +260,7 @@ def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray,
 def describe(
     prior: Prior,
     prepared: Prepared,
+    mode: ResolutionMode,
     unit: np.ndarray,
     stage: Stage,
     modes: tuple[Mode, ...] = (),
@@ -256,9 +268,10 @@ def describe(
     pulse: Pulse = nothing,
 ) -> Analysis:
     """What the point `unit` of the prior's cube, [P], says of a curve; `pulse` is called now and then."""
-    values = prior.values(torch.from_numpy(unit)[None])
-    q, sigma = torch.from_numpy(prepared.q), torch.from_numpy(prepared.sigma)
-    calculated = prior.measured(q, sigma, values, FINAL_ORDER)[0].numpy()
+    point = torch.from_numpy(unit)[None]
+    values = prior.values(point)
+    coarse, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+    calculated = exact.curves(point)[0].numpy()
     films, z = prior.films(values), prior.depth_grid(PROFILE_POINTS)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
     chi_square = None if residuals is None else float(residuals @ residuals)
@@ -269,37 +282,55 @@ def describe(
     reduced = None if chi_square is None or freedom <= 0 else chi_square / freedom
     sampled = None if posterior is None else prior.values(torch.from_numpy(posterior.unit))
     profiles = curves = None
-    if sampled is not None:
+    if posterior is not None and sampled is not None:
         drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        size = max(1, _AT_ONCE // (len(q) * FIT_ORDER + PROFILE_POINTS))
+        size = max(1, _AT_ONCE // (coarse.points + PROFILE_POINTS))
         for first in range(0, len(sampled), size):
             pulse()
-            part = sampled[first : first + size]
-            some = prior.films(part)
+            some = prior.films(sampled[first : first + size])
             drawn[0].append(profile(z, some.sld, some).numpy())
-            drawn[1].append(prior.measured(q, sigma, part, FIT_ORDER).numpy())
+            drawn[1].append(coarse.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
         profiles, curves = (_band(np.concatenate(parts)) for parts in drawn)
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
+    parameters = _parameters(prior, values[0].numpy(), errors, sampled)
     return Analysis(
         stage=stage,
-        parameters=_parameters(prior, values[0].numpy(), errors, sampled),
+        parameters=parameters,
         unit=unit,
         z=z.numpy(),
         sld=profile(z, films.sld, films)[0].numpy(),
         isld=profile(z, films.isld, films)[0].numpy(),
         used_points=prepared.used_points,
         q=prepared.q,
+        sigma=prepared.sigma,
         calculated=calculated,
         residuals=residuals,
         chi_square=chi_square,
         reduced_chi_square=reduced,
         mean_abs_log10_error=error,
-        notes=(*prepared.notes, *poor_fit(error)),
+        notes=(*prepared.notes, *poor_fit(exact, point, error), *_atypical(parameters)),
         explanations=tuple(_explanation(prior, mode) for mode in modes),
         sld_band=profiles,
         calculated_band=curves,
         effective_samples=None if posterior is None else posterior.effective,
     )
+
+
+def _atypical(parameters: Sequence[Parameter]) -> Iterator[Note]:
+    """BEST_FIT_ATYPICAL: a minimum in a corner of what the data allow is no good summary of it."""
+    outside = [
+        item.name
+        for item in parameters
+        if item.interval_95
+        and not item.interval_95[0] <= item.value <= item.interval_95[1]
+        and not item.at_bound
+    ]
+    if outside:
+        yield Note(
+            "BEST_FIT_ATYPICAL",
+            f"the best fit lies outside the 95 % interval of {', '.join(outside)}: most films that explain"
+            " the curve are elsewhere, so trust the intervals",
+        )
 
 
 def _explanation(prior: Prior, mode: Mode) -> Explanation:

@@ -86,6 +86,10 @@ class Curve:
         Raises:
             UserError: names the array and the index.
         """
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if column is not None and not (isinstance(column, np.ndarray) and column.ndim == 1):
+                raise UserError(f"{field}.{name}", type(column).__name__, "must be a numpy array of one axis")
         if not 2 <= len(self.q) <= MAX_POINTS:
             raise UserError(
                 f"{field}.q", f"{len(self.q)} points", f"between 2 and {MAX_POINTS} points are allowed"

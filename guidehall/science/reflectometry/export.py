@@ -6,6 +6,7 @@ same chi-square calculated by somebody else's program, and can go on with it.
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -21,6 +22,8 @@ from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, Layer, Medium
 if TYPE_CHECKING:
     from orsopy.fileio import Orso
     from orsopy.fileio.model_language import SampleModel
+
+    from guidehall.science.reflectometry.analysis import Parameter
 
 _UNIT = 1e-6
 # More points of refl1d's own grid per measured one, and of refnx's quadrature: so many that both are exact.
@@ -73,6 +76,18 @@ def to_csv(curve: Curve, calculated: np.ndarray | None = None) -> bytes:
     lines = [",".join(kept)]
     lines += [",".join(repr(float(value)) for value in row) for row in zip(*kept.values(), strict=True)]
     return ("\n".join(lines) + "\n").encode()
+
+
+def parameters_csv(parameters: Sequence[Parameter]) -> bytes:
+    """A line for each parameter: value, one standard deviation, intervals, bounds; empty where not known."""
+    buffer = io.StringIO()
+    lines = csv.writer(buffer, lineterminator="\n")
+    names = "parameter unit value standard_error low_68 high_68 low_95 high_95 lower_bound upper_bound"
+    lines.writerow(names.split())
+    for item in parameters:
+        ends = [*(item.interval_68 or ("", "")), *(item.interval_95 or ("", ""))]
+        lines.writerow([item.name, item.unit, item.value, item.standard_error, *ends, item.lower, item.upper])
+    return buffer.getvalue().encode()
 
 
 def to_ort(curve: Curve, calculated: np.ndarray | None = None, stack: Stack | None = None) -> bytes:

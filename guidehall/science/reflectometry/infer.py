@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,9 @@ def answer_files(
     Pictures, the fitted curve, the film, and scripts with which to check it elsewhere.
     """
     curve = item.curve
+    if curve.dq is None and curve.relative_dq is None:
+        # What was assumed belongs to the answer: without it nobody gets the same chi-square.
+        curve = replace(curve, dq=analysis.sigma)
     band = analysis.sld_band
     bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
     figures = {
@@ -189,6 +192,7 @@ def answer_files(
     profile = io.BytesIO()
     np.save(profile, np.stack([analysis.z, analysis.sld, analysis.isld]), allow_pickle=False)
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
+    yield f"{label}-parameters.csv", export.parameters_csv(analysis.parameters), "text/csv"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
     if curve.dr is None or _beyond_scripts(instrument, item, analysis):
         return

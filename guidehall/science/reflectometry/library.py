@@ -25,6 +25,8 @@ from guidehall.science.reflectometry.infer_params import Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.solve import Measured, Solution, solve
 
+_LARGEST_SEED = 2**53 - 1
+
 Model = StackPrior | Mapping[str, Any] | str | Path
 
 _CITATIONS = (
@@ -113,8 +115,7 @@ class Fit:
     def __str__(self) -> str:
         lines = [f"chi-square {self.chi_square:.6g}"]
         for parameter in self.parameters:
-            error = "" if parameter.standard_error is None else f" ± {parameter.standard_error:.2g}"
-            lines.append(f"{parameter.name:24} {parameter.value:.6g}{error} {parameter.unit}".rstrip())
+            lines.append(f"{parameter.name:24} {parameter.value:.6g}{_beside(parameter)}".rstrip())
         lines += [f"{note.code}: {note.message}" for note in self.notes]
         return "\n".join(lines)
 
@@ -132,6 +133,15 @@ class Fit:
         notes = "".join(f"<p>{html.escape(f'{note.code}: {note.message}')}</p>" for note in self.notes)
         head = "<tr><th>parameter</th><th>value</th><th>±</th><th>unit</th></tr>"
         return f"<p>chi-square {self.chi_square:.6g}</p><table>{head}{rows}</table>{notes}{pictures}"
+
+
+def _beside(parameter: Parameter) -> str:
+    """What stands beside a value: error bar, unit, interval, and where it rests at a bound."""
+    said = "" if parameter.standard_error is None else f" ± {parameter.standard_error:.2g}"
+    said += f" {parameter.unit}".rstrip()
+    if parameter.interval_95 is not None:
+        said += "  (95 %: {:.5g} to {:.5g})".format(*parameter.interval_95)
+    return f"{said} {parameter.at_bound}".rstrip()
 
 
 def _encoded(figure: Figure) -> str:
@@ -169,6 +179,8 @@ def fit(
     for name, value, least in (("samples", samples, 0), ("starts", starts, 1)):
         if value < least:
             raise UserError(name, value, f"must be at least {least}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+        raise UserError("seed", seed, f"must be a whole number from 0 to {_LARGEST_SEED}")
     curves = _curves(data, dq)
     if not curves:
         raise UserError("data", "no curves", "must hold at least one")
@@ -236,5 +248,6 @@ def _valid(kind: Any, document: Any, where: str) -> Any:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        path, reason = field_errors(error, where)[0]
-        raise UserError(path, "this", reason) from None
+        path, _ = field_errors(error, where)[0]
+        fault = error.errors(include_url=False, include_context=False)[0]
+        raise UserError(path, fault["input"], fault["msg"]) from None

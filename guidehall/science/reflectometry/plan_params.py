@@ -16,7 +16,11 @@ class PlannedMeasurement(Params):
     q_max: float = Field(0.2, title="Highest q", gt=0, le=5, json_schema_extra={"unit": "1/angstrom"})
     points: int = Field(100, title="Points", ge=10, le=MAX_POINTS)
     counts_per_second: float = Field(
-        1e5, title="Neutrons per second and point at R = 1", gt=0, le=1e15, description="Of the direct beam."
+        1e5,
+        title="Neutrons per second and point at R = 1",
+        ge=1e-3,
+        le=1e15,
+        description="Of the direct beam.",
     )
     relative_error: float = Field(
         0.01, title="Relative error", ge=0, le=0.5, description="What counting longer does not lessen."

@@ -30,7 +30,14 @@ from guidehall.science.reflectometry.fit import (
     search,
     sharpen,
 )
-from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, TrainingProbe
+from guidehall.science.reflectometry.params import (
+    Note,
+    Range,
+    ResolutionMode,
+    Stack,
+    StackPrior,
+    TrainingProbe,
+)
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
 from guidehall.science.reflectometry.verdict import doubts
@@ -163,6 +170,7 @@ class _Case:
     stack: StackPrior
     prior: Prior
     prepared: Prepared
+    mode: ResolutionMode
     target: CurveTarget
     exact: CurveTarget
 
@@ -182,7 +190,7 @@ class _Case:
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
         targets = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
-        return cls(stack, prior, prepared, *targets)
+        return cls(stack, prior, prepared, mode, *targets)
 
     def film(self, unit: np.ndarray) -> Stack:
         """The film at a point of the prior's unit cube, repeated layers written out."""
@@ -276,6 +284,8 @@ def _analysis(
         Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
     )
     own = None if posterior is None else replace(posterior, unit=posterior.unit[:, places])
-    analysis = describe(case.prior, case.prepared, own_modes[0].unit, "refined", own_modes, own, pulse)
+    analysis = describe(
+        case.prior, case.prepared, case.mode, own_modes[0].unit, "refined", own_modes, own, pulse
+    )
     more = () if case.prepared.dr is None else tuple(doubts(case.exact, own_modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))

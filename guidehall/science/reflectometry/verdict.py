@@ -9,30 +9,47 @@ import numpy as np
 import torch
 
 from guidehall.science.reflectometry.fit import CurveTarget, Mode
+from guidehall.science.reflectometry.network import compress
 from guidehall.science.reflectometry.params import Note
 
 # Chances below which a right model with right error bars is doubted: of so large a chi-square, and of
 # residuals that so much resemble their neighbours.
 _CHI_SQUARE_CHANCE = 2e-3
 _NEIGHBOUR_CHANCE = 2e-3
+# The same of so small a chi-square. Rarer, for error bars on the safe side mislead nobody much.
+_SMALL_CHI_SQUARE_CHANCE = 1e-4
 # By how much chi-square would fall if the parameters might leave their bounds, to blame the bounds.
 _PRIOR_GAIN = 16.0
 # From here on an answer without error bars is no description of the curve: mean |log10 R|.
 _POOR_LOG10_ERROR = 0.15
+# In error bars: a curve without any point like that shows nothing.
+_SIGNAL = 3.0
 
 
-def poor_fit(mean_abs_log10_error: float) -> Iterator[Note]:
-    """POOR_FIT, when an answer does not describe the curve at all."""
-    if mean_abs_log10_error > _POOR_LOG10_ERROR:
+def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: float) -> Iterator[Note]:
+    """POOR_FIT or NO_SIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
+
+    Args:
+        mean_abs_log10_error: of the points where both are positive; NaN without any.
+    """
+    error = mean_abs_log10_error
+    if target.dr is None:
+        # Nothing says that what is not positive is noise, so it counts too.
+        whole = float((compress(target.curves(unit)) - target.compressed).abs().mean())
+        error = whole if math.isnan(error) else max(error, whole)
+    elif not bool((target.r > _SIGNAL * target.dr).any()):
+        yield Note("NO_SIGNAL", f"no point of the curve lies above zero by {_SIGNAL:g} error bars")
+        return
+    if error > _POOR_LOG10_ERROR:
         yield Note(
             "POOR_FIT",
-            f"mean |log10 R| between curve and answer is {mean_abs_log10_error:.2g}: the sample may not be"
-            " one that this model was made for",
+            f"mean |log10 R| between curve and answer is {error:.2g}: the sample may not be one that this"
+            " model was made for",
         )
 
 
 def doubts(target: CurveTarget, mode: Mode, row: int = 0) -> Iterator[Note]:
-    """MODEL_INSUFFICIENT and OUTSIDE_PRIOR, for the best fit of data `row` with error bars."""
+    """What is wrong with the best fit of data `row`, which have error bars; the codes are in its parts."""
     rows = torch.tensor([row])
     residuals, slopes = target.linearise(torch.from_numpy(mode.unit)[None], rows)
     left, jacobian = residuals[0].numpy(), slopes[0].numpy()
@@ -51,6 +68,13 @@ def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
             "MODEL_INSUFFICIENT",
             f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the film has more"
             " structure than the model, or the error bars or the resolution are not those given",
+        )
+        return
+    if 1.0 - _chance_of_more(chi_square, freedom) < _SMALL_CHI_SQUARE_CHANCE:
+        yield Note(
+            "ERROR_BARS_TOO_LARGE",
+            f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the curve scatters less"
+            " its error bars say, so the answer may be better known than it seems",
         )
         return
     resemblance = float(left[1:] @ left[:-1]) / max(chi_square, 1e-300) * math.sqrt(len(left))

@@ -111,3 +111,4 @@ def test_a_medium_counts_only_with_its_number() -> None:
     assert list(media) == ["backing"]
     assert media["backing"].sld == 6.36
     assert read(fronting={}).media["fronting"].sld == 0.0
+    assert read(fronting={"material": "Air"}).media["fronting"].sld == 0.0

@@ -73,8 +73,8 @@ def read(data: bytes, given: Given) -> list[Columns]:
         got = f"{found} in {len(data)} bytes, which numpy cannot read"
         raise UserError(given.field, got, "must be a whole .npy file")
     shape, single = header.shape, len(header.shape) == 2
-    # A table of points comes first: an array of 2 to 4 points in as many columns could be either.
-    as_table = single and 2 <= shape[1] <= 4
+    # An array of 2 to 4 points in as many columns could be either; then q tells, which ascends.
+    as_table = single and 2 <= shape[1] <= 4 and not (2 <= shape[0] <= 4 and _ascends_along_rows(data))
     rows, points = (shape[1], shape[0]) if as_table else shape[-2:] if len(shape) in (2, 3) else (0, 0)
     if not (2 <= rows <= 4 and 2 <= points <= MAX_POINTS) or (not single and not 1 <= shape[0] <= MAX_CURVES):
         limits = f"2 to {MAX_POINTS} points, 1 to {MAX_CURVES} curves"
@@ -92,3 +92,9 @@ def read(data: bytes, given: Given) -> list[Columns]:
         )
         for index, curve in enumerate(curves)
     ]
+
+
+def _ascends_along_rows(data: bytes) -> bool:
+    """Whether the first row of a small array ascends, and its first column does not."""
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    return bool(np.all(np.diff(array[0]) > 0) and not np.all(np.diff(array[:, 0]) > 0))

@@ -47,6 +47,11 @@ _KINDS = {
         ),
     )
 }
+# What stands where q or R is expected, and is neither.
+_OTHER = re.compile(
+    r"(?:2|two_?)?theta.*|angle.*|lambda|wavelength.*|q\^?2|q\^?4|r\*?q\^?4|rq4.*|log.*|ln.*|tof|time", re.I
+)
+_UNITS_LINE = re.compile(r"(?:q[ _-]?)?units?(?:\s+of\s+q)?\s*[:=]\s*(\S+)", re.IGNORECASE)
 _WIDTH = re.compile(r"fwhm|full.?width", re.IGNORECASE)
 _DEVIATION = re.compile(r"\bsd\b|std|sigma|σ|rms|standard.?dev|1.?sigma", re.IGNORECASE)
 _RELATIVE = re.compile(r"(?:d|s|delta_?|δ|σ)qz?\s*(?:/|o)\s*qz?", re.IGNORECASE)
@@ -157,6 +162,7 @@ def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
         raise UserError(given.field, f"{table.shape[1]} columns", allowed)
     else:
         place = dict(zip(("q", "r", "dr", "dq"), range(table.shape[1]), strict=False))
+        notes = _unknown_names(headers, table.shape[1], given)
 
     def column(kind: str) -> np.ndarray | None:
         return table[:, place[kind]] if kind in place else None
@@ -171,7 +177,7 @@ def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
         dr=column("dr"),
         dq=column("dq"),
         place=given.field,
-        q_unit=_unit(said("q")),
+        q_unit=_unit(said("q")) or _unit_of_lines(headers),
         dq_unit=_unit(said("dq")),
         dq_sigma=dq_sigma,
         dq_is_relative=relative,
@@ -195,15 +201,50 @@ def _names(headers: list[str], count: int) -> list[_Name]:
 
 def _kind(text: str) -> str:
     words = _BRACKETED.sub(" ", text).lower().replace("δ", "d").replace("σ", "sigma_").split()
-    plain = words[0] if words else ""
+    plain = _without_unit(words[0])[0] if words else ""
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(plain)), "")
 
 
 def _unit(text: str) -> float | None:
     """The unit in the name of a column, such as "Q (1/nm)"."""
     pieces = [piece for found in _BRACKETED.findall(text) for piece in re.split(r"[,;]", found)]
-    units = [per_angstrom(piece) for piece in [*pieces, *text.split()[1:]]]
+    attached = [unit for word in text.split()[:1] if (unit := _without_unit(word)[1])]
+    units = [per_angstrom(piece) for piece in [*pieces, *attached, *text.split()[1:]]]
     return next((unit for unit in units if unit is not None), None)
+
+
+def _without_unit(word: str) -> tuple[str, str]:
+    """A name and the unit that is written to it, "" for none, as in "Q/nm^-1", "q_nm-1" and "Qz_invnm"."""
+    name, *rest = re.split("[/_]", word, maxsplit=1)
+    for meant in (f"{before}{unit}" for unit in rest for before in ("", "1/")):
+        # "q_nm" can only mean 1/nm.
+        if per_angstrom(meant) is not None:
+            return name, meant
+    return word, ""
+
+
+def _unit_of_lines(headers: list[str]) -> float | None:
+    """The unit of q in a line such as "units: 1/nm"."""
+    told = (found[1] for line in headers if (found := _UNITS_LINE.match(line)))
+    return next((unit for text in told if (unit := per_angstrom(text)) is not None), None)
+
+
+def _unknown_names(headers: list[str], count: int, given: Given) -> tuple[str, ...]:
+    """A note where the line above the numbers may name the columns, but not as anything that is known.
+
+    Raises:
+        UserError: it names what is neither q nor R.
+    """
+    line = headers[-1][:_NAMES_LENGTH].strip() if headers else ""
+    for separator in _NAME_SEPARATORS:
+        texts = [text for text in separator.split(line) if text]
+        if len(texts) != count:
+            continue
+        for kind, text in zip(("q", "R"), texts, strict=False):
+            if _OTHER.fullmatch(text):
+                raise UserError(f"{given.field}, column {text}", text, f"must be {kind}: convert it first")
+        return (f"the names of the columns ({', '.join(texts)}) are not known: taken as q, R, dR, dq",)
+    return ()
 
 
 def _meaning(name: str, headers: list[str]) -> tuple[float | None, bool]:

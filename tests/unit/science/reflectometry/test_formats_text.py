@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -314,3 +315,41 @@ def _header(shape: tuple[int, ...], descr: object = "<f8") -> bytes:
 def test_refuses_arrays_and_pickles(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_curves(data)
+
+
+ROWS = "".join(f"{0.08 + 0.01 * place} {1 / (place + 1)} 0.01\n" for place in range(10))
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["# Q/nm^-1 R dR", "# q_nm R dR", "# q_nm-1,R,dR", "# Qz_invnm R dR", "# units: nm^-1\n# Q R dR"],
+)
+def test_units_that_are_written_to_the_name_or_above_it_count(heading: str) -> None:
+    (curve,) = read_curves(f"{heading}\n{ROWS}".encode())
+    assert curve.q[0] == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize(
+    ("heading", "culprit"),
+    [
+        ("2theta intensity error", "2theta"),
+        ("Q^2 R dR", "Q^2"),
+        ("Q RQ4 dRQ4", "RQ4"),
+        ("Q log10(R) err", "log10(R)"),
+    ],
+)
+def test_what_is_neither_q_nor_r_is_refused(heading: str, culprit: str) -> None:
+    with pytest.raises(UserError, match=f"column {re.escape(culprit)}: .*convert it first"):
+        read_curves(f"# {heading}\n{ROWS}".encode())
+
+
+def test_names_that_nobody_knows_are_told() -> None:
+    (curve,) = read_curves(f"# alpha beta gamma\n{ROWS}".encode())
+    assert "alpha, beta, gamma" in curve.metadata.notes[0]
+
+
+def test_of_a_square_array_the_ascending_q_counts() -> None:
+    rows = np.array([[0.01, 0.02, 0.03], [0.9, 0.5, 0.2], [0.01, 0.02, 0.01]])
+    for array in (rows, rows.T):
+        (curve,) = read_curves(npy(array))
+        np.testing.assert_array_equal(curve.q, rows[0])

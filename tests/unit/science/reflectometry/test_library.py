@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import refnx
 
 import guidehall
 from guidehall.science.pipeline import UserError
+from guidehall.science.reflectometry.curves import Curve
 from tests.unit.science.reflectometry.test_infer import FILM
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
@@ -31,6 +34,13 @@ def test_a_film_is_found_and_shown(answer: Any, tmp_path: Path) -> None:
     assert f"Guidehall {guidehall.__version__}" in answer.cite()
     written = answer.save(tmp_path)
     assert {"curve-1.ort", "curve-1-refnx.py"} <= {path.name for path in written}
+    # The file has no dq: what was assumed goes with the answer, so that others get the same chi-square.
+    for package in ("refl1d", "refnx"):
+        script = runpy.run_path(str(tmp_path / f"curve-1-{package}.py"))
+        assert script["chi_square"] == pytest.approx(answer.chi_square, rel=2e-3)
+    table = (tmp_path / "curve-1-parameters.csv").read_text().splitlines()
+    assert len(table) == 1 + len(answer.parameters)
+    assert "at upper bound" in str(answer)
     with pytest.raises(KeyError, match=r"film\.thickness"):
         answer["film.thicknes"]
 
@@ -77,3 +87,48 @@ def test_the_client_alone_does_not_load_the_science() -> None:
 
     code = "import sys, guidehall.client; assert 'torch' not in sys.modules and 'numpy' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_told_is_what_was_fitted() -> None:
+    """In the other mode of resolution too: chi-square, residuals and curve belong together."""
+    own = {"resolution_mode": "refl1d"}
+    found = guidehall.fit(MEASURED / "e361r.txt", FILM, instrument=own, samples=0, starts=4)
+    (analysis,) = found.analyses
+    assert analysis.chi_square == pytest.approx(found.chi_square, rel=1e-9)
+    other = guidehall.fit(MEASURED / "e361r.txt", FILM, samples=0, starts=4)
+    assert other.chi_square != pytest.approx(found.chi_square, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**53, 1.5, True])
+def test_seeds_that_are_none_are_named(seed: Any) -> None:
+    with pytest.raises(UserError, match="seed: got"):
+        guidehall.fit(MEASURED / "e361r.txt", FILM, samples=0, starts=1, seed=seed)
+
+
+def test_a_curve_of_lists_is_named() -> None:
+    lists: Any = [0.01, 0.02, 0.03]
+    with pytest.raises(UserError, match="q: got list; must be a numpy array"):
+        guidehall.fit(Curve(lists, lists), FILM, samples=0, starts=1)
+
+
+def codes(answer: Any) -> set[str]:
+    return {note.code for note in answer.notes}
+
+
+def test_answers_to_nothing_are_doubted() -> None:
+    q = np.geomspace(0.01, 0.2, 40)
+    silence = np.zeros_like(q)
+    known = guidehall.fit(Curve(q, silence, silence + 0.1, 0.02 * q), FILM, samples=0, starts=2)
+    assert "NO_SIGNAL" in codes(known)
+    unknown = guidehall.fit(Curve(q, silence, None, 0.02 * q), FILM, samples=0, starts=2)
+    assert "POOR_FIT" in codes(unknown)
+
+
+def test_error_bars_that_are_too_large_are_told_and_nothing_else_is_blamed(answer: Any) -> None:
+    (measured,) = answer.curves
+    curve = measured.curve
+    for factor in (30.0, 1e10):
+        wider = Curve(curve.q, answer.analyses[0].calculated, factor * curve.dr, 0.0212 * curve.q)
+        found = codes(guidehall.fit(wider, FILM, samples=0, starts=2))
+        assert "MODEL_INSUFFICIENT" not in found
+        assert {"ERROR_BARS_TOO_LARGE", "NO_SIGNAL"} & found
