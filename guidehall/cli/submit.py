@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from guidehall.cli._context import connect, json_option
-from guidehall.cli._output import emit, emit_line, pairs, short
+from guidehall.cli._output import clean, emit, emit_line, pairs, short
 from guidehall.cli._schema_command import SchemaCommand
 from guidehall.cli.data import key_values
 
@@ -174,6 +174,9 @@ def simulate(ctx: click.Context, file: Path | None, plot: Path | None, as_json: 
     if as_json:
         emit(answer)
         return
+    for note in answer.notes:
+        # Not among the columns.
+        click.echo(f"note: {clean(note.message)} [{clean(note.code)}]", err=True)
     curve = answer.curve
     named = {"R": curve.r, "dq": curve.dq}
     columns = {"q": curve.q, **{name: values for name, values in named.items() if len(values)}}

@@ -249,10 +249,13 @@ def test_help_without_a_server_shows_the_flags_that_need_none(
 def test_simulate_prints_columns(peer: Peer, capsys: pytest.CaptureFixture[str], film: Path) -> None:
     peer.simulation.curve.q.extend([0.01, 0.02])
     peer.simulation.curve.r.extend([1.0, 0.5])
+    peer.simulation.notes.add(code="ROUGHER_THAN_THICK", message="too rough")
 
     assert run(["simulate", "--stack.layers.0.thickness", "120", "--probe.points", "2"]) == 0
 
-    heading, *rows = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert said.err == "note: too rough [ROUGHER_THAN_THICK]\n"
+    heading, *rows = said.out.splitlines()
     assert heading == "# q R; q in 1/angstrom"
     assert [[float(value) for value in row.split()] for row in rows] == [[0.01, 1.0], [0.02, 0.5]]
     assert peer.params() == {"stack": {"layers": [{"thickness": 120}]}, "probe": {"points": 2}}
