@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from typing import Any
 
 # Followed until something shows; whoever has much to hide can hide it behind more.
@@ -136,13 +137,15 @@ def is_pickle(head: bytes, *, complete: bool) -> bool:
     """
     machine, stream = _Machine(), io.BytesIO(head)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if opcode.name == "STOP":
-                return machine.result() not in _SCALARS and not head[stream.tell() :].strip()
-            if machine.step(opcode, argument):
-                return True
-            if count == _MAX_OPERATIONS:
-                break
+        # Any text may hold what Python warns of as a bad escape.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if opcode.name == "STOP":
+                    return machine.result() not in _SCALARS and not head[stream.tell() :].strip()
+                if machine.step(opcode, argument):
+                    return True
+                if count == _MAX_OPERATIONS:
+                    break
     except _NoPickleError:
         return False
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guidehall.core.errors import InvalidArgument
@@ -234,6 +234,7 @@ def test_no_json_is_taken_for_a_pickle(value: Any, indent: int | None) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=200))
+@example("i\\")
 def test_no_heading_of_words_is_taken_for_a_pickle(heading: str) -> None:
     content = heading + " and values\n0.1 1\n0.2 2\n"
     assert inspect(DataInspector(), content.encode()) == {"format": "text"}
