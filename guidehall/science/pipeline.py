@@ -51,6 +51,7 @@ __all__ = [
     "UserError",
     "check_tensors",
     "field_errors",
+    "first_fault",
     "raise_if_cancelled",
     "refuse_field",
     "sha256",
@@ -276,6 +277,13 @@ def field_errors(error: ValidationError, prefix: str = "") -> list[tuple[str, st
         value = "" if whole else f"got {str(fault['input'])[:120]}; "
         faults.append((_path(fault["loc"], prefix), value + fault["msg"]))
     return faults
+
+
+def first_fault(error: ValidationError, prefix: str = "") -> UserError:
+    """The first fault, as an error that names the field, what it was and what is allowed."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    whole = isinstance(fault["input"], dict | list | BaseModel)
+    return UserError(_path(fault["loc"], prefix), "this" if whole else fault["input"], fault["msg"])
 
 
 def _path(parts: Sequence[str | int], prefix: str = "") -> str:

@@ -19,6 +19,7 @@ from guidehall.core.auth import Authenticator
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
+from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
@@ -34,7 +35,6 @@ from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
 from services.storage.limits import Transfers
-from services.storage.migrate import migrate
 from services.storage.models import Models
 from services.storage.objects import ObjectStore
 from services.storage.outbox import Relay
@@ -52,6 +52,7 @@ from services.storage.sweep import Sweeper
 from services.storage.upload_roles import UploadRolesUseCases
 
 NAME = "storage"
+_PACKAGE = "services.storage"
 USAGE = (
     "usage: python -m services.storage serve | migrate [--down-to REVISION] | verify-audit | config [show]"
 )
@@ -187,9 +188,9 @@ def main() -> None:
             case ["serve"]:
                 _start(serve)
             case ["migrate"]:
-                _start(migrate)
+                _start(lambda settings: migrate(settings, _PACKAGE))
             case ["migrate", "--down-to", revision]:
-                _start(lambda settings: migrate(settings, revision))
+                _start(lambda settings: migrate(settings, _PACKAGE, revision))
             case ["verify-audit"]:
                 _start(verify_audit)
             case _:

@@ -14,6 +14,7 @@ import uvloop
 
 from guidehall.core.auth import KeyPair, TokenIssuer
 from guidehall.core.errors import AppError
+from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import configure_logging, configure_tracing
@@ -21,7 +22,6 @@ from guidehall.science.registry import RegistryError
 from services.trainer import workers
 from services.trainer.api import serve
 from services.trainer.database import Database
-from services.trainer.migrate import migrate
 from services.trainer.settings import POOL_NAME, TrainerSettings
 from services.trainer.tellers import SERVICE
 from services.trainer.wakes import Wakes
@@ -84,7 +84,7 @@ async def _run(settings: TrainerSettings, chosen: argparse.Namespace) -> None:
         case "api":
             await serve(settings, _issuer(settings))
         case "migrate":
-            await migrate(settings, chosen.down_to)
+            await migrate(settings, "services.trainer", chosen.down_to)
         case _:
             await _with_database(settings, chosen)
 

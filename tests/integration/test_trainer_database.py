@@ -14,13 +14,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.core.errors import Unavailable
+from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, transaction
 from guidehall.core.settings import ChannelSettings, PostgresSettings
 from guidehall.local.backing import BackingServers
-from services.trainer.migrate import migrate
 from services.trainer.settings import TrainerSettings
 from services.trainer.tables import metadata
 
+PACKAGE = "services.trainer"
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'trainer' ORDER BY 1"
 
 
@@ -43,23 +44,23 @@ async def tables(engine: AsyncEngine) -> list[str]:
 
 
 async def test_up_down_and_up_again(settings: TrainerSettings, engine: AsyncEngine) -> None:
-    await migrate(settings)
+    await migrate(settings, PACKAGE)
     made = await tables(engine)
     assert set(made) == {table.name for table in metadata.tables.values()} | {"alembic_version"}
-    await migrate(settings)
-    await migrate(settings, "base")
+    await migrate(settings, PACKAGE)
+    await migrate(settings, PACKAGE, "base")
     assert await tables(engine) == ["alembic_version"]
-    await migrate(settings)
+    await migrate(settings, PACKAGE)
     assert await tables(engine) == made
 
 
 async def test_several_may_migrate_at_a_time(settings: TrainerSettings, engine: AsyncEngine) -> None:
-    await asyncio.gather(*(migrate(settings) for _ in range(4)))
+    await asyncio.gather(*(migrate(settings, PACKAGE) for _ in range(4)))
     assert "jobs" in await tables(engine)
 
 
 async def test_the_steps_make_what_the_code_believes(settings: TrainerSettings, engine: AsyncEngine) -> None:
-    await migrate(settings)
+    await migrate(settings, PACKAGE)
 
     def compare(connection: Connection) -> list[object]:
         options = {
@@ -77,7 +78,7 @@ async def test_the_steps_make_what_the_code_believes(settings: TrainerSettings, 
 async def test_a_database_that_does_not_answer_is_given_up_on(settings: TrainerSettings) -> None:
     nowhere = settings.postgres.model_copy(update={"port": 1})
     with pytest.raises(Unavailable):
-        await migrate(TrainerSettings(postgres=nowhere, storage=settings.storage, start_seconds=0.2))
+        await migrate(TrainerSettings(postgres=nowhere, storage=settings.storage, start_seconds=0.2), PACKAGE)
 
 
 _MANY = """
@@ -104,7 +105,7 @@ _QUERIES = {
 async def test_lists_and_the_queue_are_read_in_the_order_of_an_index(
     settings: TrainerSettings, engine: AsyncEngine
 ) -> None:
-    await migrate(settings)
+    await migrate(settings, PACKAGE)
     async with transaction(engine) as connection:
         await connection.execute(text(_MANY))
         await connection.execute(text("ANALYZE trainer.jobs"))

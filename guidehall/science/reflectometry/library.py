@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 import guidehall
-from guidehall.science.pipeline import UserError, field_errors
+from guidehall.science.pipeline import UserError, first_fault
 from guidehall.science.reflectometry import plots
 from guidehall.science.reflectometry.analysis import Analysis, Parameter
 from guidehall.science.reflectometry.curves import Curve
@@ -248,6 +248,4 @@ def _valid(kind: Any, document: Any, where: str) -> Any:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        path, _ = field_errors(error, where)[0]
-        fault = error.errors(include_url=False, include_context=False)[0]
-        raise UserError(path, fault["input"], fault["msg"]) from None
+        raise first_fault(error, where) from None

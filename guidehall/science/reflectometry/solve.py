@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from guidehall.science.pipeline import UserError, field_errors
+from guidehall.science.pipeline import UserError, first_fault
 from guidehall.science.reflectometry.analysis import (
     FINAL_ORDER,
     FIT_ORDER,
@@ -242,8 +242,7 @@ def _with_own(
         changed = StackPrior.model_validate(dict(stack) | changes)
         seen = TrainingProbe.model_validate(dict(probe) | instrument)
     except ValidationError as error:
-        path, reason = field_errors(error, where)[0]
-        raise UserError(path, "these bounds", reason) from None
+        raise first_fault(error, where) from None
     return changed, seen
 
 
