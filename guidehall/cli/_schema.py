@@ -65,7 +65,7 @@ class Field:
 
 def fields(schema: Mapping[str, Any]) -> list[Field]:
     """Every field of `schema`, objects before what is in them; list items have `ITEM` in their path."""
-    return list(_object(schema, _Reader(schema), Field((), Kind.JSON), MISSING))
+    return list(_object(schema, Reader(schema), Field((), Kind.JSON), MISSING))
 
 
 def find(known: Sequence[Field], path: Sequence[str]) -> Field | None:
@@ -80,7 +80,9 @@ def _fits(known: str, part: str) -> bool:
     return part.isdecimal() if known == ITEM else known == part
 
 
-class _Reader:
+class Reader:
+    """Follows the references within one JSON Schema."""
+
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
 
@@ -99,6 +101,13 @@ class _Reader:
                 return schema
         return {}
 
+    def properties(self, schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """The properties of an object in their order, not resolved."""
+        properties = schema.get("properties", {})
+        # On its way the schema may have lost the order of its keys.
+        order = [name for name in schema.get("propertyOrder", ()) if name in properties]
+        return {**dict.fromkeys(order, {}), **properties}
+
     def _target(self, reference: str) -> Mapping[str, Any]:
         node: Any = self._root
         for part in reference.removeprefix("#/").split("/"):
@@ -106,19 +115,16 @@ class _Reader:
         return node if isinstance(node, Mapping) else {}
 
 
-def _object(schema: Mapping[str, Any], reader: _Reader, parent: Field, default: Any) -> Iterator[Field]:
+def _object(schema: Mapping[str, Any], reader: Reader, parent: Field, default: Any) -> Iterator[Field]:
     """The fields of an object; `default` is what its parent says it is when left out."""
     required = schema.get("required", ())
-    properties = schema.get("properties", {})
-    # On its way the schema may have lost the order of its keys.
-    order = [name for name in schema.get("propertyOrder", ()) if name in properties]
-    for name, entry in {**dict.fromkeys(order), **properties}.items():
+    for name, entry in reader.properties(schema).items():
         value = default.get(name, MISSING) if isinstance(default, Mapping) else MISSING
         yield from _field(entry, reader, parent, name, value, name in required)
 
 
 def _field(
-    schema: Mapping[str, Any], reader: _Reader, parent: Field, name: str, default: Any, required: bool
+    schema: Mapping[str, Any], reader: Reader, parent: Field, name: str, default: Any, required: bool
 ) -> Iterator[Field]:
     resolved, nullable = _without_null(reader.resolve(schema), reader)
     if default is MISSING:
@@ -152,7 +158,7 @@ def _title(schema: Mapping[str, Any], parent: Field) -> str:
     return f"{near}, {title if title[1:2].isupper() else title[:1].lower() + title[1:]}"
 
 
-def _without_null(schema: Mapping[str, Any], reader: _Reader) -> tuple[Mapping[str, Any], bool]:
+def _without_null(schema: Mapping[str, Any], reader: Reader) -> tuple[Mapping[str, Any], bool]:
     variants = [reader.resolve(variant) for variant in schema.get("anyOf", schema.get("oneOf", ()))]
     others = [variant for variant in variants if variant.get("type") != "null"]
     if len(others) != 1:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._output import age, clean, duration, emit, pairs, short, size, table
+from guidehall.cli._result import show
 
 if TYPE_CHECKING:
     from guidehall.client import Client, Job, Result
@@ -158,19 +159,18 @@ def cancel(job: str, as_json: bool) -> None:
 )
 @json_option
 def result(job: str, artifacts: Path | None, as_json: bool) -> None:
-    """Show what JOB left: its document and its files."""
+    """Show what JOB left: what its document says, as tables, and its files."""
     with connect() as client:
         found = _result(client, job)
         if artifacts is not None:
             _save(client, found, artifacts)
+        schema = {} if as_json else _result_schema(client, found.pipeline)
     if as_json:
         emit(found)
         return
     pairs({"pipeline": found.pipeline, "models": ", ".join(found.model_versions)})
-    pairs({name: value for name, value in found.document.items() if isinstance(value, (str, int, float))})
-    longer = [name for name, value in found.document.items() if isinstance(value, (list, dict))]
-    if longer:
-        click.echo(f"also in the document (--json shows it): {', '.join(map(clean, longer))}")
+    show(found.document, schema)
+    click.echo()
     rows = [(item.filename, item.object.media_type, size(item.object.size_bytes)) for item in found.artifacts]
     table(("FILE", "TYPE", "SIZE"), rows, empty="no files")
     if artifacts is not None:
@@ -196,6 +196,16 @@ def _result(client: Client, text: str) -> Result:
         ended = "was cancelled" if job.state is JobState.CANCELLED else "has failed"
         reason = f": {job.error.message}" if job.error is not None else ""
         raise FailedPrecondition(f"{said} {ended}, so it has no result{reason}") from None
+
+
+def _result_schema(client: Client, pipeline: str) -> dict[str, Any]:
+    """How the document of a result is shown; a pipeline that is gone, or a trainer, takes nothing from it."""
+    from guidehall.client.errors import AppError
+
+    try:
+        return client.pipeline(pipeline).result_schema
+    except AppError:
+        return {}
 
 
 def _save(client: Client, result: Result, folder: Path) -> None:

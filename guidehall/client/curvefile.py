@@ -33,7 +33,8 @@ def read_curve(
 
     Text columns are separated by blanks, commas or semicolons; `#` starts a comment, and one line of column
     names may come first. A `.npy` file holds the columns as an array of shape (points, columns) or (columns,
-    points). Points are put in the order of q.
+    points). Points are put in the order of q. A column of dR or dq that is NaN throughout is one that is not
+    known.
 
     Args:
         path: the file.
@@ -49,12 +50,16 @@ def read_curve(
     path = Path(path).expanduser()
     data = _read(path)
     rows = _from_npy(data, path) if data.startswith(npy.MAGIC_PREFIX) else _from_text(data, path)
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    columns = [np.ascontiguousarray(column) for column in rows.T]
-    convention = None if dq is None else _choice(Resolution, dq, "dq")
-    _check_resolution(path, len(columns), convention, relative_dq)
     empty = np.empty(0)
+    left_out = _not_known(rows)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    columns = [
+        empty if missing else np.ascontiguousarray(column)
+        for column, missing in zip(rows.T, left_out, strict=True)
+    ]
     q, r, dr, dq_values = (*columns, empty, empty)[:4]
+    convention = None if dq is None else _choice(Resolution, dq, "dq")
+    _check_resolution(path, len(dq_values) > 0, convention, relative_dq)
     return Curve(
         q=q,
         r=r,
@@ -76,8 +81,7 @@ def _choice(kind: type[Any], value: Any, field: str) -> Any:
         ) from error
 
 
-def _check_resolution(path: Path, columns: int, dq: Resolution | None, relative_dq: float | None) -> None:
-    has_dq = columns == 4
+def _check_resolution(path: Path, has_dq: bool, dq: Resolution | None, relative_dq: float | None) -> None:
     if has_dq and relative_dq is not None:
         raise refusal("relative_dq", f"{path.name} has a fourth column, which says it already")
     if relative_dq is not None and not 0 < relative_dq < 1:
@@ -102,6 +106,7 @@ def _read(path: Path) -> bytes:
 
 def _from_text(data: bytes, path: Path) -> FloatArray:
     rows: list[list[float]] = []
+    written: list[tuple[str, list[str]]] = []
     may_be_heading = True
     for number, tokens in _lines(data):
         where = f"{path.name} line {number}"
@@ -111,8 +116,8 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
         if is_heading:
             continue
         for token, value in zip(tokens, values, strict=True):
-            if value is None or not math.isfinite(value):
-                raise InvalidArgument.field(where, token, "a finite number")
+            if value is None:
+                raise InvalidArgument.field(where, token, "a number")
         expected = len(rows[0]) if rows else len(values)
         if len(values) != expected:
             raise InvalidArgument.field(
@@ -121,9 +126,27 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
         if not 2 <= len(values) <= 4:
             raise InvalidArgument.field(where, f"{len(values)} columns", _COLUMNS)
         rows.append([value for value in values if value is not None])
+        written.append((where, tokens))
     if len(rows) < 2:
         raise InvalidArgument.field(path.name, f"{len(rows)} points", "2 points or more")
-    return np.array(rows)
+    table = np.array(rows)
+    for row, column in np.argwhere(_wrong(table))[:1]:
+        where, tokens = written[row]
+        raise InvalidArgument.field(where, tokens[column], "a finite number")
+    return table
+
+
+def _not_known(table: FloatArray) -> NDArray[np.bool_]:
+    """Which columns of [points, columns] are dR or dq and NaN throughout: so some files leave them out."""
+    found: NDArray[np.bool_] = np.isnan(table).all(axis=0)
+    found[:2] = False
+    return found
+
+
+def _wrong(table: FloatArray) -> NDArray[np.bool_]:
+    """Which numbers are not finite, in columns that are known."""
+    wrong: NDArray[np.bool_] = ~np.isfinite(table) & ~_not_known(table)
+    return wrong
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -163,7 +186,8 @@ def _from_npy(data: bytes, path: Path) -> FloatArray:
     if not 2 <= array.shape[1] <= 4 or array.shape[0] < 2:
         raise InvalidArgument.field(path.name, f"shape {shape}", f"{_COLUMNS}, and 2 points or more")
     rows = np.ascontiguousarray(array, dtype=np.float64)
-    if not np.isfinite(rows).all():
-        index = int(np.argmax(~np.isfinite(rows).all(axis=1)))
+    wrong = _wrong(rows).any(axis=1)
+    if wrong.any():
+        index = int(np.argmax(wrong))
         raise InvalidArgument.field(f"{path.name} point {index}", rows[index].tolist(), "finite numbers")
     return rows

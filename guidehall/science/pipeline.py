@@ -12,13 +12,13 @@ import enum
 import importlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from guidehall.science.manifest import (
@@ -55,6 +55,7 @@ __all__ = [
     "raise_if_cancelled",
     "refuse_field",
     "sha256",
+    "shown",
     "software_versions",
 ]
 
@@ -175,6 +176,8 @@ class Pipeline:
     device: Literal["any", "cpu", "gpu"] = "any"
     # Datasets that it reads: role -> what it has to be.
     datasets: Mapping[str, str] = field(default_factory=dict)
+    # Of valid parameters, the roles that a job with them cannot do without.
+    needs: Callable[[Any], Sequence[str]] = lambda params: ()  # noqa: ARG005
 
     def run(self, params: BaseModel | Mapping[str, Any], context: Context) -> BaseModel:
         """Runs it to its end.
@@ -303,6 +306,17 @@ def refuse_field(model: BaseModel, path: Sequence[str | int], value: object, all
     kind = PydanticCustomError("not_allowed", "{allowed}", {"allowed": allowed})
     details = InitErrorDetails(type=kind, loc=tuple(path), input=value)
     raise ValidationError.from_exception_data(type(model).__name__, [details])
+
+
+def shown(how: Literal["table", "columns", "sections"], title: str) -> Any:
+    """A field of a result that holds a list of objects, and how the command line shows it to people.
+
+    Args:
+        how: "table": each object is a line. "columns": each is a column, to compare them. "sections": each is
+            shown like a result of its own.
+        title: above it.
+    """
+    return Field(title=title, json_schema_extra={"show": how})
 
 
 class _FileCheckpoint:

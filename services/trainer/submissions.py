@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prometheus_client import Counter
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -120,12 +120,16 @@ class Submissions:
         pipeline = _pipeline(submission.pipeline)
         self._check_fields(submission)
         await self._check_pool(submission.pool)
-        params = self._params(pipeline, submission.params)
+        valid, params = self._params(pipeline, submission.params)
         for role in submission.inputs:
             if role not in pipeline.datasets:
                 raise InvalidArgument.field(
                     "inputs", role, f"roles: {', '.join(pipeline.datasets) or 'none'}"
                 )
+        for role in pipeline.needs(valid):
+            if role not in submission.inputs:
+                allowed = f"a dataset version ({pipeline.datasets[role]})"
+                raise InvalidArgument.field(f"inputs.{role}", "none", allowed)
         return {
             "id": str(uuid.uuid4()),
             "project": submission.project,
@@ -167,8 +171,8 @@ class Submissions:
         _check_range("max_attempts", submission.max_attempts, settings.highest_max_attempts)
         _check_range("memory_hint_bytes", submission.memory_hint_bytes, EXACT_INTEGERS - 1)
 
-    def _params(self, pipeline: Pipeline, params: Document) -> Document:
-        """The parameters with every default filled in."""
+    def _params(self, pipeline: Pipeline, params: Document) -> tuple[BaseModel, Document]:
+        """The parameters as the pipeline reads them, and as a document with every default filled in."""
         given = plain(params, "params")
         size = len(canonical(given).encode())
         if size > self._settings.max_params_bytes:
@@ -183,7 +187,7 @@ class Submissions:
             )
             raise InvalidArgument(message, reason="INVALID_PARAMS", violations=violations) from None
         filled: Document = plain(valid.model_dump(mode="json"), "params")
-        return filled
+        return valid, filled
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ async def test_a_number_that_json_has_not_is_refused(cast: Cast, number: float) 
         ({"timeout_seconds": -1}, "timeout_seconds"),
         ({"inputs": {"curves": "projects/default/datasets/d/versions/1"}}, "inputs"),
         ({"inputs": {"points": "projects/default/datasets/d"}}, "inputs.points"),
+        ({"params": {"from_dataset": True}}, "inputs.points"),
+        ({"params": {"from_dataset": True}, "validate_only": True}, "inputs.points"),
         ({"request_id": "not a uuid"}, "request_id"),
         ({"parent": "somewhere"}, "parent"),
     ],

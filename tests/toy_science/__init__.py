@@ -19,6 +19,7 @@ SCIENCE = Science(
             result=LineResult,
             entry="tests.toy_science.train:run",
             datasets={"points": "Read when params.from_dataset is set: .npy of shape [points, 2]."},
+            needs=lambda params: ("points",) if params.from_dataset else (),
         ),
     ),
     architectures=(

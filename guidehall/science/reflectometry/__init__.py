@@ -20,6 +20,23 @@ from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, Sim
 from guidehall.science.reflectometry.plan_params import PlanParams, PlanResult
 from guidehall.science.registry import Science
 
+_CHI_NEEDS = ("sld_curves", "chi_params")
+
+
+def _import_needs(params: ImportModelParams) -> tuple[str, ...]:
+    return ("weights", "statistics", *(("perceptron",) if params.kind == "chi" else ()))
+
+
+def _cnn_needs(params: CnnParams) -> tuple[str, ...]:
+    return ("nr_train", "sld_train") if params.curves_from_datasets else ()
+
+
+def _nr_sld_chi_needs(params: NrSldChiParams) -> tuple[str, ...]:
+    if params.cnn is None:
+        return (*_CHI_NEEDS, "weights", "statistics", "experimental_nr")
+    return (*_CHI_NEEDS, *_cnn_needs(params.cnn))
+
+
 _CHI_DATASETS = {
     "sld_curves": "Profiles: .npy [N, 2, M], z in angstrom and SLD.",
     "chi_params": "Their chi: .npy [N, C].",
@@ -53,6 +70,7 @@ SCIENCE = Science(
                 "curves": "Read when params.curves_from_dataset is set: curves.npy of an earlier run with"
                 " the same bounds and probe."
             },
+            needs=lambda params: ("curves",) if params.curves_from_dataset else (),
         ),
         Pipeline(
             name="reflectometry.infer",
@@ -69,6 +87,7 @@ SCIENCE = Science(
             datasets={
                 "curves": "ORSO, text, NeXus or .npy: one or more curves with q and R, better with dR and dq."
             },
+            needs=lambda params: ("curves",),  # noqa: ARG005
         ),
         Pipeline(
             name="reflectometry.plan",
@@ -95,6 +114,7 @@ SCIENCE = Science(
                 "nr_train": "Read when params.curves_from_datasets is set: .npy [N, 2, L], q and R.",
                 "sld_train": "Read with nr_train: .npy [N, 2, M], z from the substrate upwards and SLD.",
             },
+            needs=_cnn_needs,
         ),
         Pipeline(
             name="reflectometry.import_model",
@@ -111,6 +131,7 @@ SCIENCE = Science(
                 " with the limits of each chi.",
                 "perceptron": "For chi: the second network, in a file like the first.",
             },
+            needs=_import_needs,
         ),
         Pipeline(
             name="reflectometry.sld_chi",
@@ -121,6 +142,7 @@ SCIENCE = Science(
             result=ChiResult,
             entry="guidehall.science.reflectometry.chi.sld_chi:run",
             datasets=_CHI_DATASETS | {"experimental_sld": "Profiles to predict: .npy [2, L] or [N, 2, L]."},
+            needs=lambda params: _CHI_NEEDS,  # noqa: ARG005
         ),
         Pipeline(
             name="reflectometry.nr_sld_chi",
@@ -139,6 +161,7 @@ SCIENCE = Science(
                 "experimental_nr": "Curves to predict: .npy [2, L] or [N, 2, L], q and R. Without it, a test"
                 " curve.",
             },
+            needs=_nr_sld_chi_needs,
         ),
     ),
     architectures=(

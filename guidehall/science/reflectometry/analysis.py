@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from guidehall.science.reflectometry.params import Note, ResolutionMode, Trainin
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
 from guidehall.science.reflectometry.verdict import doubts, poor_fit
 from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
@@ -35,6 +36,8 @@ _AT_BOUND = 1e-4
 _AT_ONCE = 4_000_000
 # In the unit cube, for a derivative.
 _STEP = 1e-6
+# Of a drawn curve, so many points at least: more are not seen.
+_DRAWN = 600
 
 Stage = Literal["network", "refined"]
 
@@ -83,6 +86,13 @@ class Band:
     upper_95: np.ndarray
 
 
+class Line(NamedTuple):
+    """A calculated curve, to be drawn: [D] each."""
+
+    q: np.ndarray
+    r: np.ndarray
+
+
 @dataclass(frozen=True)
 class Analysis:
     """What was found, and how well it explains the points that were used.
@@ -121,6 +131,8 @@ class Analysis:
     calculated_band: Band | None = None
     # How many independent samples the posterior's are worth.
     effective_samples: float | None = None
+    # The calculated curve between the points too, for pictures; where it is None, the points are all there is.
+    line: Line | None = None
 
     @property
     def points_cut(self) -> bool:
@@ -199,6 +211,25 @@ def refine(
 def target_of(prior: Prior, prepared: Prepared, mode: ResolutionMode, order: int) -> CurveTarget:
     """What a fit of the points minimises, with so many points of quadrature over the resolution."""
     return CurveTarget(prior, prepared.q, prepared.r, prepared.dr, prepared.sigma, mode, order)
+
+
+@torch.inference_mode()
+def drawn_line(prior: Prior, prepared: Prepared, mode: ResolutionMode, unit: np.ndarray) -> Line | None:
+    """The curve of the point `unit`, [P], at the measured q and evenly between them.
+
+    The resolution between two points is between theirs. None where the points are dense enough, and in the
+    mode `refl1d`, in which a curve depends on the points that it is calculated at.
+    """
+    q, place = np.unique(prepared.q, return_inverse=True)
+    each = -(-_DRAWN // len(q))
+    if each == 1 or len(q) < 2 or mode == "refl1d":
+        return None
+    # Of several points at one q, which angles have in common, the middle.
+    sigma = np.bincount(place, prepared.sigma) / np.bincount(place)
+    numbers = np.arange(len(q), dtype=np.float64)
+    fine = np.interp(np.linspace(0.0, len(q) - 1.0, (len(q) - 1) * each + 1), numbers, q)
+    seen = resolution(fine, np.interp(fine, q, sigma), mode, FINAL_ORDER)
+    return Line(fine, prior.curves(seen, prior.values(torch.from_numpy(unit)[None]))[0].numpy())
 
 
 def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> Prepared:

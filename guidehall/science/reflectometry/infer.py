@@ -54,6 +54,8 @@ def run(params: InferParams, context: Context) -> InferResult:
     if params.layer_counts:
         evidence = list(_layer_evidence(params, measured, context))
     for solution, items in _solutions(params, measured, context):
+        for name, data, media_type in joint_files(items, solution.analyses):
+            context.artifact(name, data, media_type)
         for item, analysis, film in zip(items, solution.analyses, solution.films, strict=True):
             label = f"curve-{len(fitted) + 1}"
             fitted.append(_fitted(label, item, analysis))
@@ -115,7 +117,7 @@ def _options(params: InferParams, context: Context) -> dict[str, Any]:
         "probe": probe_of(params.instrument),
         "seed": context.seed,
         "how": Search(starts=params.starts),
-        "segmented": params.instrument.segments,
+        "segments": params.instrument.segment_bounds if params.instrument.segments else None,
         "pulse": lambda: raise_if_cancelled(context),
     }
 
@@ -180,13 +182,12 @@ def answer_files(
     band = analysis.sld_band
     bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
     figures = {
-        "fit": plots.fit(curve, analysis.calculated),
-        "q4": plots.fit_q4(curve, analysis.calculated),
+        "fit": plots.fit(curve, analysis.calculated, analysis.line),
+        "q4": plots.fit_q4(curve, analysis.calculated, analysis.line),
         "sld": plots.sld_bands(analysis.z, analysis.sld, *bands),
     }
     for name, figure in figures.items():
-        yield f"{label}-{name}.png", plots.picture(figure, "png"), "image/png"
-        yield f"{label}-{name}.svg", plots.picture(figure, "svg", f"{label}-{name}"), "image/svg+xml"
+        yield from plots.files(f"{label}-{name}", figure)
     yield f"{label}.ort", export.to_ort(curve, analysis.calculated, film), "text/plain"
     yield f"{label}.csv", export.to_csv(curve, analysis.calculated), "text/csv"
     profile = io.BytesIO()
@@ -203,6 +204,13 @@ def answer_files(
     for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
         text = script(curve, film, scale=scale, background=background, free=free)
         yield f"{label}-{package}.py", text.encode(), "text/x-python"
+
+
+def joint_files(items: Sequence[Measured], analyses: Sequence[Analysis]) -> Iterator[tuple[str, bytes, str]]:
+    """Name, content and media type of the picture of several curves that were fitted together."""
+    if len(items) > 1:
+        names, curves = [item.name for item in items], [item.curve for item in items]
+        yield from plots.files("joint", plots.joint_answer(names, curves, analyses))
 
 
 def _beyond_scripts(instrument: Instrument, item: Measured, analysis: Analysis) -> bool:

@@ -6,16 +6,19 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from guidehall.science.pipeline import refuse_field
+from guidehall.science.pipeline import refuse_field, shown
 from guidehall.science.reflectometry.params import (
+    MAX_SEGMENTS,
     LayerName,
     Note,
     Params,
     Range,
     ResolutionConvention,
     ResolutionMode,
+    SegmentParameter,
     StackPrior,
     TrainingProbe,
+    segment_bounds,
 )
 
 MAX_CURVES = 200
@@ -49,6 +52,13 @@ class Instrument(Params):
         title="Own scale and background of each segment",
         description="Where a curve was measured at several angles that its file keeps apart.",
     )
+    segment_bounds: dict[SegmentParameter, Range] = Field(
+        default_factory=dict,
+        title="Bounds of single segments",
+        description='By name, such as "scale[2]" and "background[2]" of the second; others have the bounds'
+        " of the first.",
+        max_length=2 * MAX_SEGMENTS,
+    )
     resolution: float = Field(
         0.05,
         title="Resolution dq/q",
@@ -62,10 +72,19 @@ class Instrument(Params):
     @model_validator(mode="after")
     def _possible(self) -> Instrument:
         try:
-            probe_of(self)
+            probe = probe_of(self)
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             refuse_field(self, [str(part) for part in fault["loc"]], fault["input"], fault["msg"])
+        for name, bounds in self.segment_bounds.items():
+            if not self.segments:
+                refuse_field(self, ["segment_bounds"], name, "only where segments is set")
+            try:
+                segment_bounds(probe, name, bounds)
+            except ValidationError as error:
+                fault = error.errors(include_url=False)[0]
+                path = ["segment_bounds", name, *(str(part) for part in fault["loc"][1:])]
+                refuse_field(self, path, fault["input"], fault["msg"])
         return self
 
 
@@ -93,7 +112,9 @@ class OwnBounds(Params):
         ..., title="Curve", description="Its name in the file, or its place: 1, 2, …", max_length=200
     )
     bounds: dict[str, Range] = Field(
-        title="Own bounds", description='By the parameter\'s name, such as "water.sld".', max_length=100
+        title="Own bounds",
+        description='By the parameter\'s name, such as "water.sld", "scale" or "scale[2]".',
+        max_length=100,
     )
 
 
@@ -162,52 +183,51 @@ def with_layers(stack: StackPrior, count: int) -> StackPrior:
 class FoundParameter(Params):
     """A parameter that was found."""
 
-    name: str
-    unit: str
+    name: str = Field(title="Parameter")
     value: float
-    lower: float
-    upper: float
-    standard_error: float | None
-    interval_68: tuple[float, float] | None
-    interval_95: tuple[float, float] | None
+    standard_error: float | None = Field(title="± 1 SD")
+    interval_68: tuple[float, float] | None = Field(title="68 %")
+    interval_95: tuple[float, float] | None = Field(title="95 %")
+    unit: str
+    lower: float = Field(title="Lowest")
+    upper: float = Field(title="Highest")
 
 
 class FoundFilm(Params):
     """One of the films that explain the curves, by parameter; chi-square is that of all curves of the fit."""
 
-    chi_square: float
     values: dict[str, float]
+    chi_square: float = Field(title="chi-square")
 
 
 class FittedCurve(Params):
     """One curve and the answer to it. Artifacts begin with its `label`."""
 
-    label: LayerName
+    label: LayerName = Field(title="Files begin with")
     name: str
     points: int
-    chi_square: float | None
-    reduced_chi_square: float | None
-    mean_abs_log10_error: float | None
-    effective_samples: float | None
-    parameters: list[FoundParameter]
-    explanations: list[FoundFilm]
-    notes: list[Note]
+    chi_square: float | None = Field(title="Chi-square")
+    reduced_chi_square: float | None = Field(title="Chi-square per degree of freedom")
+    mean_abs_log10_error: float | None = Field(title="Mean |Δ log10 R|")
+    effective_samples: float | None = Field(title="Independent samples, about")
+    parameters: list[FoundParameter] = shown("table", "Parameters")
+    explanations: list[FoundFilm] = shown("columns", "Films that explain the curve, the best first")
+    notes: list[Note] = shown("table", "What to know of this answer")
 
 
 class LayerEvidence(Params):
     """How well a number of layers explains the data: differences of log evidence beyond 5 are decisive."""
 
     layers: int
-    log_evidence: float
+    log_evidence: float = Field(title="Log evidence")
     probability: float
-    chi_square: float
+    chi_square: float = Field(title="Chi-square")
 
 
 class InferResult(Params):
     """What the curves say."""
 
-    curves: list[FittedCurve]
-    layer_evidence: list[LayerEvidence]
-    # Name and value of what was fitted together.
+    curves: list[FittedCurve] = shown("sections", "Curve")
+    layer_evidence: list[LayerEvidence] = shown("table", "How many layers the data support")
     engine: str
     seconds: float

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
 from guidehall.science.reflectometry.formats.read import read_curves
 from guidehall.science.reflectometry.formats.safe_yaml import load_all
-from guidehall.science.reflectometry.infer import answer_files
+from guidehall.science.reflectometry.infer import answer_files, joint_files
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
+from guidehall.science.reflectometry.progress import ProgressLine
 from guidehall.science.reflectometry.solve import Measured, Solution, solve
 
 _LARGEST_SEED = 2**53 - 1
@@ -89,9 +91,17 @@ class Fit:
         """What a reader must know, of all curves."""
         return tuple(note for analysis in self.analyses for note in analysis.notes)
 
-    def plot(self, curve: int = 0) -> Figure:
-        """Curve number `curve` with the answer, what is left over, and the profile with its bands."""
-        item, analysis = self.curves[curve], self.analyses[curve]
+    def plot(self, curve: int | None = None) -> Figure:
+        """Measured and calculated curves, what is left over, and profiles with their bands.
+
+        Args:
+            curve: its place from 0, to draw one of several; without it all are drawn.
+        """
+        if curve is None and len(self.curves) > 1:
+            return plots.joint_answer(
+                [item.name for item in self.curves], [item.curve for item in self.curves], self.analyses
+            )
+        item, analysis = self.curves[curve or 0], self.analyses[curve or 0]
         return plots.answer(item.curve, analysis)
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -99,14 +109,20 @@ class Fit:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         written = []
+        for name, data in self._files():
+            path = target / name
+            path.write_bytes(data)
+            written.append(path)
+        return written
+
+    def _files(self) -> Iterator[tuple[str, bytes]]:
+        for name, data, _ in joint_files(self.curves, self.analyses):
+            yield name, data
         found = zip(self.curves, self.analyses, self.solution.films, strict=True)
         for place, (item, analysis, film) in enumerate(found, start=1):
-            label = f"curve-{place}"
-            for name, data, _ in answer_files(label, self.stack, self.instrument, item, analysis, film):
-                path = target / name
-                path.write_bytes(data)
-                written.append(path)
-        return written
+            files = answer_files(f"curve-{place}", self.stack, self.instrument, item, analysis, film)
+            for name, data, _ in files:
+                yield name, data
 
     def cite(self) -> str:
         """What to cite beside the data."""
@@ -126,13 +142,10 @@ class Fit:
             f"<td>{html.escape(p.unit)}</td></tr>"
             for p in self.parameters
         )
-        pictures = "".join(
-            f'<img alt="fit" src="data:image/png;base64,{_encoded(self.plot(place))}">'
-            for place in range(len(self.curves))
-        )
+        picture = f'<img alt="fit" src="data:image/png;base64,{_encoded(self.plot())}">'
         notes = "".join(f"<p>{html.escape(f'{note.code}: {note.message}')}</p>" for note in self.notes)
         head = "<tr><th>parameter</th><th>value</th><th>±</th><th>unit</th></tr>"
-        return f"<p>chi-square {self.chi_square:.6g}</p><table>{head}{rows}</table>{notes}{pictures}"
+        return f"<p>chi-square {self.chi_square:.6g}</p><table>{head}{rows}</table>{notes}{picture}"
 
 
 def _beside(parameter: Parameter) -> str:
@@ -158,6 +171,7 @@ def fit(
     samples: int = 500,
     starts: int = 24,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Fit:
     """Finds the film behind a measured curve, or behind several curves of one film.
 
@@ -172,6 +186,7 @@ def fit(
         samples: of the posterior, for intervals and bands; 0 leaves them out.
         starts: of the search.
         seed: the same gives the same answer.
+        progress: whether a line on standard error says how far it is; by default where that is a terminal.
 
     Raises:
         UserError: names what is wrong and what is allowed.
@@ -199,15 +214,19 @@ def fit(
         if isinstance(instrument, Instrument)
         else _valid(Instrument, instrument or {}, "instrument")
     )
-    solution = solve(
-        stack,
-        probe_of(known),
-        items,
-        seed=seed,
-        how=Search(starts=starts),
-        samples=samples,
-        segmented=known.segments,
-    )
+    wanted = sys.stderr.isatty() if progress is None else progress
+    with ProgressLine(sys.stderr if wanted else None) as line:
+        solution = solve(
+            stack,
+            probe_of(known),
+            items,
+            seed=seed,
+            how=Search(starts=starts),
+            samples=samples,
+            segments=known.segment_bounds if known.segments else None,
+            pulse=line.pulse,
+            tell=line.stage,
+        )
     return Fit(stack, known, items, solution)
 
 

@@ -42,6 +42,8 @@ MAX_LAYERS = 40
 MAX_LAYERS_IN_ALL = 400
 MAX_POINTS = 20_000
 MAX_FIXED_CURVES = 200_000
+# Runs of a curve, such as angles, that are kept apart.
+MAX_SEGMENTS = 32
 # 2 sqrt(2 ln 2)
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -73,6 +75,8 @@ class Params(BaseModel):
 
 
 ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,39}$")]
+# Of a further segment of a curve; the first has no number.
+SegmentParameter = Annotated[str, Field(pattern=r"^(scale|background)\[([2-9]|[12][0-9]|3[0-2])\]$")]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,39}$")]
 
 
@@ -518,11 +522,12 @@ class StackPrior(Params):
                     f"must differ from that of {seen[layer.name]}",
                 )
             seen[layer.name] = f"layers[{index}]"
+        # First: parameters that need one another in a circle leave nothing free either, but that is why.
+        self.intervals()
         if all(item.bounds.fixed for item in self.quantities()):
             refuse_field(
                 self, ["layers"], "only fixed values", "at least one parameter must have min below max"
             )
-        self.intervals()
         _ = self.sequence
         return self
 
@@ -664,6 +669,17 @@ class TrainingProbe(Params):
     def q(self) -> np.ndarray:
         """The network's grid, in 1/angstrom."""
         return grid(self.q_min, self.q_max, self.points, "log")
+
+
+def segment_bounds(probe: TrainingProbe, name: str, bounds: Range) -> Range:
+    """The bounds of a further segment's parameter, such as "scale[2]", held to the rules of the first's.
+
+    Raises:
+        ValidationError: they break one; its path begins with "scale" or "background".
+    """
+    kind = name.partition("[")[0]
+    checked: Range = getattr(TrainingProbe.model_validate({**dict(probe), kind: bounds}), kind)
+    return checked
 
 
 class Noise(Params):

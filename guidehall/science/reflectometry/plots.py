@@ -7,7 +7,7 @@ result, `picture` makes a file of one.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import matplotlib
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from guidehall.science.pipeline import Context
-from guidehall.science.reflectometry.analysis import Analysis
+from guidehall.science.reflectometry.analysis import Analysis, Line
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import EpochLosses
 
@@ -36,7 +36,7 @@ def curve_and_profile(curves: Lines, profiles: Lines) -> Figure:
     return figure
 
 
-def fit(curve: Curve, calculated: np.ndarray) -> Figure:
+def fit(curve: Curve, calculated: np.ndarray, line: Line | None = None) -> Figure:
     """Measured and calculated reflectivity in logarithmic axes, and what is left in units of dR below it.
 
     A point that is not above zero has no place there: it is drawn as an upper limit, at two standard
@@ -45,9 +45,10 @@ def fit(curve: Curve, calculated: np.ndarray) -> Figure:
     Args:
         curve: N points.
         calculated: [N], the model's curve at the same q.
+        line: the model's curve to draw; without it, that at the points.
     """
     figure = Figure(figsize=(7, 6), layout="constrained")
-    _draw_fit(figure, curve, calculated)
+    _draw_fit(figure, curve, calculated, line)
     return figure
 
 
@@ -55,40 +56,78 @@ def answer(curve: Curve, analysis: Analysis) -> Figure:
     """An answer to all points of a curve: the fit with what is left over, and the profile with its bands."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False)[0]
-    _draw_fit(left, curve, analysis.calculated)
+    _draw_fit(left, curve, analysis.calculated, analysis.line)
     band = analysis.sld_band
     bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
     _draw_sld(right.subplots(), analysis.z, analysis.sld, *bands)
     return figure
 
 
-def _draw_fit(figure: FigureBase, curve: Curve, calculated: np.ndarray) -> None:
+def joint_answer(names: Sequence[str], curves: Sequence[Curve], analyses: Sequence[Analysis]) -> Figure:
+    """An answer to several curves: all fits, each a decade below the one before, what is left, the profiles.
+
+    Args:
+        names: of the curves, for the legend.
+    """
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
+    upper, lower = left.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    profiles = right.subplots()
+    for place, (name, curve, analysis) in enumerate(zip(names, curves, analyses, strict=True)):
+        color, shift = f"C{place % 10}", 10.0**-place
+        label = name if place == 0 else f"{name}, R × $10^{{-{place}}}$"
+        line = analysis.line or (curve.q, analysis.calculated)
+        _draw_measured(upper, curve, np.full_like(curve.q, shift), color, label, limit_label="")
+        upper.plot(line[0], line[1] * shift, color="black", linewidth=1, zorder=3)
+        _draw_residuals(lower, curve, analysis.calculated, color)
+        band = analysis.sld_band
+        if band is not None:
+            profiles.fill_between(analysis.z, band.lower_95, band.upper_95, color=color, alpha=0.2, linewidth=0)
+        profiles.plot(analysis.z, analysis.sld, color=color, label=name)
+    upper.set(xscale="log", yscale="log", ylabel="Reflectivity")
+    lower.axhline(0.0, color="black", linewidth=1)
+    lower.set(xlabel=_Q_LABEL)
+    profiles.set(xlabel="Depth (Å)", ylabel=_SLD_LABEL)
+    for axes in (upper, lower, profiles):
+        axes.grid(True, alpha=0.3)
+    for axes in (upper, profiles):
+        axes.legend()
+    return figure
+
+
+def _draw_fit(figure: FigureBase, curve: Curve, calculated: np.ndarray, line: Line | None) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _draw_measured(upper, curve, np.ones_like(curve.q))
-    upper.plot(curve.q, calculated, color="C1", zorder=3, label="model")
+    upper.plot(*(line or (curve.q, calculated)), color="C1", zorder=3, label="model")
     upper.set(xscale="log", yscale="log", ylabel="Reflectivity")
     lower.axhline(0.0, color="C1")
-    if curve.dr is not None:
-        lower.plot(curve.q, (curve.r - calculated) / curve.dr, ".", color="C0")
-        lower.set(ylabel="(R - model) / dR")
-    else:
-        positive = (curve.r > 0) & (calculated > 0)
-        left = np.log10(curve.r[positive] / calculated[positive])
-        lower.plot(curve.q[positive], left, ".", color="C0")
-        lower.set(ylabel="log$_{10}$ R / model")
+    _draw_residuals(lower, curve, calculated, "C0")
     lower.set(xlabel=_Q_LABEL)
     for axes in (upper, lower):
         axes.grid(True, alpha=0.3)
     upper.legend()
 
 
-def fit_q4(curve: Curve, calculated: np.ndarray) -> Figure:
+def _draw_residuals(axes: Axes, curve: Curve, calculated: np.ndarray, color: str) -> None:
+    """What is left, in units of dR; without dR, log10 of measured over calculated."""
+    if curve.dr is not None:
+        axes.plot(curve.q, (curve.r - calculated) / curve.dr, ".", color=color)
+        axes.set(ylabel="(R - model) / dR")
+    else:
+        positive = (curve.r > 0) & (calculated > 0)
+        left = np.log10(curve.r[positive] / calculated[positive])
+        axes.plot(curve.q[positive], left, ".", color=color)
+        axes.set(ylabel="log$_{10}$ R / model")
+
+
+def fit_q4(curve: Curve, calculated: np.ndarray, line: Line | None = None) -> Figure:
     """R q^4, which a sharp interface makes level at high q, measured and calculated; arguments as `fit`."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     weight = curve.q**4
     _draw_measured(axes, curve, weight)
-    axes.plot(curve.q, calculated * weight, color="C1", zorder=3, label="model")
+    q, r = line or (curve.q, calculated)
+    axes.plot(q, r * q**4, color="C1", zorder=3, label="model")
     axes.set(yscale="log", xlabel=_Q_LABEL, ylabel="R q$^4$ (1/Å$^4$)")
     axes.grid(True, alpha=0.3)
     axes.legend()
@@ -167,9 +206,15 @@ def loss_curve(losses: Sequence[EpochLosses]) -> Figure:
 
 def attach(context: Context, name: str, figure: Figure) -> None:
     """Adds `name`.png and `name`.svg to the result."""
+    for filename, data, media_type in files(name, figure):
+        context.artifact(filename, data, media_type)
+
+
+def files(name: str, figure: Figure) -> Iterator[tuple[str, bytes, str]]:
+    """`name`.png and `name`.svg: name, content and media type of each."""
     kinds: dict[Literal["png", "svg"], str] = {"png": "image/png", "svg": "image/svg+xml"}
     for suffix, media_type in kinds.items():
-        context.artifact(f"{name}.{suffix}", picture(figure, suffix, name), media_type)
+        yield f"{name}.{suffix}", picture(figure, suffix, name), media_type
 
 
 def picture(figure: Figure, suffix: Literal["png", "svg"], name: str = "figure") -> bytes:
@@ -189,21 +234,27 @@ def _draw_lines(axes: Axes, lines: Lines) -> None:
     axes.legend()
 
 
-def _draw_measured(axes: Axes, curve: Curve, weight: np.ndarray) -> None:
+def _draw_measured(
+    axes: Axes,
+    curve: Curve,
+    weight: np.ndarray,
+    color: str = "C0",
+    label: str = "measured",
+    limit_label: str = "not above 0: upper limit (2 dR)",
+) -> None:
     """Points with error bars in a logarithmic axis; `weight` multiplies R."""
     above = curve.r > 0
     r, dr = curve.r * weight, None if curve.dr is None else curve.dr * weight
     bars = None if dr is None else dr[above]
     axes.errorbar(
-        curve.q[above], r[above], yerr=bars, fmt=".", markersize=4, linewidth=1, color="C0", label="measured"
+        curve.q[above], r[above], yerr=bars, fmt=".", markersize=4, linewidth=1, color=color, label=label
     )
     if dr is None:
         return
     limit = r + 2.0 * dr
     limited = ~above & (limit > 0)
     if limited.any():
-        label = "not above 0: upper limit (2 dR)"
-        axes.plot(curve.q[limited], limit[limited], "v", color="C0", alpha=0.5, label=label)
+        axes.plot(curve.q[limited], limit[limited], "v", color=color, alpha=0.5, label=limit_label)
 
 
 def _ends(*arrays: np.ndarray) -> tuple[float, float]:

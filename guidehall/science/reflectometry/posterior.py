@@ -16,7 +16,7 @@ unit cube, where for example two layers whose total thickness is known lie on a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,11 +73,19 @@ class Posterior:
     method: Literal["importance", "sequential"]
 
 
-def sample(target: Target, modes: Sequence[Mode], count: int, seed: int, row: int = 0) -> Posterior:
+def sample(
+    target: Target,
+    modes: Sequence[Mode],
+    count: int,
+    seed: int,
+    row: int = 0,
+    reached: Callable[[float], None] = lambda share: None,  # noqa: ARG005
+) -> Posterior:
     """Draws `count` samples of the posterior of data `row` of `target`, whose chi-square has these modes.
 
-    The same seed gives the same samples.
+    The same seed gives the same samples. `reached` is told the share of the way at each rung of the ladder.
     """
+    reached(0.0)
     generator = torch.Generator().manual_seed(seed)
     problem = _Problem(target, row)
     found = problem.descend(modes)
@@ -88,7 +96,9 @@ def sample(target: Target, modes: Sequence[Mode], count: int, seed: int, row: in
         log_evidence = float(torch.logsumexp(log_weights, 0)) - math.log(count)
         z = particles.z[_resample(log_weights, generator)]
         return Posterior(_unit(z).numpy(), log_evidence, effective, "importance")
-    z, log_evidence, effective = _climb(problem, _mixture(problem, found, _WARM), count, generator)
+    z, log_evidence, effective = _climb(
+        problem, _mixture(problem, found, _WARM), count, generator, reached
+    )
     return Posterior(_unit(z).numpy(), log_evidence, effective, "sequential")
 
 
@@ -216,7 +226,11 @@ class _Particles:
 
 
 def _climb(
-    problem: _Problem, mixture: _Mixture, count: int, generator: torch.Generator
+    problem: _Problem,
+    mixture: _Mixture,
+    count: int,
+    generator: torch.Generator,
+    reached: Callable[[float], None],
 ) -> tuple[Tensor, float, float]:
     """From the mixture to the posterior: particles, log evidence, and what the last rung left of them."""
     particles = _Particles.of(problem, mixture, count, generator)
@@ -232,6 +246,7 @@ def _climb(
         log_evidence += float(torch.logsumexp(log_weights, 0)) - math.log(count)
         effective = _effective(log_weights)
         place = end if step == end - place else place + step
+        reached(0.5 * place)
         particles = particles[_resample(log_weights, generator)]
         goal, most = (_LAST_CORRELATION, _LAST_MOVES) if place == 2.0 else (_CORRELATION, _MOVES)
         begun = particles.z

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 
 import numpy as np
@@ -84,17 +84,18 @@ class _Tied:
 class Segments:
     """Which setting of the instrument each point of one curve was measured in.
 
-    Each further segment has a scale and a background of its own, `scale[2]`, `background[2]` and so on, with
-    the bounds of the first.
+    Each further segment has a scale and a background of its own, `scale[2]`, `background[2]` and so on.
 
     Attributes:
         index: integers [N], from 0 and without gaps.
+        bounds: of those, by name; others have the bounds of the first segment.
 
     Raises:
         ValueError: there are gaps.
     """
 
     index: np.ndarray
+    bounds: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         found = np.unique(self.index)
@@ -198,8 +199,6 @@ class Prior:
         self._members = tensor([1.0])[None]
         if segments is not None:
             self._members = torch.eye(segments.count, dtype=torch.float64, device=device)[:, segments.index]
-        free = [parameter.name for parameter in self.free]
-        self._first_segment = [free.index(name.partition("[")[0]) for name in free]
         self._rows = self._gradient_rows()
 
     def values(self, unit: Tensor) -> Tensor:
@@ -229,8 +228,12 @@ class Prior:
         return sequence.draw(count, dtype=torch.float64).to(self._lower.device)
 
     def alike(self, unit: Tensor) -> Tensor:
-        """The points where all segments are like the first, from those of the same prior without segments."""
-        return unit[..., self._first_segment]
+        """The points where all segments are like the first, from those of the same prior without segments.
+
+        All segments must have the bounds of the first.
+        """
+        names = [parameter.name for parameter in self.free]
+        return unit[..., [names.index(name.partition("[")[0]) for name in names]]
 
     def films(self, values: Tensor) -> Media:
         """Films with these free parameters, fronting medium first."""
@@ -443,8 +446,10 @@ def _smoothed(stack: StackPrior, share: float) -> Iterator[_Tied]:
 
 
 def _slots(stack: StackPrior, probe: TrainingProbe, segments: Segments | None) -> Iterator[_Slot]:
+    own = {} if segments is None else segments.bounds
+
     def of_probe(kind: str, name: str) -> _Slot:
-        bounds: Range = getattr(probe, kind)
+        bounds: Range = own.get(name, getattr(probe, kind))
         log = kind == "background" and not bounds.fixed
         return _Slot(FreeParameter(name, _UNITS.get(kind, ""), bounds.min, bounds.max, log), kind, name)
 

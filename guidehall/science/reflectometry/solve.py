@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from guidehall.science.reflectometry.analysis import (
     Analysis,
     Prepared,
     describe,
+    drawn_line,
     given_resolution,
     target_of,
 )
@@ -37,11 +39,12 @@ from guidehall.science.reflectometry.params import (
     Stack,
     StackPrior,
     TrainingProbe,
+    segment_bounds,
 )
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.prior import FreeParameter, Prior, Segments
 from guidehall.science.reflectometry.verdict import doubts
-from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
+from guidehall.science.reflectometry.watched import Pulse, Tell, Watched, nothing, silent
 
 # Of a layer of a stack.
 _LONGEST_NAME = 40
@@ -92,8 +95,9 @@ def solve(
     how: Search,
     samples: int = 0,
     guess: Mapping[str, float] | None = None,
-    segmented: bool = False,
+    segments: Mapping[str, Range] | None = None,
     pulse: Pulse = nothing,
+    tell: Tell = silent,
 ) -> Solution:
     """Fits one film, or films that share parameters, to all curves together.
 
@@ -104,13 +108,16 @@ def solve(
         seed: of starts and samples.
         samples: of the posterior.
         guess: a start in the unit cube of the joint parameters, by their names.
-        segmented: whether each segment of a curve has a scale and a background of its own.
+        segments: bounds of the further segments of a curve, such as "scale[2]", each of which has a scale and
+            a background of its own, by default with the bounds of the first; those that a curve does not have
+            do not matter. None takes a curve as one.
         pulse: called often; what it raises ends the fit.
+        tell: called with each stage of the fit.
 
     Raises:
         UserError: a curve is wrong, or its own bounds name no parameter.
     """
-    cases = [_Case.of(stack, probe, item, index, segmented) for index, item in enumerate(measured)]
+    cases = [_Case.of(stack, probe, item, index, segments) for index, item in enumerate(measured)]
     names, free, columns = _joint(cases, measured)
     target = JointTarget([Watched(case.target, pulse) for case in cases], columns)
     smoother = JointTarget([Watched(LogTarget(case.target), pulse) for case in cases], columns)
@@ -120,9 +127,15 @@ def solve(
         # A curve may have more segments than the one before it: those begin like the first.
         start = [guess.get(name, guess.get(name.partition("[")[0], 0.5)) for name in names]
         guesses = torch.tensor(start, dtype=torch.float64)[None, None]
+    tell("looking for films that explain the data")
     modes = sharpen(exact, search(target, smoother, guesses, seed, how)[0])
     known = all(case.prepared.dr is not None for case in cases)
-    posterior = sample(target, modes, samples, seed) if samples and known else None
+    posterior = None
+    if samples and known:
+        posterior = sample(
+            target, modes, samples, seed, reached=lambda share: tell(f"sampling the posterior, {share:.0%}")
+        )
+    tell("profiles and bands")
     analyses = tuple(
         _analysis(case, np.array(places), modes, posterior, pulse)
         for case, places in zip(cases, columns, strict=True)
@@ -139,7 +152,7 @@ def series(
     seed: int,
     how: Search,
     samples: int = 0,
-    segmented: bool = False,
+    segments: Mapping[str, Range] | None = None,
     pulse: Pulse = nothing,
 ) -> Iterator[Solution]:
     """Fits curves one after the other, each from the answer to the one before: a film that dries.
@@ -156,7 +169,7 @@ def series(
             how=how,
             samples=samples,
             guess=known,
-            segmented=segmented,
+            segments=segments,
             pulse=pulse,
         )
         known |= zip((free.name for free in found.free), found.modes[0].unit.tolist(), strict=True)
@@ -173,10 +186,16 @@ class _Case:
     mode: ResolutionMode
     target: CurveTarget
     exact: CurveTarget
+    segmented: bool
 
     @classmethod
     def of(
-        cls, stack: StackPrior, probe: TrainingProbe, item: Measured, index: int, segmented: bool
+        cls,
+        stack: StackPrior,
+        probe: TrainingProbe,
+        item: Measured,
+        index: int,
+        segments: Mapping[str, Range] | None,
     ) -> _Case:
         where = f"curves[{index}]"
         item.curve.check(where)
@@ -184,13 +203,20 @@ class _Case:
             raise UserError(
                 f"{where}.beam_side", item.curve.beam_side, f"the stack is seen through its {stack.beam}"
             )
-        stack, probe = _with_own(stack, probe, item.own, f"{where}.own")
-        segment = item.curve.segment if segmented else None
-        prior = Prior(stack, probe, segments=None if segment is None else Segments(segment))
+        of_segments = {name: bounds for name, bounds in item.own.items() if "[" in name}
+        _check_segments(of_segments, 1 if segments is None else _segment_count(item), f"{where}.own")
+        whole = {name: bounds for name, bounds in item.own.items() if name not in of_segments}
+        stack, probe = _with_own(stack, probe, whole, f"{where}.own")
+        own_segments = None
+        if segments is not None and item.curve.segment is not None:
+            own_segments = Segments(
+                item.curve.segment, _of_segments(probe, {**segments, **of_segments}, f"{where}.own")
+            )
+        prior = Prior(stack, probe, segments=own_segments)
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
         targets = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
-        return cls(stack, prior, prepared, mode, *targets)
+        return cls(stack, prior, prepared, mode, *targets, segmented=own_segments is not None)
 
     def film(self, unit: np.ndarray) -> Stack:
         """The film at a point of the prior's unit cube, repeated layers written out."""
@@ -217,6 +243,25 @@ class _Case:
         return Stack.model_validate(
             {"fronting": parts[0], "layers": parts[1:-1], "backing": parts[-1], "beam": stack.beam}
         )
+
+
+def _segment_count(item: Measured) -> int:
+    return 1 if item.curve.segment is None else int(item.curve.segment.max()) + 1
+
+
+def _check_segments(bounds: Mapping[str, Range], count: int, where: str) -> None:
+    for name in bounds:
+        found = re.fullmatch(r"(?:scale|background)\[([0-9]{1,2})\]", name)
+        if found is None or not 2 <= int(found[1]) <= count:
+            there = f"scale[2] to background[{count}]" if count > 1 else "none, for the points are one segment"
+            raise UserError(where, name, f"parameters of further segments: {there}")
+
+
+def _of_segments(probe: TrainingProbe, bounds: Mapping[str, Range], where: str) -> dict[str, Range]:
+    try:
+        return {name: segment_bounds(probe, name, item) for name, item in bounds.items()}
+    except ValidationError as error:
+        raise first_fault(error, where) from None
 
 
 def _with_own(
@@ -287,4 +332,8 @@ def _analysis(
         case.prior, case.prepared, case.mode, own_modes[0].unit, "refined", own_modes, own, pulse
     )
     more = () if case.prepared.dr is None else tuple(doubts(case.exact, own_modes[0]))
-    return replace(analysis, notes=(*analysis.notes, *more))
+    # Segments have no curve between their points: each has a scale of its own.
+    line = None
+    if not case.segmented:
+        line = drawn_line(case.prior, case.prepared, case.mode, own_modes[0].unit)
+    return replace(analysis, notes=(*analysis.notes, *more), line=line)

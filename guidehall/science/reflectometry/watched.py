@@ -10,12 +10,18 @@ from torch import Tensor
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget
 
 Pulse = Callable[[], None]
+# Told what a long calculation is at, in words.
+Tell = Callable[[str], None]
 # In calculated points of curves: about half a second.
 _AT_ONCE = 4_000_000
 
 
 def nothing() -> None:
     """A pulse that never leaves."""
+
+
+def silent(stage: str) -> None:
+    """Tells nobody."""
 
 
 class Watched:

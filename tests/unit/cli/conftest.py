@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2, reflectometry_pb2_grpc
-from guidehall.contracts.results.v1 import results_pb2_grpc
+from guidehall.contracts.results.v1 import results_pb2, results_pb2_grpc
 from guidehall.core.errors import AppError, NotFound, to_status
 from guidehall.science import registry
 
@@ -33,6 +33,7 @@ class Peer(
     error: AppError | None = None
     job: jobs_pb2.Job = field(default_factory=lambda: jobs_pb2.Job(name=JOB, state=jobs_pb2.JOB_STATE_QUEUED))
     events: list[jobs_pb2.JobEvent] = field(default_factory=list)
+    result: results_pb2.Result | None = None
     analysis: reflectometry_pb2.AnalyzeCurveResponse = field(
         default_factory=reflectometry_pb2.AnalyzeCurveResponse
     )
@@ -62,6 +63,8 @@ class Peer(
         yield from (event for event in self.events if event.seq > request.after_seq)
 
     def GetResult(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        if self.result is not None:
+            return self.result
         self._refuse(NotFound(f"{request.name} does not exist"), context)
 
     def AnalyzeCurve(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -86,9 +89,12 @@ class Peer(
 
 def _pipeline(name: str) -> jobs_pb2.Pipeline:
     known = registry.pipeline(name)
-    schema = struct_pb2.Struct()
-    schema.update(registry.json_schema(name))
-    return jobs_pb2.Pipeline(name=name, version=known.version, title=known.title, params_schema=schema)
+    params, result = struct_pb2.Struct(), struct_pb2.Struct()
+    params.update(registry.json_schema(name))
+    result.update(registry.result_schema(name))
+    return jobs_pb2.Pipeline(
+        name=name, version=known.version, title=known.title, params_schema=params, result_schema=result
+    )
 
 
 @pytest.fixture

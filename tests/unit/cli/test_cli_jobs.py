@@ -17,7 +17,10 @@ import pytest
 from guidehall.cli import _extras
 from guidehall.cli._app import cli, run
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core import errors
+from guidehall.science.reflectometry.infer_params import FittedCurve, FoundFilm, FoundParameter, InferResult
+from guidehall.science.reflectometry.params import Note
 from tests.unit.cli.conftest import JOB, Peer
 
 
@@ -157,6 +160,80 @@ def test_missing_result_is_explained_by_the_job(
     assert run(["result", JOB]) == code
 
     assert said in capsys.readouterr().err
+
+
+def _found(name: str, films: int) -> FittedCurve:
+    parameters = [
+        FoundParameter(
+            name=key,
+            unit=unit,
+            value=value,
+            lower=0.0,
+            upper=300.0,
+            standard_error=error,
+            interval_68=None,
+            interval_95=(value - 1, value + 1) if error else None,
+        )
+        for key, unit, value, error in (
+            ("film.thickness", "angstrom", 210.5, 0.25),
+            ("film.roughness", "angstrom", 0.0, None),
+        )
+    ]
+    return FittedCurve(
+        label="curve-1",
+        name=name,
+        points=97,
+        chi_square=150.25,
+        reduced_chi_square=1.75,
+        mean_abs_log10_error=0.02,
+        effective_samples=None,
+        parameters=parameters,
+        explanations=[
+            FoundFilm(chi_square=150.25 + n, values={"film.thickness": 210.5 - 50 * n}) for n in range(films)
+        ],
+        notes=[Note("OUTSIDE_PRIOR", "film.roughness rests at its bound")],
+    )
+
+
+def test_result_shows_people_the_parameters_and_what_to_doubt(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = InferResult(
+        curves=[_found("D2O", 2), _found("H2O", 1)], layer_evidence=[], engine="torch", seconds=1.5
+    )
+    finished.result = results_pb2.Result(name=finished.job.result, pipeline="reflectometry.infer")
+    finished.result.document.update(result.model_dump(mode="json"))
+
+    assert run(["result", JOB]) == 0
+
+    shown = capsys.readouterr().out
+    lines = [re.split(r"\s{2,}", line.strip()) for line in shown.splitlines()]
+    assert ["PARAMETER", "VALUE", "± 1 SD", "95 %", "UNIT", "LOWEST", "HIGHEST"] in lines
+    assert ["film.thickness", "210.5", "0.25", "209.5 to 211.5", "angstrom", "0", "300"] in lines
+    assert ["Chi-square", "150.25"] in lines
+    assert ["Chi-square per degree of freedom", "1.75"] in lines
+    assert ["OUTSIDE_PRIOR", "film.roughness rests at its bound"] in lines
+    assert ["film.thickness", "210.5", "160.5"] in lines
+    # One film alone is the one above.
+    assert shown.count("Films that explain the curve") == 1
+    assert [line for line in shown.splitlines() if line.startswith("Curve ")] == ["Curve 1 of 2", "Curve 2 of 2"]
+
+    assert run(["result", JOB, "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["document"] == result.model_dump(mode="json")
+
+
+def test_result_of_a_pipeline_that_is_gone_shows_what_is_plain(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished.result = results_pb2.Result(name=finished.job.result, pipeline="toy.gone")
+    finished.result.document.update({"slope": 2.5, "points": [{"x": 1}]})
+
+    assert run(["result", JOB]) == 0
+
+    shown = capsys.readouterr().out
+    assert "slope  2.5" in shown
+    assert "also in the document (--json shows it): points" in shown
 
 
 @pytest.mark.parametrize("command", ["job", "cancel", "watch", "result"])

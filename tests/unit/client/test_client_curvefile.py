@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from guidehall.client import BeamSide, QUnit, Resolution, curvefile, read_curve
 from guidehall.client.errors import InvalidArgument
+from guidehall.science.reflectometry.formats import read_curves
 
 
 def _write(folder: Path, content: str | bytes, name: str = "curve.dat") -> Path:
@@ -99,6 +100,30 @@ def test_text_that_is_no_curve_is_refused_by_its_line(tmp_path: Path, text: str,
         read_curve(_write(tmp_path, text))
 
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize("numpy", [False, True])
+@pytest.mark.parametrize("left_out", [(2,), (3,), (2, 3)])
+def test_columns_of_nan_are_not_known_as_in_the_science(
+    tmp_path: Path, left_out: tuple[int, ...], numpy: bool
+) -> None:
+    rows = np.array([[0.02, 0.5, 0.05, 0.001], [0.01, 1.0, 0.1, 0.0005], [0.03, 0.1, 0.01, 0.0015]])
+    rows[:, left_out] = np.nan
+    text = "\n".join(" ".join(map(str, row)) for row in rows)
+    data = _npy(rows) if numpy else text.encode()
+    curve = read_curve(_write(tmp_path, data, "curve"), dq="sigma")
+    (known,) = read_curves(data, "curve", dq="sigma")
+
+    np.testing.assert_array_equal(curve.q, known.q)
+    for ours, theirs in ((curve.dr, known.dr), (curve.dq, known.dq)):
+        np.testing.assert_allclose(ours, [] if theirs is None else theirs)
+    assert (len(curve.dr), len(curve.dq)) == (0 if 2 in left_out else 3, 0 if 3 in left_out else 3)
+
+
+@pytest.mark.parametrize("text", ["0.01 1 nan\n0.02 1 0.1\n", "0.01 nan\n0.02 nan\n", "nan 1\nnan 1\n"])
+def test_a_nan_among_numbers_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidArgument, match="line 1: got 'nan'"):
+        read_curve(_write(tmp_path, text))
 
 
 def test_resolution_is_never_guessed(tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve, Metadata
-from guidehall.science.reflectometry.params import ResolutionConvention, sigma_of
+from guidehall.science.reflectometry.params import MAX_SEGMENTS, ResolutionConvention, sigma_of
 
 QUnit = Literal["1/angstrom", "1/nm"]
 
-# No instrument measures at more angles; a file that jumps more often has its points in no order.
-_MAX_SEGMENTS = 32
 _LENGTHS = {
     "angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0,
     "nm": 0.1, "nanometer": 0.1, "nanometre": 0.1, "nanometers": 0.1, "nanometres": 0.1,
@@ -129,7 +127,8 @@ def _in_order(q: np.ndarray, notes: list[str]) -> tuple[np.ndarray, np.ndarray |
     if points[0]:
         run = run[-1] - run
     order = np.argsort(q[points], kind="stable")
-    if run.max() >= _MAX_SEGMENTS:
+    # No instrument measures at more angles; a file that jumps more often has its points in no order.
+    if run.max() >= MAX_SEGMENTS:
         notes.append("the points of the file come in no order of q; they were sorted")
         return points[order], None
     return points[order], run[order] if run.max() > 0 else None

@@ -20,6 +20,7 @@ from guidehall.science.reflectometry import infer
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
 from guidehall.science.reflectometry.infer_params import InferParams, InferResult, probe_of
+from guidehall.science.reflectometry.params import Range
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
 from guidehall.science.reflectometry.solve import Measured, series, solve
@@ -129,8 +130,9 @@ def test_contrasts_share_what_is_not_their_own(tmp_path: Path) -> None:
         {"curve": "2", "bounds": {"water.sld": {"min": -0.6, "max": 0.0}}},
     ]
     params = {"stack": stack, "relation": "contrasts", "contrasts": contrasts, "samples": 0}
-    result, _ = fitted(tmp_path, file, params)
+    result, context = fitted(tmp_path, file, params)
     first, second = ({p.name: p.value for p in curve.parameters} for curve in result.curves)
+    assert {"joint.png", "joint.svg", "curve-2-fit.png"} <= set(context.artifacts)
     assert first["film.thickness"] == second["film.thickness"] == pytest.approx(210, abs=1)
     assert first["water.sld"] == pytest.approx(6.2, abs=0.1)
     assert second["water.sld"] == pytest.approx(-0.4, abs=0.1)
@@ -280,10 +282,58 @@ def test_each_contrast_has_scales_of_its_own_segments() -> None:
         [Measured("a", split), Measured("b", other)],
         seed=0,
         how=Search(starts=4, rounds=1),
-        segmented=True,
+        segments={},
     )
     scales = [{p.name: p.value for p in one.parameters}["scale[2]"] for one in found.analyses]
     assert scales == pytest.approx([1.1, 1.0], abs=0.03)
+
+
+@pytest.mark.parametrize("place", ["instrument", "contrasts"])
+def test_segments_may_have_bounds_of_their_own(tmp_path: Path, place: str) -> None:
+    _, split = segmented_curves()
+    # In the order of the angles, as a file has them: what is a segment is told by where q falls.
+    table = np.stack([split.q, split.r, split.dr, split.dq], axis=1)  # type: ignore[arg-type]
+    file = tmp_path / "angles.txt"
+    overlap = table[38:40] * np.array([1.0, 1.1, 1.1, 1.0])
+    np.savetxt(file, np.concatenate([table[:40], overlap, table[40:]]))
+    # 1.1 lies outside of the bounds of the first.
+    own = {"scale[2]": {"min": 1.05, "max": 1.5}, "background[2]": 1e-6}
+    instrument: dict[str, object] = {"scale": {"min": 0.95, "max": 1.05}, "segments": True}
+    more: dict[str, object] = {"relation": "contrasts", "contrasts": [{"curve": "1", "bounds": own}]}
+    if place == "instrument":
+        instrument["segment_bounds"], more = own, {}
+    params = {"stack": FILM, "instrument": instrument, "dq_convention": "sigma", "starts": 4, "samples": 0}
+    result, _ = fitted(tmp_path, file, {**params, **more})
+    found = {parameter.name: parameter for parameter in result.curves[0].parameters}
+    assert found["scale[2]"].value == pytest.approx(1.1, abs=0.03)
+    assert (found["scale[2]"].lower, found["scale[2]"].upper) == (1.05, 1.5)
+    assert (found["scale"].lower, found["scale"].upper) == (0.95, 1.05)
+    assert "background[2]" not in found
+
+
+@pytest.mark.parametrize(
+    ("instrument", "field"),
+    [
+        ({"segment_bounds": {"scale[2]": 1.0}}, "instrument.segment_bounds"),
+        ({"segments": True, "segment_bounds": {"scale[2]": -1.0}}, "instrument.segment_bounds.scale[2].min"),
+        ({"segments": True, "segment_bounds": {"scale[1]": 1.0}}, "instrument.segment_bounds.scale[1].[key]"),
+        ({"segments": True, "segment_bounds": {"q_offset[2]": 1.0}}, "instrument.segment_bounds.q_offset[2].[key]"),
+    ],
+)
+def test_impossible_bounds_of_segments_are_refused(instrument: dict[str, object], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        InferParams.model_validate({"stack": FILM, "instrument": instrument})
+    assert field_errors(caught.value)[0][0] == field
+
+
+def test_bounds_of_segments_that_a_curve_does_not_have_are_refused() -> None:
+    whole, split = segmented_curves()
+    params = InferParams.model_validate({"stack": FILM})
+    for curve, name in ((whole, "scale[2]"), (split, "scale[3]")):
+        measured = [Measured("a", curve, {name: Range(min=0.5, max=1.5)})]
+        with pytest.raises(UserError) as caught:
+            solve(params.stack, probe_of(params.instrument), measured, seed=0, how=Search(), segments={})
+        assert caught.value.field == "curves[0].own"
 
 
 def test_curves_of_a_series_may_have_different_numbers_of_segments() -> None:
@@ -297,7 +347,7 @@ def test_curves_of_a_series_may_have_different_numbers_of_segments() -> None:
             measured,
             seed=0,
             how=Search(starts=4, rounds=1),
-            segmented=True,
+            segments={},
         )
     )
     assert [len(one.free) for one in found] == [9, 11, 9]

@@ -15,6 +15,7 @@ from guidehall.cli import _schema
 from guidehall.science import registry
 from guidehall.science.pipeline import field_errors
 from guidehall.science.reflectometry.examples import film_under_water
+from guidehall.science.reflectometry.infer_params import Instrument
 from guidehall.science.reflectometry.params import (
     NrSldParams,
     Probe,
@@ -90,6 +91,18 @@ def test_refuses_wrong_expressions(path: str, value: Any, field: str, reason: st
         NrSldParams.model_validate(changed(path, value))
     where = field if field.startswith("probe") else f"stack.layers[0].{field}"
     assert [found for found, said in field_errors(caught.value) if reason in said] == [where]
+
+
+def test_a_circle_of_expressions_is_named_though_it_leaves_nothing_free() -> None:
+    film = {"name": "film", "sld": 2.0, "thickness": "10 * film.roughness", "roughness": "film.thickness / 10"}
+    stack = {"fronting": {"name": "air", "sld": 0}, "layers": [film], "backing": {"name": "si", "sld": 2.07}}
+    with pytest.raises(ValidationError) as caught:
+        StackPrior.model_validate(stack)
+    ((field, said),) = field_errors(caught.value)
+    assert field == "layers[0].thickness.expression"
+    assert "needs itself: film.thickness -> film.roughness -> film.thickness" in said
+    with pytest.raises(ValidationError, match="at least one parameter must have min below max"):
+        StackPrior.model_validate({**stack, "layers": [{**film, "thickness": 100}]})
 
 
 @pytest.mark.parametrize(
@@ -284,5 +297,10 @@ def test_simulation_has_defaults_for_all_but_the_stack() -> None:
 def test_the_stacks_of_the_documentation_are_stacks() -> None:
     page = Path(__file__).parents[4] / "docs/reference/stacks-and-priors.md"
     blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    stacks = [StackPrior.model_validate(yaml.safe_load(block)["stack"]) for block in blocks]
+    documents = [yaml.safe_load(block) for block in blocks]
+    stacks = [StackPrior.model_validate(document["stack"]) for document in documents if "stack" in document]
+    instruments = [
+        Instrument.model_validate(document["instrument"]) for document in documents if "instrument" in document
+    ]
+    assert len(stacks) + len(instruments) == len(documents)
     assert [len(stack.sequence) for stack in stacks] == [1, 40, 2]
