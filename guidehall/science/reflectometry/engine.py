@@ -79,7 +79,9 @@ def reflectivity(q: Tensor, media: Media) -> Tensor:
     return out
 
 
-def gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+def gradient(
+    q: Tensor, media: Media, wanted: np.ndarray, rows: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Reflectivity and its derivatives.
 
     Args:
@@ -87,16 +89,20 @@ def gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tenso
         media: B films of M media.
         wanted: indices into the 4 M - 2 numbers of a film: sld [M], isld [M], thickness [M - 2],
             roughness [M - 1], q.
+        rows: where the derivative by each wanted number goes, counted from 0 without gaps; those that share a
+            row add up, as of a layer that is repeated. Without it each has a row of its own.
 
     Returns:
-        [B, N] and [B, len(wanted), N].
+        [B, N] and [B, R, N], R rows.
     """
+    rows = np.arange(len(wanted)) if rows is None else rows
+    height = int(rows.max(initial=-1)) + 1
     library = _library()
     if library is None or q.device.type != "cpu":
-        return _torch_gradient(q, media, wanted)
+        return _torch_gradient(q, media, wanted, rows)
     films, points = len(media.sld), q.shape[-1]
     out = torch.empty(films, points, dtype=torch.float64)
-    slopes = torch.empty(films, len(wanted), points, dtype=torch.float64)
+    slopes = torch.empty(films, height, points, dtype=torch.float64)
     held = [*_film_arrays(media), _points_of(q, films)]
     _call(
         library.guidehall_gradient,
@@ -105,27 +111,31 @@ def gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tenso
         points,
         held[4],
         int(q.ndim == 2),
-        _rows(media, wanted),
-        len(wanted),
+        _rows(media, wanted, rows),
+        height,
         out,
         slopes,
     )
     return out, slopes
 
 
-def pull(q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor) -> Tensor:
-    """Derivatives of the sum over points of weights x reflectivity, [B, len(wanted)].
+def pull(
+    q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor, rows: np.ndarray | None = None
+) -> Tensor:
+    """Derivatives of the sum over points of weights x reflectivity, [B, R].
 
     Args:
-        q, media, wanted: as in `gradient`.
+        q, media, wanted, rows: as in `gradient`.
         weights: [B, N].
     """
+    rows = np.arange(len(wanted)) if rows is None else rows
+    height = int(rows.max(initial=-1)) + 1
     library = _library()
     if library is None or q.device.type != "cpu":
-        _, slopes = _torch_gradient(q, media, wanted)
+        _, slopes = _torch_gradient(q, media, wanted, rows)
         return (slopes @ weights[..., None])[..., 0]
     films, points = len(media.sld), q.shape[-1]
-    out = torch.empty(films, len(wanted), dtype=torch.float64)
+    out = torch.empty(films, height, dtype=torch.float64)
     held = [*_film_arrays(media), _points_of(q, films), _array(weights.expand(films, points))]
     _call(
         library.guidehall_pull,
@@ -134,8 +144,8 @@ def pull(q: Tensor, media: Media, wanted: np.ndarray, weights: Tensor) -> Tensor
         points,
         held[4],
         int(q.ndim == 2),
-        _rows(media, wanted),
-        len(wanted),
+        _rows(media, wanted, rows),
+        height,
         held[5],
         out,
     )
@@ -181,11 +191,11 @@ def sampled_profile(media: Media, values: Tensor, points: int) -> tuple[Tensor, 
     return z, out
 
 
-def _rows(media: Media, wanted: np.ndarray) -> Tensor:
+def _rows(media: Media, wanted: np.ndarray, rows: np.ndarray) -> Tensor:
     """Where the engine puts the derivative by each number of a film; -1 for nowhere."""
-    rows = np.full(4 * media.sld.shape[1] - 2, -1, dtype=np.int32)
-    rows[wanted] = np.arange(len(wanted))
-    return torch.from_numpy(rows)
+    places = np.full(4 * media.sld.shape[1] - 2, -1, dtype=np.int32)
+    places[wanted] = rows
+    return torch.from_numpy(places)
 
 
 def _sizes(media: Media) -> tuple[int, int]:
@@ -220,7 +230,9 @@ def _call(function: ctypes._NamedFuncPointer, *arguments: Tensor | int) -> None:
         raise MemoryError
 
 
-def _torch_gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+def _torch_gradient(
+    q: Tensor, media: Media, wanted: np.ndarray, rows: np.ndarray
+) -> tuple[Tensor, Tensor]:
     # Each point is taken for a film of its own, so that one backward pass gives all derivatives.
     films, points = len(media.sld), q.shape[-1]
     q_each = q.expand(films, points).reshape(-1, 1)
@@ -238,6 +250,8 @@ def _torch_gradient(q: Tensor, media: Media, wanted: np.ndarray) -> tuple[Tensor
             # A film of two media has no thickness.
             found = torch.autograd.grad(r.sum(), leaves, allow_unused=True, materialize_grads=True)
             curves.append(r.detach()[:, 0])
-            slopes.append(torch.cat(found, dim=1)[:, torch.as_tensor(wanted, device=q.device)])
+            each = torch.cat(found, dim=1)[:, torch.as_tensor(wanted, device=q.device)]
+            summed = each.new_zeros(len(each), int(rows.max(initial=-1)) + 1)
+            slopes.append(summed.index_add_(1, torch.as_tensor(rows, device=q.device), each))
     r = torch.cat(curves).reshape(films, points)
-    return r, torch.cat(slopes).reshape(films, points, len(wanted)).transpose(1, 2).contiguous()
+    return r, torch.cat(slopes).reshape(films, points, -1).transpose(1, 2).contiguous()

@@ -281,8 +281,8 @@ class Prior:
         values = self.values(unit)
         numbers = self._complete(values)
         media = self._from_the_beam(numbers)
-        wanted, sources = self._rows
-        r, by_number = engine.gradient(self._seen(resolution.q, numbers), media, wanted)
+        wanted, places, sources = self._rows
+        r, by_number = engine.gradient(self._seen(resolution.q, numbers), media, wanted, places)
         rows = torch.cat([r[:, None], by_number], dim=1)
         if self._overfills:
             share, slope = self._share(resolution.q, numbers)
@@ -292,8 +292,7 @@ class Prior:
         scale = self._each(numbers, "scale")
         shape = (len(unit), len(self._defaults), len(resolution.first))
         slopes = torch.zeros(shape, dtype=torch.float64, device=unit.device)
-        # Those of a repeated layer add up.
-        slopes.index_add_(1, sources, scale[:, None] * blurred[:, 1:])
+        slopes[:, sources] = scale[:, None] * blurred[:, 1:]
         slopes[:, self._columns["scale"]] = self._members * blurred[:, :1]
         slopes[:, self._columns["background"]] = self._members.expand(-1, shape[2])
         if self._ties:
@@ -317,7 +316,7 @@ class Prior:
         values = self.values(unit)
         numbers = self._complete(values)
         media = self._from_the_beam(numbers)
-        wanted, sources = self._rows
+        wanted, places, sources = self._rows
         weights = resolution.spread(self._each(numbers, "scale") * gradients)
         by_number = torch.zeros_like(numbers)
         seen = self._seen(resolution.q, numbers)
@@ -329,7 +328,7 @@ class Prior:
                 by_number[:, self._columns["footprint_q"]] = (weights * r * slope).sum(1, keepdim=True)
                 r = r * share
             weights = weights * share
-        by_number.index_add_(1, sources, engine.pull(seen, media, wanted, weights))
+        by_number[:, sources] = engine.pull(seen, media, wanted, weights, places)
         if r is not None:
             by_number[:, self._columns["scale"]] = self._by_segment(gradients * engine.blur(resolution, r))
         by_number[:, self._columns["background"]] = self._by_segment(gradients)
@@ -347,8 +346,11 @@ class Prior:
         """Derivative of each value by its place in the unit cube, [B, P]."""
         return self._width * torch.where(self._log, values, 1.0)
 
-    def _gradient_rows(self) -> tuple[np.ndarray, Tensor]:
-        """Which derivatives the engine must give, and the columns of the numbers that they belong to."""
+    def _gradient_rows(self) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Which derivatives the engine must give, the row of each, and the number that each row is by.
+
+        A repeated layer has its numbers in several places, whose derivatives add up in one row.
+        """
         media = len(self._columns["sld"])
         starts = {"sld": 0, "isld": media, "thickness": 2 * media, "roughness": 3 * media - 2}
         moving = {*self._free_columns, *(self._keys.index(tie.key) for tie in self._ties)}
@@ -363,7 +365,12 @@ class Prior:
         for column in moving.intersection(self._columns["q_offset"]):
             wanted.append(4 * media - 3)
             sources.append(column)
-        return np.array(wanted, dtype=np.int64), torch.tensor(sources, device=self._lower.device)
+        columns, rows = np.unique(np.array(sources, dtype=np.int64), return_inverse=True)
+        return (
+            np.array(wanted, dtype=np.int64),
+            rows,
+            torch.from_numpy(columns).to(self._lower.device),
+        )
 
     def _seen(self, q: Tensor, numbers: Tensor) -> Tensor:
         """Where the curve is calculated: the instrument's q is too small by the offset."""

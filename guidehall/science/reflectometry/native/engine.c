@@ -90,7 +90,7 @@ typedef struct {
     const char *name;
     int lanes;
     void (*reflectivity)(const Film *, const double *, int, double *);
-    void (*gradient)(const Film *, const double *, int, double *, double *, char *);
+    void (*gradient)(const Film *, const double *, int, int, double *, double *, char *);
     void (*pull)(const Film *, const double *, int, const double *, int, double *, char *);
     void (*profile)(const Film *, const double *, int, double *, double *);
 } Set;
@@ -180,18 +180,19 @@ EXPORT int guidehall_reflectivity(int films, int media, const double *sld, const
 }
 
 /* The same, and grad[films][height][points]: derivatives by sld[M], isld[M], thickness[M - 2],
- * roughness[M - 1] and q, 4 M - 2 in all, of which number i goes to row rows[i] (nowhere when negative). */
+ * roughness[M - 1] and q, 4 M - 2 in all, of which number i goes to row rows[i] (nowhere when negative). Those of
+ * one row are added up: they are by one number that a film has in several places. */
 EXPORT int guidehall_gradient(int films, int media, const double *sld, const double *isld,
                               const double *thickness, const double *roughness, int points, const double *q,
                               int own_q, const int32_t *rows, int height, double *out, double *grad) {
     double *room = malloc(2 * (size_t)media * sizeof *room);
-    char *scratch = scratch_of(media, 0);
+    char *scratch = scratch_of(media, height);
     const int lost = !room || !scratch;
     for (size_t b = 0; !lost && b < (size_t)films; b++) {
         Film film = film_of(media, sld + b * media, isld + b * media, thickness + b * (media - 2),
                             roughness + b * (media - 1), room);
         film.rows = rows;
-        chosen->gradient(&film, q + (own_q ? b * points : 0), points, out + b * points,
+        chosen->gradient(&film, q + (own_q ? b * points : 0), points, height, out + b * points,
                          grad + b * height * points, scratch);
     }
     free(scratch);

@@ -187,13 +187,12 @@ static void NAME(reflectivity)(const Film *film, const double *q, int points, do
     }
 }
 
-/* |r|^2 and its derivatives, by one sweep up the stack and one down it. The derivative by each wanted number is
- * stored, or where there are weights its weighted sum over the points is added to.
+/* |r|^2 and its derivatives, by one sweep up the stack and one down it. The derivative by each wanted number,
+ * times the weight, is added to the sum of its row; behind its media, `scratch` holds these sums.
  *
  * With A = r_below e the amplitude that arrives at an interface from below it, e = exp(2 i k d):
  * dr/dF = (1 - A^2)/(1 + F A)^2 and dr/dA = (1 - F^2)/(1 + F A)^2. */
-FN void NAME(slopes)(const Film *film, vd q, double *out, double *grad, int stride, int count, char *scratch,
-                     int weighted, vd weight, int real) {
+FN void NAME(slopes)(const Film *film, vd q, double *out, int count, char *scratch, vd weight, int real) {
     vc *const k = (vc *)scratch, *const F = k + film->media, *const E = F + film->media, *const A = E + film->media,
              *const e = A + film->media;
     const int last = film->media - 1;
@@ -234,10 +233,7 @@ FN void NAME(slopes)(const Film *film, vd q, double *out, double *grad, int stri
 #define PUT(column, value)                                                     \
     do {                                                                       \
         const int row_ = film->rows[column];                                   \
-        if (row_ >= 0 && weighted)                                             \
-            sums[row_] += weight * (value);                                    \
-        else if (row_ >= 0)                                                    \
-            store(grad + (size_t)row_ * stride, (value), count);               \
+        if (row_ >= 0) sums[row_] += weight * (value);                         \
     } while (0)
     for (int j = 0; j <= last; j++) {
         vc carried = {all(0.0), all(0.0)};
@@ -279,15 +275,19 @@ FN void NAME(slopes)(const Film *film, vd q, double *out, double *grad, int stri
 #undef PUT
 }
 
-static void NAME(gradient)(const Film *film, const double *q, int points, double *out, double *grad,
+/* grad[height][points]: the derivatives. */
+static void NAME(gradient)(const Film *film, const double *q, int points, int height, double *out, double *grad,
                            char *scratch) {
+    vd *const sums = (vd *)(scratch + 5 * sizeof(vc) * film->media);
     for (int n = 0; n < points; n += LANES) {
         const int count = points - n < LANES ? points - n : LANES;
-        const vd at = NAME(points_at)(q, n, points), none = all(0.0);
+        const vd at = NAME(points_at)(q, n, points), one = all(1.0);
+        for (int row = 0; row < height; row++) sums[row] = all(0.0);
         if (NAME(all_real)(film, at))
-            NAME(slopes)(film, at, out + n, grad + n, points, count, scratch, 0, none, 1);
+            NAME(slopes)(film, at, out + n, count, scratch, one, 1);
         else
-            NAME(slopes)(film, at, out + n, grad + n, points, count, scratch, 0, none, 0);
+            NAME(slopes)(film, at, out + n, count, scratch, one, 0);
+        for (int row = 0; row < height; row++) store(grad + (size_t)row * points + n, sums[row], count);
     }
 }
 
@@ -303,9 +303,9 @@ static void NAME(pull)(const Film *film, const double *q, int points, const doub
         vd weight = all(0.0);
         memcpy(&weight, weights + n, 8 * (size_t)count);
         if (NAME(all_real)(film, at))
-            NAME(slopes)(film, at, unused, NULL, 0, count, scratch, 1, weight, 1);
+            NAME(slopes)(film, at, unused, count, scratch, weight, 1);
         else
-            NAME(slopes)(film, at, unused, NULL, 0, count, scratch, 1, weight, 0);
+            NAME(slopes)(film, at, unused, count, scratch, weight, 0);
     }
     for (int row = 0; row < height; row++) {
         double sum = 0.0;

@@ -274,6 +274,18 @@ def test_the_engine_gives_the_derivatives_of_torch(media: Media) -> None:
     torch.testing.assert_close(pulled[0], found, rtol=1e-9, atol=1e-12)
 
 
+def test_derivatives_that_share_a_row_add_up() -> None:
+    q, media = torch.linspace(0.01, 0.2, 21, dtype=torch.float64), small_films()
+    each = engine.gradient(q, media, np.arange(10))[1]
+    wanted, rows = np.array([1, 2, 6, 9]), np.array([1, 0, 1, 2])
+    shared = engine.gradient(q, media, wanted, rows)[1]
+    expected = torch.stack([each[:, 2], each[:, 1] + each[:, 6], each[:, 9]], dim=1)
+    torch.testing.assert_close(shared, expected, rtol=1e-12, atol=0.0)
+    weights = torch.linspace(1.0, 2.0, 21, dtype=torch.float64).expand(3, 21)
+    pulled = engine.pull(q, media, wanted, weights, rows)
+    torch.testing.assert_close(pulled, (expected * weights[:, None]).sum(2), rtol=1e-10, atol=1e-18)
+
+
 def test_gradients_are_those_of_differences() -> None:
     sld = torch.tensor([[0.0, 3.5, 1.0, 6.36]], dtype=torch.float64, requires_grad=True)
     thickness = torch.tensor([[20.0, 150.0]], dtype=torch.float64, requires_grad=True)
