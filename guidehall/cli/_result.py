@@ -29,7 +29,10 @@ def show(document: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
 def _show(document: Mapping[str, Any], schema: Mapping[str, Any], reader: Reader) -> Iterator[str]:
     """Prints a document and gives the names of what was left out."""
     fields = {name: reader.resolve(field) for name, field in reader.properties(schema).items()}
-    names = [*(name for name in fields if name in document), *(name for name in document if name not in fields)]
+    names = [
+        *(name for name in fields if name in document),
+        *(name for name in document if name not in fields),
+    ]
     titles = {name: str(fields.get(name, {}).get("title", name)) for name in names}
     pairs({titles[name]: document[name] for name in names if isinstance(document[name], str | int | float)})
     for name in names:
@@ -76,9 +79,7 @@ def _known(name: str, rows: Sequence[Mapping[str, Cell]]) -> bool:
     return any(row.get(name) not in ("", None) for row in rows)
 
 
-def _cells(
-    item: Mapping[str, Any], schema: Mapping[str, Any], reader: Reader
-) -> Iterator[tuple[str, Cell]]:
+def _cells(item: Mapping[str, Any], schema: Mapping[str, Any], reader: Reader) -> Iterator[tuple[str, Cell]]:
     """Titles and values of an object's fields; what an object in it holds, by its own names."""
     fields = {name: reader.resolve(field) for name, field in reader.properties(schema).items()}
     for name in [*(name for name in fields if name in item), *(name for name in item if name not in fields)]:

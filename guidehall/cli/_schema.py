@@ -106,7 +106,7 @@ class Reader:
         properties = schema.get("properties", {})
         # On its way the schema may have lost the order of its keys.
         order = [name for name in schema.get("propertyOrder", ()) if name in properties]
-        return {**dict.fromkeys(order, {}), **properties}
+        return {name: properties[name] for name in [*order, *properties]}
 
     def _target(self, reference: str) -> Mapping[str, Any]:
         node: Any = self._root

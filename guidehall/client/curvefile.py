@@ -138,15 +138,12 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
 
 def _not_known(table: FloatArray) -> NDArray[np.bool_]:
     """Which columns of [points, columns] are dR or dq and NaN throughout: so some files leave them out."""
-    found: NDArray[np.bool_] = np.isnan(table).all(axis=0)
-    found[:2] = False
-    return found
+    return np.isnan(table).all(axis=0) & (np.arange(table.shape[1]) >= 2)
 
 
 def _wrong(table: FloatArray) -> NDArray[np.bool_]:
     """Which numbers are not finite, in columns that are known."""
-    wrong: NDArray[np.bool_] = ~np.isfinite(table) & ~_not_known(table)
-    return wrong
+    return np.logical_not(np.isfinite(table)) & np.logical_not(_not_known(table))
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -186,8 +183,6 @@ def _from_npy(data: bytes, path: Path) -> FloatArray:
     if not 2 <= array.shape[1] <= 4 or array.shape[0] < 2:
         raise InvalidArgument.field(path.name, f"shape {shape}", f"{_COLUMNS}, and 2 points or more")
     rows = np.ascontiguousarray(array, dtype=np.float64)
-    wrong = _wrong(rows).any(axis=1)
-    if wrong.any():
-        index = int(np.argmax(wrong))
+    for index, _ in np.argwhere(_wrong(rows))[:1]:
         raise InvalidArgument.field(f"{path.name} point {index}", rows[index].tolist(), "finite numbers")
     return rows

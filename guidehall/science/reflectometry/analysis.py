@@ -131,7 +131,7 @@ class Analysis:
     calculated_band: Band | None = None
     # How many independent samples the posterior's are worth.
     effective_samples: float | None = None
-    # The calculated curve between the points too, for pictures; where it is None, the points are all there is.
+    # The calculated curve between the points too, for pictures; None where there is none but at the points.
     line: Line | None = None
 
     @property
@@ -221,13 +221,13 @@ def drawn_line(prior: Prior, prepared: Prepared, mode: ResolutionMode, unit: np.
     mode `refl1d`, in which a curve depends on the points that it is calculated at.
     """
     q, place = np.unique(prepared.q, return_inverse=True)
-    each = -(-_DRAWN // len(q))
-    if each == 1 or len(q) < 2 or mode == "refl1d":
+    gaps = len(q) - 1
+    if not 0 < gaps < _DRAWN or mode == "refl1d":
         return None
     # Of several points at one q, which angles have in common, the middle.
     sigma = np.bincount(place, prepared.sigma) / np.bincount(place)
-    numbers = np.arange(len(q), dtype=np.float64)
-    fine = np.interp(np.linspace(0.0, len(q) - 1.0, (len(q) - 1) * each + 1), numbers, q)
+    number = np.linspace(0.0, gaps, -(-_DRAWN // gaps) * gaps + 1)
+    fine = np.interp(number, np.arange(len(q)), q)
     seen = resolution(fine, np.interp(fine, q, sigma), mode, FINAL_ORDER)
     return Line(fine, prior.curves(seen, prior.values(torch.from_numpy(unit)[None]))[0].numpy())
 

@@ -230,9 +230,7 @@ def _call(function: ctypes._NamedFuncPointer, *arguments: Tensor | int) -> None:
         raise MemoryError
 
 
-def _torch_gradient(
-    q: Tensor, media: Media, wanted: np.ndarray, rows: np.ndarray
-) -> tuple[Tensor, Tensor]:
+def _torch_gradient(q: Tensor, media: Media, wanted: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     # Each point is taken for a film of its own, so that one backward pass gives all derivatives.
     films, points = len(media.sld), q.shape[-1]
     q_each = q.expand(films, points).reshape(-1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -142,25 +143,31 @@ class JointTarget:
     Args:
         targets: one for each curve.
         columns: for each, the places of its parameters among the joint ones.
+        pool: where the curves are calculated beside each other; without it, one after the other.
     """
 
-    def __init__(self, targets: Sequence[Target], columns: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, targets: Sequence[Target], columns: Sequence[Sequence[int]], pool: Executor | None = None
+    ) -> None:
+        self._map = map if pool is None else pool.map
         self._targets = list(targets)
         self._columns = [torch.tensor(list(places)) for places in columns]
         self.parameters = int(max(int(places.max()) for places in self._columns)) + 1
 
     def residuals(self, unit: Tensor, rows: Tensor) -> Tensor:
-        parts = zip(self._targets, self._columns, strict=True)
-        return torch.cat([target.residuals(unit[:, places], rows) for target, places in parts], dim=1)
+        def of(target: Target, places: Tensor) -> Tensor:
+            return target.residuals(unit[:, places], rows)
+
+        return torch.cat(list(self._map(of, self._targets, self._columns)), dim=1)
 
     def linearise(self, unit: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        values, slopes = [], []
-        for target, places in zip(self._targets, self._columns, strict=True):
+        def of(target: Target, places: Tensor) -> tuple[Tensor, Tensor]:
             residuals, derivative = target.linearise(unit[:, places], rows)
             whole = torch.zeros(len(unit), self.parameters, residuals.shape[1], dtype=torch.float64)
             whole[:, places] = derivative
-            values.append(residuals)
-            slopes.append(whole)
+            return residuals, whole
+
+        values, slopes = zip(*self._map(of, self._targets, self._columns), strict=True)
         return torch.cat(values, dim=1), torch.cat(slopes, dim=2)
 
 

@@ -67,8 +67,8 @@ def run(params: PlanParams, context: Context) -> PlanResult:
                 instrument.resolution_mode,
                 _ORDER,
             )
-            # From anywhere, as a measurement whose answer nobody knows: from the truth, a fit would stay there
-            # even where the data say nothing.
+            # From anywhere, as a measurement whose answer nobody knows: begun at the truth, a fit would stay
+            # there even where the data say nothing.
             anywhere = torch.empty(params.checks, 0, len(names), dtype=torch.float64)
             watched, smoother = (
                 Watched(one, lambda: raise_if_cancelled(context)) for one in (target, LogTarget(target))

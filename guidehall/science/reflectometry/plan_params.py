@@ -71,9 +71,9 @@ class PlannedTime(Params):
         standard_errors: expected, by parameter, in its unit.
         share_of_prior: the same over the standard deviation of the prior: 1 means that the measurement says
             nothing.
-        scatter: root mean square error of the fits of drawn measurements, each begun anywhere in the prior and
-            the best kept; empty without checks. Where it is much larger than the standard error, another film
-            explains the measurement as well.
+        scatter: root mean square error of the fits of drawn measurements, each begun anywhere in the prior
+            and the best kept; empty without checks. Where it is much larger than the standard error, another
+            film explains the measurement as well.
     """
 
     seconds: float

@@ -82,7 +82,9 @@ def joint_answer(names: Sequence[str], curves: Sequence[Curve], analyses: Sequen
         _draw_residuals(lower, curve, analysis.calculated, color)
         band = analysis.sld_band
         if band is not None:
-            profiles.fill_between(analysis.z, band.lower_95, band.upper_95, color=color, alpha=0.2, linewidth=0)
+            profiles.fill_between(
+                analysis.z, band.lower_95, band.upper_95, color=color, alpha=0.2, linewidth=0
+            )
         profiles.plot(analysis.z, analysis.sld, color=color, label=name)
     upper.set(xscale="log", yscale="log", ylabel="Reflectivity")
     lower.axhline(0.0, color="black", linewidth=1)

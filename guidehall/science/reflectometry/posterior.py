@@ -96,9 +96,7 @@ def sample(
         log_evidence = float(torch.logsumexp(log_weights, 0)) - math.log(count)
         z = particles.z[_resample(log_weights, generator)]
         return Posterior(_unit(z).numpy(), log_evidence, effective, "importance")
-    z, log_evidence, effective = _climb(
-        problem, _mixture(problem, found, _WARM), count, generator, reached
-    )
+    z, log_evidence, effective = _climb(problem, _mixture(problem, found, _WARM), count, generator, reached)
     return Posterior(_unit(z).numpy(), log_evidence, effective, "sequential")
 
 

@@ -365,12 +365,8 @@ class Prior:
         for column in moving.intersection(self._columns["q_offset"]):
             wanted.append(4 * media - 3)
             sources.append(column)
-        columns, rows = np.unique(np.array(sources, dtype=np.int64), return_inverse=True)
-        return (
-            np.array(wanted, dtype=np.int64),
-            rows,
-            torch.from_numpy(columns).to(self._lower.device),
-        )
+        each, rows = np.unique(np.array(sources, dtype=np.int64), return_inverse=True)
+        return np.array(wanted, dtype=np.int64), rows, torch.from_numpy(each).to(self._lower.device)
 
     def _seen(self, q: Tensor, numbers: Tensor) -> Tensor:
         """Where the curve is calculated: the instrument's q is too small by the offset."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -119,22 +122,33 @@ def solve(
     """
     cases = [_Case.of(stack, probe, item, index, segments) for index, item in enumerate(measured)]
     names, free, columns = _joint(cases, measured)
-    target = JointTarget([Watched(case.target, pulse) for case in cases], columns)
-    smoother = JointTarget([Watched(LogTarget(case.target), pulse) for case in cases], columns)
-    exact = JointTarget([Watched(case.exact, pulse) for case in cases], columns)
     guesses = torch.zeros(1, 0, len(names), dtype=torch.float64)
     if guess:
         # A curve may have more segments than the one before it: those begin like the first.
         start = [guess.get(name, guess.get(name.partition("[")[0], 0.5)) for name in names]
         guesses = torch.tensor(start, dtype=torch.float64)[None, None]
-    tell("looking for films that explain the data")
-    modes = sharpen(exact, search(target, smoother, guesses, seed, how)[0])
-    known = all(case.prepared.dr is not None for case in cases)
-    posterior = None
-    if samples and known:
-        posterior = sample(
-            target, modes, samples, seed, reached=lambda share: tell(f"sampling the posterior, {share:.0%}")
-        )
+    threads = min(len(cases), torch.get_num_threads())
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+
+        def joint(targets: Iterable[CurveTarget | LogTarget]) -> JointTarget:
+            # All curves are calculated together, so that one pulse is that of all.
+            pulses = itertools.chain([pulse], itertools.repeat(nothing))
+            return JointTarget(list(map(Watched, targets, pulses)), columns, pool)
+
+        target = joint(case.target for case in cases)
+        smoother = joint(LogTarget(case.target) for case in cases)
+        tell("looking for films that explain the data")
+        found = search(target, smoother, guesses, seed, how)[0]
+        modes = sharpen(joint(case.exact for case in cases), found)
+        posterior = None
+        if samples and all(case.prepared.dr is not None for case in cases):
+            posterior = sample(
+                target,
+                modes,
+                samples,
+                seed,
+                reached=lambda share: tell(f"sampling the posterior, {share:.0%}"),
+            )
     tell("profiles and bands")
     analyses = tuple(
         _analysis(case, np.array(places), modes, posterior, pulse)
@@ -215,8 +229,8 @@ class _Case:
         prior = Prior(stack, probe, segments=own_segments)
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
-        targets = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
-        return cls(stack, prior, prepared, mode, *targets, segmented=own_segments is not None)
+        target, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+        return cls(stack, prior, prepared, mode, target, exact, own_segments is not None)
 
     def film(self, unit: np.ndarray) -> Stack:
         """The film at a point of the prior's unit cube, repeated layers written out."""
@@ -253,7 +267,9 @@ def _check_segments(bounds: Mapping[str, Range], count: int, where: str) -> None
     for name in bounds:
         found = re.fullmatch(r"(?:scale|background)\[([0-9]{1,2})\]", name)
         if found is None or not 2 <= int(found[1]) <= count:
-            there = f"scale[2] to background[{count}]" if count > 1 else "none, for the points are one segment"
+            there = (
+                f"scale[2] to background[{count}]" if count > 1 else "none, for the points are one segment"
+            )
             raise UserError(where, name, f"parameters of further segments: {there}")
 
 

@@ -63,9 +63,9 @@ class Peer(
         yield from (event for event in self.events if event.seq > request.after_seq)
 
     def GetResult(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        if self.result is not None:
-            return self.result
-        self._refuse(NotFound(f"{request.name} does not exist"), context)
+        if self.result is None:
+            self._refuse(NotFound(f"{request.name} does not exist"), context)
+        return self.result
 
     def AnalyzeCurve(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._answer(request, context, self.analysis)

@@ -216,7 +216,10 @@ def test_result_shows_people_the_parameters_and_what_to_doubt(
     assert ["film.thickness", "210.5", "160.5"] in lines
     # One film alone is the one above.
     assert shown.count("Films that explain the curve") == 1
-    assert [line for line in shown.splitlines() if line.startswith("Curve ")] == ["Curve 1 of 2", "Curve 2 of 2"]
+    assert [line for line in shown.splitlines() if line.startswith("Curve ")] == [
+        "Curve 1 of 2",
+        "Curve 2 of 2",
+    ]
 
     assert run(["result", JOB, "--json"]) == 0
 

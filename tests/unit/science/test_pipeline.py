@@ -26,6 +26,7 @@ from guidehall.science.pipeline import (
 )
 from guidehall.science.registry import RegistryError, Science
 from tests.toy_science.params import LineParams, LineResult
+from tests.unit.science.reflectometry.test_infer import FILM
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,36 @@ def test_takes_points_from_a_dataset(tmp_path: Path) -> None:
     assert (result.slope, result.intercept) == pytest.approx((2.0, 1.0), abs=1e-6)
     with pytest.raises(UserError, match=r"inputs\.points: got no dataset"):
         registry.pipeline("toy.line").run({"from_dataset": True}, LocalContext(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "needed"),
+    [
+        ("reflectometry.infer", {"stack": FILM}, ["curves"]),
+        ("reflectometry.nr_sld", {"stack": FILM}, []),
+        ("reflectometry.nr_sld", {"stack": FILM, "curves_from_dataset": True}, ["curves"]),
+        ("reflectometry.pyreflect_cnn", {}, []),
+        ("reflectometry.pyreflect_cnn", {"curves_from_datasets": True}, ["nr_train", "sld_train"]),
+        ("reflectometry.import_model", {}, ["weights", "statistics"]),
+        ("reflectometry.import_model", {"kind": "chi"}, ["weights", "statistics", "perceptron"]),
+        ("reflectometry.sld_chi", {}, ["sld_curves", "chi_params"]),
+        ("reflectometry.nr_sld_chi", {}, ["sld_curves", "chi_params"]),
+        (
+            "reflectometry.nr_sld_chi",
+            {"cnn": None},
+            ["sld_curves", "chi_params", "weights", "statistics", "experimental_nr"],
+        ),
+    ],
+)
+def test_says_which_datasets_it_cannot_do_without(
+    tmp_path: Path, name: str, params: dict[str, object], needed: list[str]
+) -> None:
+    pipeline = registry.pipeline(name)
+    assert list(pipeline.needs(pipeline.params.model_validate(params))) == needed
+    assert set(needed) <= pipeline.datasets.keys()
+    if needed:
+        with pytest.raises(UserError, match=rf"^inputs\.({'|'.join(needed)}): got no dataset"):
+            pipeline.run(params, LocalContext(tmp_path))
 
 
 def test_paused_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:

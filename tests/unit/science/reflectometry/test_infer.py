@@ -317,7 +317,10 @@ def test_segments_may_have_bounds_of_their_own(tmp_path: Path, place: str) -> No
         ({"segment_bounds": {"scale[2]": 1.0}}, "instrument.segment_bounds"),
         ({"segments": True, "segment_bounds": {"scale[2]": -1.0}}, "instrument.segment_bounds.scale[2].min"),
         ({"segments": True, "segment_bounds": {"scale[1]": 1.0}}, "instrument.segment_bounds.scale[1].[key]"),
-        ({"segments": True, "segment_bounds": {"q_offset[2]": 1.0}}, "instrument.segment_bounds.q_offset[2].[key]"),
+        (
+            {"segments": True, "segment_bounds": {"q_offset[2]": 1.0}},
+            "instrument.segment_bounds.q_offset[2].[key]",
+        ),
     ],
 )
 def test_impossible_bounds_of_segments_are_refused(instrument: dict[str, object], field: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import runpy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import refnx
 import guidehall
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.progress import ProgressLine
 from tests.unit.science.reflectometry.test_infer import FILM
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
@@ -45,6 +48,34 @@ def test_a_film_is_found_and_shown(answer: Any, tmp_path: Path) -> None:
         answer["film.thicknes"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("progress", "stream", "drawn"),
+    [(None, Terminal, True), (None, io.StringIO, False), (True, io.StringIO, True), (False, Terminal, False)],
+)
+def test_a_terminal_is_told_how_far_a_fit_is(
+    monkeypatch: pytest.MonkeyPatch, progress: bool | None, stream: type[io.StringIO], drawn: bool
+) -> None:
+    said = stream()
+    monkeypatch.setattr("sys.stderr", said)
+    guidehall.fit(MEASURED / "e361r.txt", FILM, samples=20, starts=2, progress=progress)
+    assert ("looking for films" in said.getvalue()) is drawn
+    # Nothing is left on the line.
+    assert not said.getvalue().rpartition("\r")[2]
+
+
+def test_a_line_of_progress_is_gone_when_a_fit_fails() -> None:
+    said = io.StringIO()
+    with suppress(KeyError), ProgressLine(said) as line:
+        line.stage("looking")
+        raise KeyError
+    assert said.getvalue() == "\rlooking, 0 s\r" + " " * 12 + "\r"
+
+
 def test_three_liquids_share_one_film() -> None:
     curves = [
         guidehall.fit(MEASURED / f"{name}.txt", FILM, samples=0, starts=1).curves[0].curve
@@ -52,6 +83,12 @@ def test_three_liquids_share_one_film() -> None:
     ]
     own = [{"water.sld": {"min": 5.9, "max": 6.4}}, {"water.sld": {"min": 1.5, "max": 4.0}}]
     found = guidehall.fit(curves, FILM, own=own, samples=0, starts=12)
+    together = found.plot()
+    fits, _, profiles = (axes for part in together.subfigs for axes in part.axes)
+    labels = fits.get_legend_handles_labels()[1]
+    assert labels == ["1", "2, R × $10^{-1}$"]
+    assert [line.get_label() for line in profiles.lines] == ["1", "2"]
+    assert len(found.plot(1).subfigs[0].axes[0].get_legend_handles_labels()[1]) == 2
     names = [parameter.name for parameter in found.parameters]
     assert names.count("film.thickness") == 1
     assert {"1: water.sld", "2: water.sld"} <= set(names)

@@ -94,7 +94,12 @@ def test_refuses_wrong_expressions(path: str, value: Any, field: str, reason: st
 
 
 def test_a_circle_of_expressions_is_named_though_it_leaves_nothing_free() -> None:
-    film = {"name": "film", "sld": 2.0, "thickness": "10 * film.roughness", "roughness": "film.thickness / 10"}
+    film = {
+        "name": "film",
+        "sld": 2.0,
+        "thickness": "10 * film.roughness",
+        "roughness": "film.thickness / 10",
+    }
     stack = {"fronting": {"name": "air", "sld": 0}, "layers": [film], "backing": {"name": "si", "sld": 2.07}}
     with pytest.raises(ValidationError) as caught:
         StackPrior.model_validate(stack)
@@ -300,7 +305,9 @@ def test_the_stacks_of_the_documentation_are_stacks() -> None:
     documents = [yaml.safe_load(block) for block in blocks]
     stacks = [StackPrior.model_validate(document["stack"]) for document in documents if "stack" in document]
     instruments = [
-        Instrument.model_validate(document["instrument"]) for document in documents if "instrument" in document
+        Instrument.model_validate(document["instrument"])
+        for document in documents
+        if "instrument" in document
     ]
     assert len(stacks) + len(instruments) == len(documents)
     assert [len(stack.sequence) for stack in stacks] == [1, 40, 2]

@@ -12,6 +12,7 @@ from guidehall.science.reflectometry.plan_params import PlanParams
 from tests.unit.science.reflectometry.test_infer import FILM
 
 
+@pytest.mark.slow
 def test_longer_counting_gives_smaller_errors_and_fits_agree(tmp_path: Path) -> None:
     params = {
         "stack": FILM,
@@ -30,6 +31,25 @@ def test_longer_counting_gives_smaller_errors_and_fits_agree(tmp_path: Path) -> 
         # Of 60 fits, so known to 9 %; three times that.
         assert long.scatter[name] == pytest.approx(long.standard_errors[name], rel=0.3), name
     assert {"errors.png", "expected-curve.npy"} <= set(context.artifacts)
+
+
+def test_fits_do_not_know_the_truth_where_the_data_say_nothing(tmp_path: Path) -> None:
+    """Two equal layers in a row: of which is which, only the sum of their thicknesses is measured."""
+    half = {"thickness": {"min": 20, "max": 180}, "sld": 3.0, "roughness": 0}
+    stack = {
+        "fronting": {"name": "air", "sld": 0},
+        "layers": [{"name": "upper", **half}, {"name": "lower", **half}],
+        "backing": {"name": "silicon", "sld": 2.07, "roughness": 3},
+    }
+    params = {
+        "stack": stack,
+        "expected": {"upper.thickness": 100.0, "lower.thickness": 100.0},
+        "measurement": {"seconds": [1e4], "points": 60},
+        "checks": 20,
+    }
+    (time,) = plan.run(PlanParams.model_validate(params), LocalContext(tmp_path, seed=1)).times
+    # Of a standard deviation of the prior of 46: spread over much of it, not left at the truth.
+    assert time.scatter["upper.thickness"] > 20
 
 
 @pytest.mark.parametrize(

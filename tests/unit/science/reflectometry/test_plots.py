@@ -10,12 +10,17 @@ from xml.etree import ElementTree
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from guidehall.science.pipeline import LocalContext
 from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.analysis import Line, Prepared, drawn_line
 from guidehall.science.reflectometry.curves import Curve
-from guidehall.science.reflectometry.params import EpochLosses
+from guidehall.science.reflectometry.examples import film_under_water
+from guidehall.science.reflectometry.params import EpochLosses, ResolutionMode
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
 
 Q = np.array([0.01, 0.02, 0.03, 0.04])
 CURVE = Curve(Q, np.array([1.0, 0.1, -1e-4, -1.0]), np.array([0.1, 0.02, 1e-4, 0.1]))
@@ -124,6 +129,45 @@ def test_attaches_both_kinds(tmp_path: Path) -> None:
     plots.attach(context, "fit", plots.fit(CURVE, MODEL))
     assert context.artifacts == {"fit.png": "image/png", "fit.svg": "image/svg+xml"}
     assert (tmp_path / "artifacts/fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_is_drawn_between_the_points_where_it_is_known() -> None:
+    fine = Line(np.linspace(0.01, 0.04, 31), np.geomspace(1.0, 1e-4, 31))
+    drawn = lines(plots.fit(CURVE, MODEL, fine))
+    np.testing.assert_array_equal(drawn["model"], np.stack(fine, axis=1))
+    times_q4 = lines(plots.fit_q4(CURVE, MODEL, fine))["model"]
+    np.testing.assert_allclose(times_q4[:, 1], fine.r * fine.q**4)
+
+
+def fitted_curve(q: np.ndarray, sigma: np.ndarray, mode: ResolutionMode = "quadrature") -> Line | None:
+    params = film_under_water()
+    prior = Prior(params.stack, params.probe)
+    points = Prepared(q, np.ones_like(q), None, sigma, np.arange(len(q)), ())
+    return drawn_line(prior, points, mode, np.full(len(prior.free), 0.5))
+
+
+def test_the_drawn_line_is_the_curve_of_the_model() -> None:
+    params = film_under_water()
+    prior = Prior(params.stack, params.probe)
+    # Two angles that have a point in common.
+    q = np.array([0.01, 0.02, 0.05, 0.05, 0.1, 0.2])
+    sigma = np.array([0.01, 0.01, 0.01, 0.03, 0.03, 0.03]) * q
+    line = fitted_curve(q, sigma)
+    assert line is not None
+    assert len(line.q) >= 600
+    assert (np.diff(line.q) > 0).all()
+    values = prior.values(torch.full((1, len(prior.free)), 0.5, dtype=torch.float64))
+    between = np.array([0.015, 0.075, 0.15])
+    width = np.interp(between, [0.01, 0.02, 0.05, 0.1, 0.2], [1e-4, 2e-4, 1e-3, 3e-3, 6e-3])
+    expected = prior.curves(resolution(between, width, "quadrature", 101), values)[0].numpy()
+    np.testing.assert_allclose(np.interp(between, line.q, line.r), expected, rtol=2e-2)
+
+
+def test_dense_points_and_lines_between_points_need_no_other_line() -> None:
+    dense = np.geomspace(0.01, 0.2, 700)
+    assert fitted_curve(dense, 0.02 * dense) is None
+    sparse = np.geomspace(0.01, 0.2, 30)
+    assert fitted_curve(sparse, 0.02 * sparse, "refl1d") is None
 
 
 def test_pyplot_is_not_used() -> None:
