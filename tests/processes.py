@@ -66,6 +66,10 @@ class Program:
         """Ends it by a signal, if it has not ended; its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit status, when it has ended."""
         status = self._process.wait(timeout=_STOP_SECONDS)
         self._reader.join(timeout=10)
         assert self._process.stderr is not None
