@@ -39,7 +39,7 @@ from tests.fixtures.certificates import Authority
 from tests.fixtures.storage import READY
 from tests.processes import Program, Server
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # "mutual" must show a certificate besides its password; without TLS only the probe of readiness is heard.
 _ACCESS = """
