@@ -66,7 +66,15 @@ class Program:
         """Ends it by a signal, if it has not ended; its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(number)
-        status = self._process.wait(timeout=_STOP_SECONDS)
+        return self.wait(_STOP_SECONDS)
+
+    def wait(self, seconds: float = _START_SECONDS) -> int:
+        """Its exit status, when it has ended; what takes longer is killed."""
+        try:
+            status = self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
         self._reader.join(timeout=10)
         assert self._process.stderr is not None
         self._process.stderr.close()

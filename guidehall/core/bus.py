@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nats.js.errors import NotFoundError
 from guidehall.core.errors import Unavailable
 from guidehall.core.settings import NatsSettings
 from guidehall.core.telemetry import inject
-from guidehall.core.tls import client_context
+from guidehall.core.tls import client_context, fault
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,21 @@ class Message:
         _heed_cancellation()
 
 
+class _Client(Client):
+    """Never falls back to plaintext.
+
+    By itself the library encrypts only when the broker demands it: whoever answers in the broker's place
+    would be told the password.
+    """
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if "tls" in self.options and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise NatsError("nats.tls or nats.url asks for encryption, which the broker does not offer")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+
 class EventBus:
     """A connection that comes back by itself, however long the broker was away.
 
@@ -80,7 +96,7 @@ class EventBus:
         self._settings = settings
         self._name = name
         self._owns_streams = owns_streams
-        self._client = Client()
+        self._client = _Client()
         self._connecting: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._fetches: set[asyncio.Timeout] = set()
@@ -107,7 +123,8 @@ class EventBus:
             "name": self._name,
             "user": settings.user,
             "password": settings.password.get_secret_value() if settings.password else None,
-            "tls": client_context(settings.tls),
+            "tls": client_context(settings.tls)
+            or (url.startswith("tls://") and ssl.create_default_context()),
             "allow_reconnect": True,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": settings.reconnect_seconds,
@@ -132,7 +149,7 @@ class EventBus:
 
     async def _on_error(self, error: Exception) -> None:
         # While the broker is away the same error comes with every try.
-        text = str(error) or type(error).__name__
+        text = fault(error, "nats") or str(error) or type(error).__name__
         if text != self._last_error:
             self._last_error = text
             logger.warning("bus: %s", text)

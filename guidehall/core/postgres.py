@@ -14,13 +14,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from guidehall.core.errors import Aborted, AppError, Unavailable
-from guidehall.core.settings import PostgresSettings
-from guidehall.core.tls import client_context
+from guidehall.core.settings import PostgresSettings, SettingsError
+from guidehall.core.tls import client_context, fault
 
 logger = logging.getLogger(__name__)
 
 # Classes of SQLSTATE: connection, resources (such as too many connections), shutdown; a cancelled statement.
 _AWAY = ("08", "53", "57P", "57014")
+_NOT_LET_IN = "28"
 _SERIALIZATION_FAILURE = "40001"
 _DEADLOCK = "40P01"
 
@@ -72,7 +73,7 @@ def _told(*kinds: type[Exception]) -> Iterator[None]:
         meaning = _meaning(error)
         if meaning is None:
             raise
-        logger.warning("database: %s (%s)", meaning.reason, _sqlstate(error) or type(error).__name__)
+        logger.warning("database: %s (%s)", meaning.reason, _brief(error))
         raise meaning from error
 
 
@@ -94,6 +95,17 @@ def _sqlstate(error: Exception) -> str:
     return str(getattr(source, "sqlstate", None) or "")
 
 
+def _tls_fault(error: BaseException | None) -> str | None:
+    # asyncpg has no type for it.
+    if "rejected SSL upgrade" in str(error):
+        return "postgres.tls asks for encryption, which the server does not offer"
+    return fault(error, "postgres")
+
+
+def _brief(error: Exception) -> str:
+    return _tls_fault(error) or _sqlstate(error) or type(error).__name__
+
+
 def _unavailable(message: str, reason: str) -> Unavailable:
     return Unavailable(message, reason=reason, retry_after_seconds=1.0)
 
@@ -103,6 +115,7 @@ async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
 
     Raises:
         Unavailable: it did not within the time.
+        SettingsError: it does not let us in, or we do not trust it: waiting would not help.
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout_seconds
@@ -112,7 +125,14 @@ async def wait_until_ready(engine: AsyncEngine, timeout_seconds: float) -> None:
             async with transaction(engine) as connection:
                 await connection.exec_driver_sql("SELECT 1")
             return
-        except AppError:
+        except DBAPIError as error:
+            if not _sqlstate(error).startswith(_NOT_LET_IN):
+                raise
+            asked = "postgres.user, postgres.password or postgres.tls is not what the server asks for"
+            raise SettingsError(f"{asked}: {error.orig}") from None
+        except AppError as error:
+            if untrusted := _tls_fault(error.__cause__):
+                raise SettingsError(untrusted) from None
             if loop.time() >= give_up:
                 raise
             await asyncio.sleep(pause)
@@ -160,7 +180,7 @@ class Listener:
             finally:
                 connection.terminate()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            logger.warning("listening to the database: %s", type(error).__name__)
+            logger.warning("listening to the database: %s", _brief(error))
         return listening
 
     def _heard(self, _connection: object, _pid: int, channel: str, payload: str) -> None:

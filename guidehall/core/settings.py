@@ -156,8 +156,19 @@ class S3Settings(_Group):
     secret_key: SecretStr
     bucket: str = "guidehall"
     region: str = "us-east-1"
-    secure: bool = False
-    ca_file: Path | None = None
+    secure: bool = Field(False, description="TLS to an endpoint that does not say http:// or https://")
+    tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _certificates_are_for_tls(self) -> S3Settings:
+        if self.tls.enabled and not self.is_secure(self.endpoint):
+            raise ValueError("tls needs secure, or an endpoint that begins with https://")
+        return self
+
+    def is_secure(self, endpoint: str) -> bool:
+        """Whether an endpoint, host:port or a URL, is spoken to over TLS."""
+        scheme, separator, _ = endpoint.partition("://")
+        return scheme == "https" if separator else self.secure
 
 
 class OpsSettings(_Group):

@@ -20,14 +20,31 @@ def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
     Raises:
         SettingsError: the files cannot be read, or certificate and key do not belong together.
     """
-    if tls.cert_file is None or tls.key_file is None:
-        raise SettingsError("tls: a server needs cert_file and key_file")
-    files = _ServerFiles(tls.cert_file, tls.key_file, tls.client_ca_file, tls.reload_seconds)
+    files = _ServerFiles(tls)
     return grpc.dynamic_ssl_server_credentials(
         files.configuration(),
         files.changed,  # type: ignore[arg-type]  # the stubs forget that None is an answer
         require_client_authentication=tls.client_ca_file is not None,
     )
+
+
+def server_context(tls: TlsSettings) -> ssl.SSLContext:
+    """The same for servers that are not gRPC.
+
+    Raises:
+        SettingsError: as above.
+    """
+    files = _ServerFiles(tls)
+    current = context = files.context()
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal current
+        if files.changed() is not None:
+            current = files.context()
+        connection.context = current
+
+    context.sni_callback = renew
+    return context
 
 
 def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials:
@@ -44,7 +61,7 @@ def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials:
 
 
 def client_context(tls: TlsSettings) -> ssl.SSLContext | None:
-    """The same for connections that are not gRPC; None is plaintext.
+    """The same for connections that are not gRPC; None when nothing is set.
 
     Raises:
         SettingsError: the files cannot be read, or certificate and key do not belong together.
@@ -60,28 +77,62 @@ def client_context(tls: TlsSettings) -> ssl.SSLContext | None:
     return context
 
 
+def fault(error: BaseException | None, group: str) -> str | None:
+    """What a connection that did not come about says of its certificates, and which setting that is.
+
+    Args:
+        error: why it did not; what it comes from counts too.
+        group: of the connection's settings, such as "postgres".
+
+    Returns:
+        None when the error is about something else.
+    """
+    while error is not None and not isinstance(error, ssl.SSLError):
+        # urllib3 makes errors out of others without raising them from those.
+        held = next((part for part in error.args if isinstance(part, BaseException)), None)
+        error = error.__cause__ or error.__context__ or held
+    if error is None:
+        return None
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{group}.tls.ca_file does not vouch for the server: {error.verify_message}"
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    if "certificate" in reason or "unknown ca" in reason:
+        return f"{group}.tls.cert_file is not what the server asks for: {reason}"
+    return f"{group}.tls: no encrypted connection comes about: {reason}"
+
+
 class _ServerFiles:
     """Looks for changed files no more often than it is told to; gRPC asks at every handshake."""
 
-    def __init__(self, cert: Path, key: Path, client_ca: Path | None, reload_seconds: float) -> None:
-        self._cert = cert
-        self._key = key
-        self._client_ca = client_ca
-        self._reload_seconds = reload_seconds
+    def __init__(self, tls: TlsSettings) -> None:
+        if tls.cert_file is None or tls.key_file is None:
+            raise SettingsError("tls: a server needs cert_file and key_file")
+        self._cert, self._key, self._client_ca = tls.cert_file, tls.key_file, tls.client_ca_file
+        self._reload_seconds = tls.reload_seconds
         self._looked_at = time.monotonic()
         self._stamps = self._look()
 
-    def configuration(self) -> grpc.ServerCertificateConfiguration:
+    def context(self) -> ssl.SSLContext:
         """What the files hold now.
 
         Raises:
             SettingsError: they cannot be read, or certificate and key do not belong together.
         """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # Half-written or mismatched files would break every handshake until the next look.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._cert, self._key)
+            context.load_cert_chain(self._cert, self._key)
+            if self._client_ca is not None:
+                context.load_verify_locations(self._client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:
-            raise SettingsError(f"tls: {self._cert} and its key cannot be used: {error.strerror}") from None
+            files = ", ".join(str(file) for file in (self._cert, self._key, self._client_ca) if file)
+            raise SettingsError(f"tls: {files} cannot be used: {error.strerror or error}") from None
+        return context
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """The same for gRPC."""
+        # Half-written or mismatched files would break every handshake until the next look.
+        self.context()
         client_ca = None if self._client_ca is None else _read(self._client_ca)
         pair = (_read(self._key), _read(self._cert))
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=client_ca)

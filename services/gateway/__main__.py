@@ -11,6 +11,7 @@ from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
+from guidehall.core.tls import server_context
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.connections import ImpatientProtocol, allow_open_files
@@ -36,6 +37,7 @@ def serve() -> None:
         settings, identity, lambda: Backends(settings, credentials_interceptors(tokens, delegate=True))
     )
     http = settings.http
+    context = server_context(http.tls) if http.tls.enabled else None
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -48,9 +50,7 @@ def serve() -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(http.drain_seconds),
-            ssl_certfile=http.tls.cert_file,
-            ssl_keyfile=http.tls.key_file,
-            ssl_ca_certs=str(http.tls.client_ca_file) if http.tls.client_ca_file else None,
+            ssl_context_factory=None if context is None else lambda *_: context,
         )
     )
     ops = OpsServer(settings.ops, lambda: server.started)

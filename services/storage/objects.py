@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from itertools import islice
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from urllib3.util import Retry, Timeout
 
 from guidehall.core.errors import DataLoss, FailedPrecondition, Unavailable
 from guidehall.core.settings import S3Settings
+from guidehall.core.tls import client_context, fault
 from services.storage.settings import TransferSettings
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class ObjectStore:
 
     def __init__(self, settings: S3Settings, transfer: TransferSettings) -> None:
         self._bucket = settings.bucket
+        self._secure = settings.is_secure(settings.endpoint)
         self._transfer = transfer
         self._threads = ThreadPoolExecutor(transfer.threads, thread_name_prefix="s3")
         self._pool = urllib3.PoolManager(
@@ -63,8 +67,7 @@ class ObjectStore:
             timeout=Timeout(connect=transfer.connect_seconds, read=transfer.read_seconds),
             # For a connection that the server closed while it was idle; the rest is the caller's to repeat.
             retries=Retry(total=1, redirect=0, backoff_factor=0.1),
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=str(settings.ca_file) if settings.ca_file else None,
+            ssl_context=client_context(settings.tls) or ssl.create_default_context(),
         )
         self._client = _client(settings, settings.endpoint, self._pool)
         # Only signs: makes no call.
@@ -199,12 +202,18 @@ class ObjectStore:
             await asyncio.wait([future], timeout=self._transfer.call_seconds)
             raise
         except (MinioException, HTTPError, OSError, TimeoutError) as error:
-            logger.warning("object store: %s %s", type(error).__name__, _status(error) or "")
+            logger.warning("object store: %s", fault(error, "s3") or self._brief(error))
             raise Unavailable(
                 "the object store cannot be reached",
                 reason="OBJECT_STORE_UNAVAILABLE",
                 retry_after_seconds=1.0,
             ) from error
+
+    def _brief(self, error: BaseException) -> str:
+        status = _status(error)
+        if status == HTTPStatus.BAD_REQUEST and not self._secure:
+            return f"{status}, as of a server that wants TLS (s3.secure)"
+        return f"{type(error).__name__} {status or ''}"
 
 
 class Writer:
@@ -269,7 +278,7 @@ def _client(settings: S3Settings, endpoint: str, pool: urllib3.PoolManager) -> M
         parts.netloc,
         access_key=settings.access_key,
         secret_key=settings.secret_key.get_secret_value(),
-        secure=parts.scheme == "https" if parts.scheme else settings.secure,
+        secure=settings.is_secure(endpoint),
         # Known, so that nothing has to be asked before the first call or to sign a URL.
         region=settings.region,
         http_client=pool,

@@ -1,100 +1,29 @@
-"""Encrypted connections: gRPC with certificates that change while it runs, and the event bus."""
+"""Encrypted gRPC, with certificates that change while it runs."""
 
 from __future__ import annotations
 
-import asyncio
-import datetime
-import ipaddress
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.core.auth import Authenticator
-from guidehall.core.bus import EventBus
 from guidehall.core.channels import open_channel
 from guidehall.core.grpc_server import GrpcServer
 from guidehall.core.settings import (
     AuthSettings,
     ChannelSettings,
     GrpcSettings,
-    NatsSettings,
     SettingsError,
     TlsSettings,
 )
 from guidehall.core.tls import client_context
-from guidehall.local.binaries import find_program
+from tests.fixtures.certificates import Authority
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Authority:
-    """A certificate authority of a test."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = (
-            self._builder(self._name, self._key)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.file = folder / f"{name}.pem"
-        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key files for this machine's address; both replaced when they are there."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        certificate = (
-            self._builder(subject, key)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        files = self._folder / f"{name}.crt", self._folder / f"{name}.key"
-        contents = (
-            certificate.public_bytes(serialization.Encoding.PEM),
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
-        for file, content in zip(files, contents, strict=True):
-            fresh = file.with_suffix(".new")
-            fresh.write_bytes(content)
-            fresh.replace(file)
-        return files
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-        )
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "ours")
-
-
-@pytest.fixture
-def stranger(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "strangers")
 
 
 @asynccontextmanager
@@ -190,34 +119,3 @@ def test_a_client_says_which_file_it_cannot_read(authority: Authority, tmp_path:
     for use in (client_context, lambda tls: open_channel(ChannelSettings(target="127.0.0.1:1", tls=tls))):
         with pytest.raises(SettingsError, match="tls"):
             use(tls)
-
-
-async def test_the_event_bus_is_encrypted_with_a_certificate_on_both_sides(
-    authority: Authority, stranger: Authority, tmp_path: Path
-) -> None:
-    cert, key = authority.issue("broker")
-    own, own_key = authority.issue("client")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    broker = await asyncio.create_subprocess_exec(
-        str(find_program("nats-server")), "--addr", "127.0.0.1", "--port", str(port), "--tlsverify",
-        "--tlscert", str(cert), "--tlskey", str(key), "--tlscacert", str(authority.file),
-        "--jetstream", "--store_dir", str(tmp_path / "store"),
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        settings = NatsSettings(url=f"tls://127.0.0.1:{port}", connect_seconds=5.0)
-        tls = TlsSettings(ca_file=authority.file, cert_file=own, key_file=own_key)
-        bus = await EventBus.connect(settings.model_copy(update={"tls": tls}), "test", owns_streams=True)
-        assert bus.connected
-        await bus.provision()
-        await bus.publish("jobs.cpu", b"x", "a")
-        await bus.close()
-
-        quick = {"connect_seconds": 0.5, "tls": TlsSettings(ca_file=stranger.file)}
-        suspicious = await EventBus.connect(settings.model_copy(update=quick), "test")
-        assert not suspicious.connected
-        await suspicious.close()
-    finally:
-        broker.terminate()
-        await broker.wait()

@@ -5,35 +5,30 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
+from http.client import HTTPSConnection
 from pathlib import Path
 
 import pytest
 
 from guidehall.local.identity import Identity
+from tests.fixtures.certificates import Authority
 from tests.processes import Program
 
 HEAD = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 _WAIT_SECONDS = 20
+# The connection may be gone before it has told why.
+_REFUSED = (ssl.SSLError, ConnectionError)
 
 
 class Gateway(Program):
     """A gateway in single mode with nothing behind it."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        identity = Identity(folder)
-        identity.ensure()
-        values = {
-            "HTTP__PORT": 0,
-            "OPS__PORT": 0,
-            "AUTH__SERVICE_KEY_FILE": identity.key_file("gateway"),
-            "AUTH__TRUST_FILE": identity.trust_file,
-            **{f"{service}__TARGET": "127.0.0.1:1" for service in ("TRAINER", "STORAGE", "INFERENCE")},
-            **settings,
-        }
-        variables = {f"GUIDEHALL_GATEWAY__{name}": str(value) for name, value in values.items()}
-        super().__init__("services.gateway", "serve", environ={**os.environ, **variables})
+        super().__init__("services.gateway", "serve", environ=_environment(folder, **settings))
         told = self.wait_for("Uvicorn running on")
         self.port = int(told.split("127.0.0.1:")[1].split()[0])
 
@@ -42,6 +37,20 @@ class Gateway(Program):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=_WAIT_SECONDS)
         connection.sendall(b"".join(sent))
         return connection
+
+
+def _environment(folder: Path, **settings: object) -> dict[str, str]:
+    identity = Identity(folder)
+    identity.ensure()
+    values = {
+        "HTTP__PORT": 0,
+        "OPS__PORT": 0,
+        "AUTH__SERVICE_KEY_FILE": identity.key_file("gateway"),
+        "AUTH__TRUST_FILE": identity.trust_file,
+        **{f"{service}__TARGET": "127.0.0.1:1" for service in ("TRAINER", "STORAGE", "INFERENCE")},
+        **settings,
+    }
+    return {**os.environ, **{f"GUIDEHALL_GATEWAY__{name}": str(value) for name, value in values.items()}}
 
 
 @pytest.fixture
@@ -54,6 +63,67 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
             return gateway
 
         yield run
+
+
+def _status(gateway: Gateway, trusted: Path, *shown: Path) -> int:
+    """What a request over TLS is answered by."""
+    context = ssl.create_default_context(cafile=trusted)
+    if shown:
+        context.load_cert_chain(*shown)
+    connection = HTTPSConnection("127.0.0.1", gateway.port, timeout=_WAIT_SECONDS, context=context)
+    try:
+        connection.request("GET", "/api/v1/health")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_with_a_client_authority_only_its_clients_are_served_over_https(
+    start: Callable[..., Gateway], authority: Authority, stranger: Authority
+) -> None:
+    cert, key = authority.issue("gateway")
+    own = {"HTTP__TLS__CERT_FILE": cert, "HTTP__TLS__KEY_FILE": key}
+    assert _status(start(**own), authority.file) == HTTPStatus.OK
+
+    mutual = start(**own, HTTP__TLS__CLIENT_CA_FILE=authority.file)
+    assert _status(mutual, authority.file, *authority.issue("client")) == HTTPStatus.OK
+    with pytest.raises(_REFUSED):
+        _status(mutual, authority.file)
+    with pytest.raises(_REFUSED):
+        _status(mutual, authority.file, *stranger.issue("foreigner"))
+
+
+def test_a_renewed_certificate_counts_without_a_restart_over_https(
+    start: Callable[..., Gateway], authority: Authority, stranger: Authority
+) -> None:
+    cert, key = authority.issue("gateway")
+    settings = {"CERT_FILE": cert, "KEY_FILE": key, "CLIENT_CA_FILE": authority.file, "RELOAD_SECONDS": 0.001}
+    gateway = start(**{f"HTTP__TLS__{name}": value for name, value in settings.items()})
+    client = authority.issue("client")
+    assert _status(gateway, authority.file, *client) == HTTPStatus.OK
+
+    stranger.issue("gateway")
+
+    assert _status(gateway, stranger.file, *client) == HTTPStatus.OK
+    with pytest.raises(_REFUSED):
+        _status(gateway, stranger.file)
+
+
+@pytest.mark.parametrize("broken", ["missing", "mismatched"])
+def test_certificates_that_cannot_be_used_stop_the_start(
+    authority: Authority, tmp_path: Path, broken: str
+) -> None:
+    cert, key = authority.issue("gateway")
+    cert = {"missing": tmp_path / "none", "mismatched": authority.issue("other")[0]}[broken]
+
+    gateway = Program(
+        "services.gateway",
+        "serve",
+        environ=_environment(tmp_path / "identity", HTTP__TLS__CERT_FILE=cert, HTTP__TLS__KEY_FILE=key),
+    )
+
+    assert gateway.wait() == 1
+    assert "tls: " in gateway.log[-1]
 
 
 def _to_the_end(connection: socket.socket) -> bytes:
