@@ -21,6 +21,9 @@ def evaluate(
 
     z in angstrom and SLD in 1e-6/angstrom^2, each by itself: `z_rmse`, `z_mae`, `z_r2`, `sld_rmse`, `sld_mae`
     and `sld_r2` compare point with point of the network's answer, `sld_at_depth_rmse` at the same depth.
+    `log10_r_mae` is the mean difference of log10 R between the curve and that of the answer, at the
+    resolution of the training, with scale 1 and without background; `unphysical` the share of answers that no
+    curve can be calculated from.
     """
     nr, true = curves.nr[rows].astype(np.float64), curves.sld[rows].astype(np.float64)
     log10_r = np.log10(np.maximum(nr[:, 1], FLOOR))
@@ -36,9 +39,20 @@ def evaluate(
     at_depth = np.array([_at_depth(*pair) for pair in zip(answer, true, strict=True)])
     errors = np.sqrt(np.mean((at_depth - true[:, 1]) ** 2, axis=1))
     metrics["sld_at_depth_rmse"] = float(np.sqrt(np.mean(errors**2)))
+    again = [
+        reflectivity_of_profile(q, relative_sigma, z, sld, beam)
+        for q, (z, sld) in zip(nr[:, 0], answer, strict=True)
+    ]
+    misses = [
+        np.abs(np.log10(np.maximum(calculated, FLOOR)) - measured).mean()
+        for calculated, measured in zip(again, log10_r, strict=True)
+        if calculated is not None
+    ]
+    if misses:
+        metrics["log10_r_mae"] = float(np.mean(misses))
+    metrics["unphysical"] = 1.0 - len(misses) / len(again)
     row = int(errors.argsort()[len(errors) // 2])
-    q, (z, sld) = nr[row, 0], answer[row]
-    calculated = reflectivity_of_profile(q, relative_sigma, z, sld, beam)
+    q, (z, sld), calculated = nr[row, 0], answer[row], again[row]
     example = CnnExample(
         q=q.tolist(),
         reflectivity=nr[row, 1].tolist(),
