@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -49,6 +49,13 @@ class Job:
     outputs: Document | None
     result: str | None
     retried_from: str | None
+    checkpoint_from: str | None
+    group_name: str
+    device_class: str
+    notifications: Sequence[Mapping[str, str]]
+    batch: str | None
+    batch_position: int | None
+    first_seq: int
     version: int
     create_time: datetime
     start_time: datetime | None
@@ -141,6 +148,10 @@ class Worker:
     software: Mapping[str, str]
     register_time: datetime
     last_seen_time: datetime
+    drain_time: datetime | None = None
+    drain_releases_job: bool = False
+    quarantine_time: datetime | None = None
+    quarantine_reason: str = ""
     lost: bool = False
     # Name of the job that it holds.
     job: str = ""
