@@ -1,4 +1,4 @@
-"""Groups, device classes, notifications, batches, retries from a checkpoint, workers out of service, launches."""
+"""Groups, device classes, notifications, batches, retries from a checkpoint, service of workers, launches."""
 
 from __future__ import annotations
 
