@@ -128,11 +128,11 @@ async def test_a_checkpoint_comes_back_as_it_went(
     source.write_bytes(CONTENT)
     staged = await staging.stage_checkpoint(3, source, described(CONTENT))
     assert staged.sha256 == described(CONTENT).sha256
-    reference = CheckpointFile(3, 1, staged.sha256, staged.size_bytes)
+    reference = CheckpointFile(job_name, 3, 1, staged.sha256, staged.size_bytes)
     for _ in range(2):
         path = await staging.read_checkpoint(reference, tmp_path / "checkpoint", 8 * MIB)
         assert path.read_bytes() == CONTENT
-    other = CheckpointFile(3, 1, "0" * 64, staged.size_bytes)
+    other = CheckpointFile(job_name, 3, 1, "0" * 64, staged.size_bytes)
     with pytest.raises(DataLoss):
         await staging.read_checkpoint(other, tmp_path / "checkpoint", 8 * MIB)
 
