@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from prometheus_client import Counter, Histogram
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.dialects.postgresql import UUID
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer

@@ -30,7 +30,9 @@ def check_targets(targets: Sequence[Target], settings: NotifySettings) -> None:
         InvalidArgument: by the path of the field, such as `notifications[1].webhook_url`.
     """
     if len(targets) > MOST_NOTIFICATIONS:
-        raise InvalidArgument.field("notifications", f"{len(targets)} of them", f"at most {MOST_NOTIFICATIONS}")
+        raise InvalidArgument.field(
+            "notifications", f"{len(targets)} of them", f"at most {MOST_NOTIFICATIONS}"
+        )
     for place, target in enumerate(targets):
         path = f"notifications[{place}]"
         match target:
@@ -78,7 +80,7 @@ def _check_address(path: str, address: str, settings: NotifySettings) -> None:
 
 
 def notify(unit: Unit, job: Job) -> None:
-    """Puts a message for each target into the outbox, each of a subject of its own: none waits for another."""
+    """Puts a message for each target into the outbox, of a subject of its own: none waits for another."""
     for place, target in enumerate(job.notifications):
         payload = {
             "target": dict(target),

@@ -1,7 +1,7 @@
 """How those are told who want to know of a job's end: a signed HTTP POST, or an e-mail.
 
-Both block, so each runs in a thread of a small pool of its own, with time-outs. What fails is told again by the
-relay, later and later, until too much time has passed.
+Both block, so each runs in a thread of a small pool of its own, with time-outs. What fails is told again by
+the relay, later and later, until too much time has passed.
 """
 
 from __future__ import annotations
