@@ -1,4 +1,4 @@
-"""Draws what the lifecycle does by walking it. `python -m tests.lifecycle_diagram` writes it into the docs."""
+"""Draws what the lifecycle does, by walking it; `python -m tests.lifecycle_diagram` updates the docs."""
 
 from __future__ import annotations
 
