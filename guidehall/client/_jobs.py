@@ -13,7 +13,7 @@ from guidehall.client._documents import to_struct
 from guidehall.client._patience import Patience
 from guidehall.client._steps import Call, Emit, Open, Operation, Pause, Read, Rpc, collect, for_each
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from guidehall.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, Unavailable
+from guidehall.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, OutOfRange, Unavailable
 
 _SUBMIT = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "SubmitJob")
 _GET = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "GetJob")
@@ -22,6 +22,9 @@ _WATCH = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "WatchJob")
 _CANCEL = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "CancelJob")
 _PIPELINE = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "GetPipeline")
 _PIPELINES = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListPipelines")
+
+# Why a watch is refused that would begin with events that are not kept any more.
+EVENTS_DROPPED = "EVENTS_DROPPED"
 
 
 def pipelines(config: Config) -> Operation[list[types.Pipeline]]:
@@ -120,6 +123,8 @@ def cancel(config: Config, text: str) -> Operation[types.Job]:
 def watch(config: Config, text: str, after_seq: int, deadline: float | None = None) -> Operation[None]:
     """Emits every event after `after_seq`, each once, whatever connection or service is lost meanwhile.
 
+    Events that the platform does not keep any more are passed over.
+
     Args:
         deadline: `time.monotonic()` after which DeadlineExceeded is raised.
     """
@@ -144,6 +149,12 @@ def watch(config: Config, text: str, after_seq: int, deadline: float | None = No
         except DeadlineExceeded:
             # A stream that lived as long as it may: the service is well, the job merely takes longer.
             patience.reset()
+        except OutOfRange as error:
+            if error.reason != EVENTS_DROPPED:
+                raise
+            # Older ones are not kept; from here on there is no gap.
+            seq = max(seq, int(error.metadata["first_seq"]) - 1)
+            continue
         except (Unavailable, Cancelled):
             if patience.exhausted:
                 raise

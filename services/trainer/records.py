@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from guidehall.core import names
 from services.trainer.documents import Document
-from services.trainer.lifecycle import Desired, EndReason, JobFacts, State
+from services.trainer.lifecycle import FINAL, Desired, EndReason, JobFacts, State
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,13 @@ class Job:
     outputs: Document | None
     result: str | None
     retried_from: str | None
+    checkpoint_from: str | None
+    group_name: str
+    device_class: str
+    notifications: Sequence[Mapping[str, str]]
+    batch: str | None
+    batch_position: int | None
+    first_seq: int
     version: int
     create_time: datetime
     start_time: datetime | None
@@ -71,6 +78,11 @@ class Job:
     def name(self) -> str:
         """Its resource name."""
         return names.JOB.format(project=self.project, job=self.id)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow: it has ended and, if it succeeded, its result can be read."""
+        return self.state in FINAL and (self.state is not State.SUCCEEDED or self.result is not None)
 
     @property
     def etag(self) -> str:
@@ -141,6 +153,10 @@ class Worker:
     software: Mapping[str, str]
     register_time: datetime
     last_seen_time: datetime
+    drain_time: datetime | None = None
+    drain_releases_job: bool = False
+    quarantine_time: datetime | None = None
+    quarantine_reason: str = ""
     lost: bool = False
     # Name of the job that it holds.
     job: str = ""

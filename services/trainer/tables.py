@@ -89,6 +89,19 @@ jobs = Table(
     # Name of the result, once it can be read.
     Column("result", Text),
     Column("retried_from", UUID(as_uuid=False)),
+    # The job whose kept checkpoint the first attempt goes on from.
+    Column("checkpoint_from", UUID(as_uuid=False)),
+    # Among the owner's groups, whose share and quota it counts against; empty for none.
+    Column("group_name", Text, nullable=False, server_default=""),
+    # That was asked for; the pool may be of a lower tier.
+    Column("device_class", Text, nullable=False, server_default=""),
+    # [{"webhook_url" or "email_address": ...}, ...]
+    Column("notifications", JSONB, nullable=False, server_default=text("'[]'")),
+    # Of those that were submitted together.
+    Column("batch", UUID(as_uuid=False)),
+    Column("batch_position", Integer),
+    # The first of its events that is kept.
+    Column("first_seq", BigInteger, nullable=False, server_default="1"),
     Column("version", BigInteger, nullable=False, server_default="1"),
     Column("create_time", _Time, nullable=False, server_default=func.now()),
     Column("start_time", _Time),
@@ -102,6 +115,18 @@ jobs = Table(
 _queued = text("state = 'QUEUED'")
 _held = text("state IN ('LEASED', 'RUNNING')")
 Index("jobs_queue_idx", jobs.c.pool, jobs.c.queue_rank, jobs.c.id, postgresql_where=_queued)
+# The first queued job of each owner is found without a look at the others.
+Index(
+    "jobs_owner_queue_idx", jobs.c.pool, jobs.c.owner, jobs.c.queue_rank, jobs.c.id, postgresql_where=_queued
+)
+Index("jobs_batch_idx", jobs.c.batch, jobs.c.batch_position, postgresql_where=jobs.c.batch.is_not(None))
+Index("jobs_end_time_idx", jobs.c.end_time, postgresql_where=jobs.c.end_reason.is_not(None))
+Index(
+    "jobs_pipeline_end_time_idx",
+    jobs.c.pipeline,
+    jobs.c.end_time,
+    postgresql_where=text("state = 'SUCCEEDED'"),
+)
 Index("jobs_lease_until_idx", jobs.c.lease_until, postgresql_where=_held)
 Index("jobs_worker_idx", jobs.c.worker_id, postgresql_where=_held)
 Index("jobs_active_idx", jobs.c.pool, jobs.c.state, postgresql_where=jobs.c.end_reason.is_(None))
@@ -216,6 +241,23 @@ workers = Table(
     Column("software", JSONB, nullable=False),
     Column("register_time", _Time, nullable=False, server_default=func.now()),
     Column("last_seen_time", _Time, nullable=False, server_default=func.now()),
+    # Out of service since: an operator wants it to take no more jobs, or to hand its job back too.
+    Column("drain_time", _Time),
+    Column("drain_releases_job", Boolean, nullable=False, server_default=text("false")),
+    # It took itself out of service because its device misbehaves.
+    Column("quarantine_time", _Time),
+    Column("quarantine_reason", Text, nullable=False, server_default=""),
     Index("workers_pool_idx", "pool", "id"),
     Index("workers_last_seen_time_idx", "last_seen_time"),
+)
+
+# When workers were last launched for a pool; the row's lock keeps two replicas from launching at a time.
+launches = Table(
+    "launches",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("launch_time", _Time),
+    # No other launch before: the launched worker has not had time to register.
+    Column("locked_until", _Time),
+    Column("last_error", Text, nullable=False, server_default=""),
 )

@@ -259,6 +259,10 @@ def _worker(row: Mapping[Any, Any]) -> Worker:
         software=row["software"],
         register_time=row["register_time"],
         last_seen_time=row["last_seen_time"],
+        drain_time=row["drain_time"],
+        drain_releases_job=row["drain_releases_job"],
+        quarantine_time=row["quarantine_time"],
+        quarantine_reason=row["quarantine_reason"],
         lost=bool(row.get("lost")),
         job=names.JOB.format(project=row["project"], job=row["job_id"]) if row.get("job_id") else "",
     )

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -226,6 +227,13 @@ class Job(_message.Message):
     RETRIED_FROM_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MEMORY_HINT_BYTES_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    START_ESTIMATE_FIELD_NUMBER: _builtins.int
+    END_ESTIMATE_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"projects/{project}/jobs/{job}"."""
     display_name: _builtins.str
@@ -260,6 +268,12 @@ class Job(_message.Message):
     etag: _builtins.str
     memory_hint_bytes: _builtins.int
     """Memory the job is expected to need on its device."""
+    group: _builtins.str
+    """The group among the owner's whose share and quota it counts against; empty for none."""
+    device_class: _builtins.str
+    """The device class that was asked for, such as "H200"; its pool may be of a lower tier."""
+    batch: _builtins.str
+    """"projects/{project}/batches/{batch}" of the jobs that were submitted together."""
     @_builtins.property
     def params(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -280,6 +294,20 @@ class Job(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+        """Whom to tell when it has ended."""
+
+    @_builtins.property
+    def start_estimate(self) -> Global___Estimate:
+        """When it will start, while queued, and end, while it has not; unset where nothing is known."""
+
+    @_builtins.property
+    def end_estimate(self) -> Global___Estimate: ...
+    @_builtins.property
+    def checkpoint(self) -> Global___CheckpointCommitted:
+        """The newest checkpoint that is kept. Of a job that has ended: a retry can go on from it."""
+
     def __init__(
         self,
         *,
@@ -316,14 +344,132 @@ class Job(_message.Message):
         retried_from: _builtins.str = ...,
         etag: _builtins.str = ...,
         memory_hint_bytes: _builtins.int = ...,
+        group: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        notifications: _abc.Iterable[Global___Notification] | None = ...,
+        batch: _builtins.str = ...,
+        start_estimate: Global___Estimate | None = ...,
+        end_estimate: Global___Estimate | None = ...,
+        checkpoint: Global___CheckpointCommitted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "create_time", b"create_time", "end_estimate", b"end_estimate", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_estimate", b"start_estimate", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "desired_state", b"desired_state", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Notification(_message.Message):
+    """Who is told that a job has ended. A webhook is a signed HTTP POST; both are tried until they succeed or
+    too much time has passed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    EMAIL_ADDRESS_FIELD_NUMBER: _builtins.int
+    webhook_url: _builtins.str
+    email_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        webhook_url: _builtins.str = ...,
+        email_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["email_address", b"email_address", "target", b"target", "webhook_url", b"webhook_url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email_address", b"email_address", "target", b"target", "webhook_url", b"webhook_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook_url", "email_address"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___Notification: _TypeAlias = Notification  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """A time that is not certain: the middle, and an interval that holds it in 80 of 100 cases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    EARLIEST_TIME_FIELD_NUMBER: _builtins.int
+    LATEST_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def earliest_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def latest_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        earliest_time: _timestamp_pb2.Timestamp | None = ...,
+        latest_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["earliest_time", b"earliest_time", "latest_time", b"latest_time", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earliest_time", b"earliest_time", "latest_time", b"latest_time", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One lease of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    LEASE_TIME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    lease_epoch: _builtins.int
+    number: _builtins.int
+    """Its number among those that count, from 1."""
+    worker: _builtins.str
+    end_reason: Global___EndReason.ValueType
+    @_builtins.property
+    def lease_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def error(self) -> _common_pb2.ErrorDetail: ...
+    @_builtins.property
+    def checkpoint(self) -> Global___CheckpointCommitted:
+        """The newest checkpoint that it committed."""
+
+    def __init__(
+        self,
+        *,
+        lease_epoch: _builtins.int = ...,
+        number: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        lease_time: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        end_reason: Global___EndReason.ValueType = ...,
+        error: _common_pb2.ErrorDetail | None = ...,
+        checkpoint: Global___CheckpointCommitted | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "end_time", b"end_time", "error", b"error", "lease_time", b"lease_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "lease_epoch", b"lease_epoch", "lease_time", b"lease_time", "number", b"number", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -658,6 +804,9 @@ class SubmitJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     MEMORY_HINT_BYTES_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"projects/{project}"; empty is the caller's own project."""
     pipeline: _builtins.str
@@ -672,12 +821,20 @@ class SubmitJobRequest(_message.Message):
     """UUID; a repeat returns the first job, a repeat with other content is refused."""
     max_attempts: _builtins.int
     memory_hint_bytes: _builtins.int
+    group: _builtins.str
+    """One of the caller's groups; empty for none."""
+    device_class: _builtins.str
+    """Asks for a device class instead of a pool: the pool of that class, or of the next lower tier that has
+    workers or can launch them.
+    """
     @_builtins.property
     def params(self) -> _struct_pb2.Struct: ...
     @_builtins.property
     def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]: ...
     def __init__(
         self,
         *,
@@ -695,14 +852,137 @@ class SubmitJobRequest(_message.Message):
         request_id: _builtins.str = ...,
         max_attempts: _builtins.int = ...,
         memory_hint_bytes: _builtins.int = ...,
+        group: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        notifications: _abc.Iterable[Global___Notification] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "inputs", b"inputs", "labels", b"labels", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "params", b"params", "parent", b"parent", "pipeline", b"pipeline", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "display_name", b"display_name", "group", b"group", "inputs", b"inputs", "labels", b"labels", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "notifications", b"notifications", "params", b"params", "parent", b"parent", "pipeline", b"pipeline", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitJobRequest: _TypeAlias = SubmitJobRequest  # noqa: Y015
+
+@_typing.final
+class SweepAxis(_message.Message):
+    """Values for one parameter, by its path, such as "training.steps" or "stack.layers[1].thickness"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    @_builtins.property
+    def values(self) -> _struct_pb2.ListValue: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        values: _struct_pb2.ListValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepAxis: _TypeAlias = SweepAxis  # noqa: Y015
+
+@_typing.final
+class Sweep(_message.Message):
+    """Every combination of the axes' values, the last axis fastest; or, zipped, the first values together, then
+    the second ones, and so on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    AXES_FIELD_NUMBER: _builtins.int
+    ZIPPED_FIELD_NUMBER: _builtins.int
+    zipped: _builtins.bool
+    @_builtins.property
+    def template(self) -> Global___SubmitJobRequest: ...
+    @_builtins.property
+    def axes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepAxis]: ...
+    def __init__(
+        self,
+        *,
+        template: Global___SubmitJobRequest | None = ...,
+        axes: _abc.Iterable[Global___SweepAxis] | None = ...,
+        zipped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "template", b"template", "zipped", b"zipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
+
+@_typing.final
+class BatchSubmitJobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    SWEEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    request_id: _builtins.str
+    """UUID; a repeat returns the first jobs, a repeat with other content is refused."""
+    validate_only: _builtins.bool
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitJobRequest]:
+        """All or none are taken in. Their parents are empty or the same as this one's, their request ids empty."""
+
+    @_builtins.property
+    def sweep(self) -> Global___Sweep:
+        """In addition to `requests`."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        requests: _abc.Iterable[Global___SubmitJobRequest] | None = ...,
+        sweep: Global___Sweep | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "requests", b"requests", "sweep", b"sweep", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSubmitJobsRequest: _TypeAlias = BatchSubmitJobsRequest  # noqa: Y015
+
+@_typing.final
+class BatchSubmitJobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    batch: _builtins.str
+    """"projects/{project}/batches/{batch}"; empty when only validated."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """In the order of the requests, then of the sweep."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___Job] | None = ...,
+        batch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchSubmitJobsResponse: _TypeAlias = BatchSubmitJobsResponse  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -736,8 +1016,8 @@ class ListJobsRequest(_message.Message):
     page_size: _builtins.int
     page_token: _builtins.str
     filter: _builtins.str
-    """`field = value` terms joined by AND over state, pipeline, owner, pool, display_name, labels.KEY;
-    `:` tests for containment in display_name.
+    """`field = value` terms joined by AND over state, end_reason, pipeline, owner, group, pool, batch,
+    retried_from, display_name, labels.KEY; `:` tests for containment in display_name.
     """
     order_by: _builtins.str
     """"create_time desc" (default), "create_time", "update_time desc", "update_time"."""
@@ -822,6 +1102,309 @@ class CancelJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class PauseJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class StopJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopJobRequest: _TypeAlias = StopJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAM_CHANGES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FROM_START_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A job that has ended."""
+    seed: _builtins.int
+    """0 keeps the seed, and so, for the same parameters and dataset versions, the data."""
+    pool: _builtins.str
+    """Empty keeps the pool, name and so on of the first job."""
+    display_name: _builtins.str
+    timeout_seconds: _builtins.int
+    from_start: _builtins.bool
+    """Begin anew even where a checkpoint of the first job is kept. With changes it always begins anew."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    @_builtins.property
+    def param_changes(self) -> _struct_pb2.Struct:
+        """Parameters to change, by path as in a sweep; the others stay."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        param_changes: _struct_pb2.Struct | None = ...,
+        seed: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        timeout_seconds: _builtins.int = ...,
+        from_start: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["param_changes", b"param_changes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "from_start", b"from_start", "name", b"name", "param_changes", b"param_changes", "pool", b"pool", "request_id", b"request_id", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
+
+@_typing.final
+class UpdateJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """Its name says which; its etag, unless empty, must be the present one."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Of display_name, labels, priority (while queued), notifications."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateJobRequest: _TypeAlias = UpdateJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A job that has ended. Its result and models stay."""
+    etag: _builtins.str
+    """Unless empty, must be the present one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
+
+@_typing.final
+class PurgeJobsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_QUEUED_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    filter: _builtins.str
+    """As in ListJobsRequest; only the caller's own jobs are touched."""
+    include_queued: _builtins.bool
+    """Cancel and delete queued and paused ones too."""
+    force: _builtins.bool
+    """Without it the answer only counts."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        include_queued: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "force", b"force", "include_queued", b"include_queued", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeJobsRequest: _TypeAlias = PurgeJobsRequest  # noqa: Y015
+
+@_typing.final
+class PurgeJobsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    SKIPPED_RUNNING_FIELD_NUMBER: _builtins.int
+    SKIPPED_QUEUED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    skipped_running: _builtins.int
+    """Left alone because they are held by a worker."""
+    skipped_queued: _builtins.int
+    """Left alone because they are queued or paused."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        skipped_running: _builtins.int = ...,
+        skipped_queued: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "skipped_queued", b"skipped_queued", "skipped_running", b"skipped_running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeJobsResponse: _TypeAlias = PurgeJobsResponse  # noqa: Y015
+
+@_typing.final
+class ClaimJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A guest's job; it becomes the caller's. Claiming one's own changes nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimJobRequest: _TypeAlias = ClaimJobRequest  # noqa: Y015
+
+@_typing.final
+class ListAttemptsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Name of the job."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttemptsRequest: _TypeAlias = ListAttemptsRequest  # noqa: Y015
+
+@_typing.final
+class ListAttemptsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAttemptsResponse: _TypeAlias = ListAttemptsResponse  # noqa: Y015
 
 @_typing.final
 class ListPipelinesRequest(_message.Message):

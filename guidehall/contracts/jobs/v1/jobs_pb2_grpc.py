@@ -60,6 +60,56 @@ class JobsServiceStub(object):
                 request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
+        self.BatchSubmitJobs = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/BatchSubmitJobs',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsResponse.FromString,
+                _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/PauseJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/ResumeJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.StopJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/StopJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/RetryJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/UpdateJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/DeleteJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
+        self.PurgeJobs = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/PurgeJobs',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.FromString,
+                _registered_method=True)
+        self.ClaimJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/ClaimJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ClaimJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/ListAttempts',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsResponse.FromString,
+                _registered_method=True)
         self.ListPipelines = channel.unary_unary(
                 '/guidehall.jobs.v1.JobsService/ListPipelines',
                 request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListPipelinesRequest.SerializeToString,
@@ -96,6 +146,8 @@ class JobsServiceServicer(object):
 
     def WatchJob(self, request, context):
         """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job.
+        Old events are dropped in the end: OUT_OF_RANGE, reason EVENTS_DROPPED, with the first number that is
+        kept as metadata "first_seq"; GetJob is the snapshot to go on from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +156,70 @@ class JobsServiceServicer(object):
     def CancelJob(self, request, context):
         """Asks for the end of the job. Idempotent; the state tells when it is done.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchSubmitJobs(self, request, context):
+        """Many jobs in one transaction, such as a parameter sweep.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Asks for a checkpoint and for the device. Idempotent, like the next two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopJob(self, request, context):
+        """Asks for an early end that keeps the best so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """A new job with what an ended one had: same parameters, seed and dataset versions unless changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeJobs(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -147,6 +263,56 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'BatchSubmitJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSubmitJobs,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsResponse.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'StopJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.StopJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
+            ),
+            'PurgeJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeJobs,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.SerializeToString,
+            ),
+            'ClaimJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ClaimJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsResponse.SerializeToString,
             ),
             'ListPipelines': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPipelines,
@@ -295,6 +461,276 @@ class JobsService(object):
             '/guidehall.jobs.v1.JobsService/CancelJob',
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSubmitJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/BatchSubmitJobs',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.BatchSubmitJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/PauseJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PauseJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/ResumeJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ResumeJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/StopJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/RetryJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.RetryJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/UpdateJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/DeleteJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/PurgeJobs',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/ClaimJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ClaimJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/ListAttempts',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ListAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

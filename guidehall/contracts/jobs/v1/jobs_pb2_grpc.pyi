@@ -37,9 +37,26 @@ class JobsServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.Job]
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]
-    """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job."""
+    """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job.
+    Old events are dropped in the end: OUT_OF_RANGE, reason EVENTS_DROPPED, with the first number that is
+    kept as metadata "first_seq"; GetJob is the snapshot to go on from.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.Job]
     """Asks for the end of the job. Idempotent; the state tells when it is done."""
+    BatchSubmitJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.BatchSubmitJobsRequest, _jobs_pb2.BatchSubmitJobsResponse]
+    """Many jobs in one transaction, such as a parameter sweep."""
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.Job]
+    """Asks for a checkpoint and for the device. Idempotent, like the next two."""
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]
+    StopJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.Job]
+    """Asks for an early end that keeps the best so far."""
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.Job]
+    """A new job with what an ended one had: same parameters, seed and dataset versions unless changed."""
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.Job]
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
+    PurgeJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PurgeJobsRequest, _jobs_pb2.PurgeJobsResponse]
+    ClaimJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ClaimJobRequest, _jobs_pb2.Job]
+    ListAttempts: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetPipelineRequest, _jobs_pb2.Pipeline]
 
@@ -52,9 +69,26 @@ class JobsServiceAsyncStub(JobsServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]  # type: ignore[assignment]
-    """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job."""
+    """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job.
+    Old events are dropped in the end: OUT_OF_RANGE, reason EVENTS_DROPPED, with the first number that is
+    kept as metadata "first_seq"; GetJob is the snapshot to go on from.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     """Asks for the end of the job. Idempotent; the state tells when it is done."""
+    BatchSubmitJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.BatchSubmitJobsRequest, _jobs_pb2.BatchSubmitJobsResponse]  # type: ignore[assignment]
+    """Many jobs in one transaction, such as a parameter sweep."""
+    PauseJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PauseJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    """Asks for a checkpoint and for the device. Idempotent, like the next two."""
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ResumeJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    StopJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    """Asks for an early end that keeps the best so far."""
+    RetryJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.RetryJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    """A new job with what an ended one had: same parameters, seed and dataset versions unless changed."""
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    PurgeJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PurgeJobsRequest, _jobs_pb2.PurgeJobsResponse]  # type: ignore[assignment]
+    ClaimJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ClaimJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     ListPipelines: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]  # type: ignore[assignment]
     GetPipeline: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetPipelineRequest, _jobs_pb2.Pipeline]  # type: ignore[assignment]
 
@@ -88,7 +122,10 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobEvent], _abc.AsyncIterator[_jobs_pb2.JobEvent]]:
-        """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job."""
+        """Every event after `after_seq`, then each new one as it happens. Ends after the last event of a final job.
+        Old events are dropped in the end: OUT_OF_RANGE, reason EVENTS_DROPPED, with the first number that is
+        kept as metadata "first_seq"; GetJob is the snapshot to go on from.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -97,6 +134,80 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
         """Asks for the end of the job. Idempotent; the state tells when it is done."""
+
+    @_abc_1.abstractmethod
+    def BatchSubmitJobs(
+        self,
+        request: _jobs_pb2.BatchSubmitJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.BatchSubmitJobsResponse, _abc.Awaitable[_jobs_pb2.BatchSubmitJobsResponse]]:
+        """Many jobs in one transaction, such as a parameter sweep."""
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _jobs_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
+        """Asks for a checkpoint and for the device. Idempotent, like the next two."""
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _jobs_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]: ...
+
+    @_abc_1.abstractmethod
+    def StopJob(
+        self,
+        request: _jobs_pb2.StopJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
+        """Asks for an early end that keeps the best so far."""
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _jobs_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
+        """A new job with what an ended one had: same parameters, seed and dataset versions unless changed."""
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _jobs_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _jobs_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PurgeJobs(
+        self,
+        request: _jobs_pb2.PurgeJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.PurgeJobsResponse, _abc.Awaitable[_jobs_pb2.PurgeJobsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ClaimJob(
+        self,
+        request: _jobs_pb2.ClaimJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _jobs_pb2.ListAttemptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListAttemptsResponse, _abc.Awaitable[_jobs_pb2.ListAttemptsResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListPipelines(

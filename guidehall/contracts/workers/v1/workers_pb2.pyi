@@ -163,6 +163,7 @@ class Worker(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REGISTER_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"pools/{pool}/workers/{worker}"."""
     pool: _builtins.str
@@ -170,6 +171,8 @@ class Worker(_message.Message):
     state: Global___WorkerState.ValueType
     job: _builtins.str
     """The job it runs now, if any."""
+    quarantine_reason: _builtins.str
+    """Why it is quarantined."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities: ...
     @_builtins.property
@@ -193,10 +196,11 @@ class Worker(_message.Message):
         job: _builtins.str = ...,
         register_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        quarantine_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "last_seen_time", b"last_seen_time", "register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "hostname", b"hostname", "job", b"job", "last_seen_time", b"last_seen_time", "name", b"name", "pipelines", b"pipelines", "pool", b"pool", "register_time", b"register_time", "software", b"software", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "hostname", b"hostname", "job", b"job", "last_seen_time", b"last_seen_time", "name", b"name", "pipelines", b"pipelines", "pool", b"pool", "quarantine_reason", b"quarantine_reason", "register_time", b"register_time", "software", b"software", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,9 +319,12 @@ class CheckpointRef(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     LEASE_EPOCH_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
     ordinal: _builtins.int
     step: _builtins.int
     lease_epoch: _builtins.int
+    job: _builtins.str
+    """The job that made it; empty for the leased one. A retry goes on from its predecessor's."""
     @_builtins.property
     def object(self) -> _common_pb2.ObjectRef: ...
     def __init__(
@@ -327,10 +334,11 @@ class CheckpointRef(_message.Message):
         step: _builtins.int = ...,
         lease_epoch: _builtins.int = ...,
         object: _common_pb2.ObjectRef | None = ...,
+        job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_epoch", b"lease_epoch", "object", b"object", "ordinal", b"ordinal", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "lease_epoch", b"lease_epoch", "object", b"object", "ordinal", b"ordinal", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +443,9 @@ class LeaseResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_FIELD_NUMBER: _builtins.int
+    OUT_OF_SERVICE_FIELD_NUMBER: _builtins.int
+    out_of_service: _builtins.bool
+    """The worker is drained or quarantined: there will be none until an operator says otherwise."""
     @_builtins.property
     def lease(self) -> Global___Lease:
         """Unset when nothing waits for this worker."""
@@ -443,14 +454,53 @@ class LeaseResponse(_message.Message):
         self,
         *,
         lease: Global___Lease | None = ...,
+        out_of_service: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "out_of_service", b"out_of_service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class QuarantineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    reason: _builtins.str
+    """For operators, such as "CUDA error 719 on cuda:0"."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineRequest: _TypeAlias = QuarantineRequest  # noqa: Y015
+
+@_typing.final
+class QuarantineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantineResponse: _TypeAlias = QuarantineResponse  # noqa: Y015
 
 @_typing.final
 class SessionHello(_message.Message):
@@ -780,10 +830,13 @@ class FinishRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    LEASE_NEXT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     lease_epoch: _builtins.int
     outcome: Global___Outcome.ValueType
     reason: _jobs_pb2.EndReason.ValueType
+    lease_next: _builtins.bool
+    """The worker is ready for another job: its lease may come with the answer."""
     @_builtins.property
     def error(self) -> _common_pb2.ErrorDetail: ...
     @_builtins.property
@@ -799,10 +852,11 @@ class FinishRequest(_message.Message):
         reason: _jobs_pb2.EndReason.ValueType = ...,
         error: _common_pb2.ErrorDetail | None = ...,
         outputs: _abc.Mapping[_builtins.str, _common_pb2.ObjectRef] | None = ...,
+        lease_next: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "job", b"job", "lease_epoch", b"lease_epoch", "outcome", b"outcome", "outputs", b"outputs", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "job", b"job", "lease_epoch", b"lease_epoch", "lease_next", b"lease_next", "outcome", b"outcome", "outputs", b"outputs", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,15 +867,21 @@ class FinishResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
     state: _jobs_pb2.JobState.ValueType
+    @_builtins.property
+    def next(self) -> Global___Lease:
+        """The next job, if it was asked for and one waits."""
+
     def __init__(
         self,
         *,
         state: _jobs_pb2.JobState.ValueType = ...,
+        next: Global___Lease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next", b"next"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -931,6 +991,9 @@ class Pool(_message.Message):
     LIVE_WORKERS_FIELD_NUMBER: _builtins.int
     IDLE_WORKERS_FIELD_NUMBER: _builtins.int
     OLDEST_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    DEFAULT_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    LAUNCHER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"pools/{pool}"."""
     queued_jobs: _builtins.int
@@ -940,6 +1003,11 @@ class Pool(_message.Message):
     idle_workers: _builtins.int
     oldest_wait_seconds: _builtins.float
     """How long the oldest queued job has waited."""
+    device_class: _builtins.str
+    """As configured, such as "cpu" or "H200"; empty for none."""
+    default_timeout_seconds: _builtins.int
+    @_builtins.property
+    def launcher(self) -> Global___Launcher: ...
     def __init__(
         self,
         *,
@@ -950,14 +1018,55 @@ class Pool(_message.Message):
         live_workers: _builtins.int = ...,
         idle_workers: _builtins.int = ...,
         oldest_wait_seconds: _builtins.float = ...,
+        device_class: _builtins.str = ...,
+        default_timeout_seconds: _builtins.int = ...,
+        launcher: Global___Launcher | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["launcher", b"launcher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_workers", b"idle_workers", "live_workers", b"live_workers", "name", b"name", "oldest_wait_seconds", b"oldest_wait_seconds", "paused_jobs", b"paused_jobs", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_timeout_seconds", b"default_timeout_seconds", "device_class", b"device_class", "idle_workers", b"idle_workers", "launcher", b"launcher", "live_workers", b"live_workers", "name", b"name", "oldest_wait_seconds", b"oldest_wait_seconds", "paused_jobs", b"paused_jobs", "queued_jobs", b"queued_jobs", "running_jobs", b"running_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class Launcher(_message.Message):
+    """What starts workers for a pool that has work and none, and how that went last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    LAST_LAUNCH_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"none", "command", "webhook" or "kubernetes"."""
+    target: _builtins.str
+    """What it starts, for people; never holds a secret."""
+    last_error: _builtins.str
+    """Why the last launch failed; empty when it did not."""
+    waiting_for: _builtins.str
+    """Why none is launched just now, such as "throttled" or "a launch is under way"; empty when one would be."""
+    @_builtins.property
+    def last_launch_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        target: _builtins.str = ...,
+        last_launch_time: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_launch_time", b"last_launch_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "last_error", b"last_error", "last_launch_time", b"last_launch_time", "target", b"target", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Launcher: _TypeAlias = Launcher  # noqa: Y015
 
 @_typing.final
 class ListPoolsRequest(_message.Message):
@@ -1003,3 +1112,220 @@ class ListPoolsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPoolsResponse: _TypeAlias = ListPoolsResponse  # noqa: Y015
+
+@_typing.final
+class GetPoolRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPoolRequest: _TypeAlias = GetPoolRequest  # noqa: Y015
+
+@_typing.final
+class DrainWorkerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RELEASE_JOB_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    release_job: _builtins.bool
+    """Also ask the job that it runs to save its state and leave, instead of waiting for its end."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        release_job: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "release_job", b"release_job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainWorkerRequest: _TypeAlias = DrainWorkerRequest  # noqa: Y015
+
+@_typing.final
+class ReinstateWorkerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReinstateWorkerRequest: _TypeAlias = ReinstateWorkerRequest  # noqa: Y015
+
+@_typing.final
+class WorkerCredential(_message.Message):
+    """What workers of a pool prove themselves with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"pools/{pool}/credentials/{credential}"."""
+    note: _builtins.str
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def revoke_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        note: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        revoke_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "name", b"name", "note", b"note", "revoke_time", b"revoke_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerCredential: _TypeAlias = WorkerCredential  # noqa: Y015
+
+@_typing.final
+class CreateWorkerCredentialRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"pools/{pool}"."""
+    note: _builtins.str
+    ttl_seconds: _builtins.int
+    """0 is a year."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        note: _builtins.str = ...,
+        ttl_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "parent", b"parent", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateWorkerCredentialRequest: _TypeAlias = CreateWorkerCredentialRequest  # noqa: Y015
+
+@_typing.final
+class CreateWorkerCredentialResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """Shown once, stored nowhere."""
+    @_builtins.property
+    def credential(self) -> Global___WorkerCredential: ...
+    def __init__(
+        self,
+        *,
+        credential: Global___WorkerCredential | None = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential", b"credential", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateWorkerCredentialResponse: _TypeAlias = CreateWorkerCredentialResponse  # noqa: Y015
+
+@_typing.final
+class ListWorkerCredentialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"pools/{pool}"; empty lists every pool."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkerCredentialsRequest: _TypeAlias = ListWorkerCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class ListWorkerCredentialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCredential]: ...
+    def __init__(
+        self,
+        *,
+        credentials: _abc.Iterable[Global___WorkerCredential] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWorkerCredentialsResponse: _TypeAlias = ListWorkerCredentialsResponse  # noqa: Y015
+
+@_typing.final
+class RevokeWorkerCredentialRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeWorkerCredentialRequest: _TypeAlias = RevokeWorkerCredentialRequest  # noqa: Y015

@@ -65,6 +65,11 @@ class WorkerServiceStub(object):
                 request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
+        self.Quarantine = channel.unary_unary(
+                '/guidehall.workers.v1.WorkerService/Quarantine',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -110,6 +115,13 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Quarantine(self, request, context):
+        """The worker takes itself out of service because its device misbehaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReleaseRequest.FromString,
                     response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'Quarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quarantine,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -317,6 +334,33 @@ class WorkerService(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Quarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.WorkerService/Quarantine',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.QuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PoolsServiceStub(object):
     """The queue and its workers as operators see them.
@@ -333,10 +377,40 @@ class PoolsServiceStub(object):
                 request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.GetPool = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/GetPool',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.GetPoolRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Pool.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/guidehall.workers.v1.PoolsService/ListWorkers',
                 request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/DrainWorker',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.FromString,
+                _registered_method=True)
+        self.ReinstateWorker = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/ReinstateWorker',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReinstateWorkerRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.FromString,
+                _registered_method=True)
+        self.CreateWorkerCredential = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/CreateWorkerCredential',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialResponse.FromString,
+                _registered_method=True)
+        self.ListWorkerCredentials = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/ListWorkerCredentials',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsResponse.FromString,
+                _registered_method=True)
+        self.RevokeWorkerCredential = channel.unary_unary(
+                '/guidehall.workers.v1.PoolsService/RevokeWorkerCredential',
+                request_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.RevokeWorkerCredentialRequest.SerializeToString,
+                response_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.WorkerCredential.FromString,
                 _registered_method=True)
 
 
@@ -350,8 +424,46 @@ class PoolsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPool(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkers(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainWorker(self, request, context):
+        """The worker finishes its job and takes no other. Idempotent, like its opposite, which also ends a quarantine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReinstateWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateWorkerCredential(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkerCredentials(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeWorkerCredential(self, request, context):
+        """What its workers hold is lost to them. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -364,10 +476,40 @@ def add_PoolsServiceServicer_to_server(servicer, server):
                     request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListPoolsRequest.FromString,
                     response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListPoolsResponse.SerializeToString,
             ),
+            'GetPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPool,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.GetPoolRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Pool.SerializeToString,
+            ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
                     request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersRequest.FromString,
                     response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.SerializeToString,
+            ),
+            'ReinstateWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReinstateWorker,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ReinstateWorkerRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.SerializeToString,
+            ),
+            'CreateWorkerCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateWorkerCredential,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialResponse.SerializeToString,
+            ),
+            'ListWorkerCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkerCredentials,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsResponse.SerializeToString,
+            ),
+            'RevokeWorkerCredential': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeWorkerCredential,
+                    request_deserializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.RevokeWorkerCredentialRequest.FromString,
+                    response_serializer=guidehall_dot_workers_dot_v1_dot_workers__pb2.WorkerCredential.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -409,6 +551,33 @@ class PoolsService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/GetPool',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.GetPoolRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListWorkers(request,
             target,
             options=(),
@@ -425,6 +594,141 @@ class PoolsService(object):
             '/guidehall.workers.v1.PoolsService/ListWorkers',
             guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersRequest.SerializeToString,
             guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/DrainWorker',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.DrainWorkerRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReinstateWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/ReinstateWorker',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.ReinstateWorkerRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateWorkerCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/CreateWorkerCredential',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.CreateWorkerCredentialResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkerCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/ListWorkerCredentials',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.ListWorkerCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeWorkerCredential(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.workers.v1.PoolsService/RevokeWorkerCredential',
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.RevokeWorkerCredentialRequest.SerializeToString,
+            guidehall_dot_workers_dot_v1_dot_workers__pb2.WorkerCredential.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,8 @@ class WorkerServiceStub:
     """The end of an attempt. Idempotent for one epoch; refused when the epoch is stale."""
     Release: _grpc.UnaryUnaryMultiCallable[_workers_pb2.ReleaseRequest, _workers_pb2.ReleaseResponse]
     """Hands the job back unfinished, without counting the attempt as a failure."""
+    Quarantine: _grpc.UnaryUnaryMultiCallable[_workers_pb2.QuarantineRequest, _workers_pb2.QuarantineResponse]
+    """The worker takes itself out of service because its device misbehaves."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -57,6 +59,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """The end of an attempt. Idempotent for one epoch; refused when the epoch is stale."""
     Release: _aio.UnaryUnaryMultiCallable[_workers_pb2.ReleaseRequest, _workers_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Hands the job back unfinished, without counting the attempt as a failure."""
+    Quarantine: _aio.UnaryUnaryMultiCallable[_workers_pb2.QuarantineRequest, _workers_pb2.QuarantineResponse]  # type: ignore[assignment]
+    """The worker takes itself out of service because its device misbehaves."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What trainer workers speak. A credential is bound to one pool and can be revoked."""
@@ -106,6 +110,14 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workers_pb2.ReleaseResponse, _abc.Awaitable[_workers_pb2.ReleaseResponse]]:
         """Hands the job back unfinished, without counting the attempt as a failure."""
 
+    @_abc_1.abstractmethod
+    def Quarantine(
+        self,
+        request: _workers_pb2.QuarantineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.QuarantineResponse, _abc.Awaitable[_workers_pb2.QuarantineResponse]]:
+        """The worker takes itself out of service because its device misbehaves."""
+
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PoolsServiceStub:
@@ -116,7 +128,15 @@ class PoolsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PoolsServiceAsyncStub: ...
     ListPools: _grpc.UnaryUnaryMultiCallable[_workers_pb2.ListPoolsRequest, _workers_pb2.ListPoolsResponse]
+    GetPool: _grpc.UnaryUnaryMultiCallable[_workers_pb2.GetPoolRequest, _workers_pb2.Pool]
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_workers_pb2.ListWorkersRequest, _workers_pb2.ListWorkersResponse]
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_workers_pb2.DrainWorkerRequest, _workers_pb2.Worker]
+    """The worker finishes its job and takes no other. Idempotent, like its opposite, which also ends a quarantine."""
+    ReinstateWorker: _grpc.UnaryUnaryMultiCallable[_workers_pb2.ReinstateWorkerRequest, _workers_pb2.Worker]
+    CreateWorkerCredential: _grpc.UnaryUnaryMultiCallable[_workers_pb2.CreateWorkerCredentialRequest, _workers_pb2.CreateWorkerCredentialResponse]
+    ListWorkerCredentials: _grpc.UnaryUnaryMultiCallable[_workers_pb2.ListWorkerCredentialsRequest, _workers_pb2.ListWorkerCredentialsResponse]
+    RevokeWorkerCredential: _grpc.UnaryUnaryMultiCallable[_workers_pb2.RevokeWorkerCredentialRequest, _workers_pb2.WorkerCredential]
+    """What its workers hold is lost to them. Idempotent."""
 
 @_typing.type_check_only
 class PoolsServiceAsyncStub(PoolsServiceStub):
@@ -124,7 +144,15 @@ class PoolsServiceAsyncStub(PoolsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPools: _aio.UnaryUnaryMultiCallable[_workers_pb2.ListPoolsRequest, _workers_pb2.ListPoolsResponse]  # type: ignore[assignment]
+    GetPool: _aio.UnaryUnaryMultiCallable[_workers_pb2.GetPoolRequest, _workers_pb2.Pool]  # type: ignore[assignment]
     ListWorkers: _aio.UnaryUnaryMultiCallable[_workers_pb2.ListWorkersRequest, _workers_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_workers_pb2.DrainWorkerRequest, _workers_pb2.Worker]  # type: ignore[assignment]
+    """The worker finishes its job and takes no other. Idempotent, like its opposite, which also ends a quarantine."""
+    ReinstateWorker: _aio.UnaryUnaryMultiCallable[_workers_pb2.ReinstateWorkerRequest, _workers_pb2.Worker]  # type: ignore[assignment]
+    CreateWorkerCredential: _aio.UnaryUnaryMultiCallable[_workers_pb2.CreateWorkerCredentialRequest, _workers_pb2.CreateWorkerCredentialResponse]  # type: ignore[assignment]
+    ListWorkerCredentials: _aio.UnaryUnaryMultiCallable[_workers_pb2.ListWorkerCredentialsRequest, _workers_pb2.ListWorkerCredentialsResponse]  # type: ignore[assignment]
+    RevokeWorkerCredential: _aio.UnaryUnaryMultiCallable[_workers_pb2.RevokeWorkerCredentialRequest, _workers_pb2.WorkerCredential]  # type: ignore[assignment]
+    """What its workers hold is lost to them. Idempotent."""
 
 class PoolsServiceServicer(metaclass=_abc_1.ABCMeta):
     """The queue and its workers as operators see them."""
@@ -137,10 +165,54 @@ class PoolsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workers_pb2.ListPoolsResponse, _abc.Awaitable[_workers_pb2.ListPoolsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def GetPool(
+        self,
+        request: _workers_pb2.GetPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.Pool, _abc.Awaitable[_workers_pb2.Pool]]: ...
+
+    @_abc_1.abstractmethod
     def ListWorkers(
         self,
         request: _workers_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workers_pb2.ListWorkersResponse, _abc.Awaitable[_workers_pb2.ListWorkersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _workers_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.Worker, _abc.Awaitable[_workers_pb2.Worker]]:
+        """The worker finishes its job and takes no other. Idempotent, like its opposite, which also ends a quarantine."""
+
+    @_abc_1.abstractmethod
+    def ReinstateWorker(
+        self,
+        request: _workers_pb2.ReinstateWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.Worker, _abc.Awaitable[_workers_pb2.Worker]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateWorkerCredential(
+        self,
+        request: _workers_pb2.CreateWorkerCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.CreateWorkerCredentialResponse, _abc.Awaitable[_workers_pb2.CreateWorkerCredentialResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListWorkerCredentials(
+        self,
+        request: _workers_pb2.ListWorkerCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.ListWorkerCredentialsResponse, _abc.Awaitable[_workers_pb2.ListWorkerCredentialsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RevokeWorkerCredential(
+        self,
+        request: _workers_pb2.RevokeWorkerCredentialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workers_pb2.WorkerCredential, _abc.Awaitable[_workers_pb2.WorkerCredential]]:
+        """What its workers hold is lost to them. Idempotent."""
 
 def add_PoolsServiceServicer_to_server(servicer: PoolsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
