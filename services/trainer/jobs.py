@@ -18,8 +18,8 @@ from services.trainer.database import Database
 from services.trainer.journal import Journal, lock_job
 from services.trainer.leases import job_id_of
 from services.trainer.lifecycle import CancelRequested, State
+from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job
-from services.trainer.scheduler import queue_position, queue_positions
 from services.trainer.tables import jobs
 
 _FILTERS: Mapping[str, tuple[str, ...]] = {
@@ -39,14 +39,6 @@ _ORDERS = {
 # Jobs carry their parameters: a page of them has to fit into a message.
 MOST_LISTED = 200
 _USUAL_ORDER = "create_time desc"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A job and its place in the queue; -1 when it is not queued."""
-
-    job: Job
-    queue_position: int
 
 
 @dataclass(frozen=True)
@@ -80,9 +72,10 @@ def _visible(principal: Principal, job: Job | None, name: str) -> Job:
 class Jobs:
     """The table of jobs, for owners and operators."""
 
-    def __init__(self, database: Database, journal: Journal) -> None:
+    def __init__(self, database: Database, journal: Journal, queues: Queues) -> None:
         self._database = database
         self._journal = journal
+        self._queues = queues
 
     async def get(self, principal: Principal, name: str) -> Seen:
         """One job.
@@ -92,7 +85,7 @@ class Jobs:
         """
         async with self._database.read() as connection:
             job = await find(connection, principal, name)
-            return Seen(job, await queue_position(connection, job))
+            return await self._queues.see(connection, job)
 
     async def cancel(self, principal: Principal, name: str) -> Seen:
         """Asks for the end of a job; harmless to repeat, and after its end.
@@ -105,7 +98,7 @@ class Jobs:
             after = await self._journal.apply(unit, job, CancelRequested())
             if after is not job:
                 audit(unit, principal, "CancelJob", name, etag_before=job.etag, etag_after=after.etag)
-            return Seen(after, await queue_position(unit.connection, after))
+            return await self._queues.see(unit.connection, after)
 
     async def page(
         self, principal: Principal, project: str, filter_text: str, order_by: str, size: int, token: str
@@ -138,13 +131,13 @@ class Jobs:
             # One more than wanted tells whether there is another page.
             rows = (await connection.execute(statement.order_by(*ordered).limit(size + 1))).mappings().all()
             found = [Job.of(row) for row in rows[:size]]
-            positions = await queue_positions(connection, found)
+            seen = await self._queues.see_all(connection, found)
         next_token = ""
         if len(rows) > size:
             last = found[-1]
             time = last.create_time if column is jobs.c.create_time else last.update_time
             next_token = pages.next_token([time.isoformat(), last.id], *arguments)
-        return Page([Seen(job, positions.get(job.id, -1)) for job in found], next_token)
+        return Page(seen, next_token)
 
 
 def _condition(term: filters.Term) -> ColumnElement[bool]:

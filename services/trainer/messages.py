@@ -13,8 +13,9 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core import names
 from services.trainer.documents import Document
-from services.trainer.jobs import Seen
+from services.trainer.estimates import Interval
 from services.trainer.lifecycle import Desired
+from services.trainer.queues import Seen
 from services.trainer.records import StoredEvent, worker_name
 
 
@@ -90,10 +91,24 @@ def job(seen: Seen) -> jobs_pb2.Job:
         last_seq=job.last_seq,
         etag=job.etag,
         memory_hint_bytes=job.memory_hint_bytes,
+        group=job.group_name,
+        device_class=job.device_class,
+        start_estimate=_estimate(seen.start),
+        end_estimate=_estimate(seen.end),
     )
     if job.retried_from:
         message.retried_from = job_name(job.project, job.retried_from)
     return message
+
+
+def _estimate(interval: Interval | None) -> jobs_pb2.Estimate | None:
+    if interval is None:
+        return None
+    return jobs_pb2.Estimate(
+        time=timestamp(interval.middle),
+        earliest_time=timestamp(interval.earliest),
+        latest_time=timestamp(interval.latest),
+    )
 
 
 def event(name: str, stored: StoredEvent) -> jobs_pb2.JobEvent:

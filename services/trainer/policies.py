@@ -14,6 +14,7 @@ POLICIES = {
     f"/{jobs.FULL_NAME}/SubmitJob": _WORK,
     f"/{jobs.FULL_NAME}/CancelJob": _WORK,
     f"/{workers.FULL_NAME}/*": Policy(kinds=frozenset({"worker"})),
+    f"/{pools.FULL_NAME}/*": _OPERATE,
     f"/{pools.FULL_NAME}/ListPools": _ASK,
-    f"/{pools.FULL_NAME}/ListWorkers": _OPERATE,
+    f"/{pools.FULL_NAME}/GetPool": _ASK,
 }

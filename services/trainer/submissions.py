@@ -24,13 +24,13 @@ from services.trainer.audit import audit
 from services.trainer.database import Database, Unit
 from services.trainer.datasets import Datasets
 from services.trainer.documents import EXACT_INTEGERS, Document, canonical, digest, plain
-from services.trainer.jobs import Seen
 from services.trainer.journal import Journal
+from services.trainer.pools import Pools
+from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job
-from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_position, queue_rank
-from services.trainer.settings import JobSettings
+from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_rank
+from services.trainer.settings import TrainerSettings
 from services.trainer.tables import jobs, request_ids
-from services.trainer.workers import enrolled_pools
 
 LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
@@ -58,20 +58,29 @@ class Submission:
     timeout_seconds: int
     max_attempts: int
     memory_hint_bytes: int
+    group: str
+    device_class: str
 
 
 class Submissions:
     """Checks and stores new jobs."""
 
     def __init__(
-        self, database: Database, journal: Journal, datasets: Datasets, settings: JobSettings
+        self,
+        database: Database,
+        journal: Journal,
+        datasets: Datasets,
+        pools: Pools,
+        queues: Queues,
+        settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._journal = journal
         self._datasets = datasets
-        self._settings = settings
-        # Those that are known to have workers; asked for again only when another is named.
-        self._pools = {settings.default_pool}
+        self._pools = pools
+        self._queues = queues
+        self._all_settings = settings
+        self._settings = settings.jobs
 
     async def submit(self, principal: Principal, submission: Submission, request_id: str) -> Seen:
         """Stores a job, its first event and its doorbell; the first job again when `request_id` is known.
@@ -79,6 +88,8 @@ class Submissions:
         Raises:
             InvalidArgument: a field is wrong, or the request id came before with other content.
             PermissionDenied: the caller may not own a job.
+            FailedPrecondition: no pool can stand in for the device class.
+            ResourceExhausted: too many of the owner's jobs wait already.
             Unavailable: the database, or storage that has the inputs, cannot be reached.
         """
         content = digest({name: plain(value, name) for name, value in asdict(submission).items()})
@@ -88,17 +99,18 @@ class Submissions:
             async with self._database.read() as connection:
                 earlier = await key.job(connection)
                 if earlier is not None:
-                    return Seen(earlier, await queue_position(connection, earlier))
+                    return await self._queues.see(connection, earlier)
         values = await self._values(principal, submission)
         async with self._database.unit() as unit:
             if request_id and not await key.claim(unit.connection, values["id"]):
                 # The same request came twice at a time, and the other one was first.
                 earlier = await key.job(unit.connection)
                 if earlier is not None:
-                    return Seen(earlier, await queue_position(unit.connection, earlier))
+                    return await self._queues.see(unit.connection, earlier)
+            await self._pools.require_room(unit.connection, principal, values["owner"], values["pool"])
             job = await self._journal.submit(unit, values, self._max_attempts(submission))
             audit(unit, principal, "SubmitJob", job.name, etag_after=job.etag)
-            seen = Seen(job, await queue_position(unit.connection, job))
+            seen = await self._queues.see(unit.connection, job)
         _SUBMITTED.labels(job.pipeline).inc()
         return seen
 
@@ -110,8 +122,9 @@ class Submissions:
         """
         values = await self._values(principal, submission)
         async with self._database.read() as connection:
+            await self._pools.require_room(connection, principal, values["owner"], values["pool"])
             job = await self._journal.submit(Unit(connection), values, self._max_attempts(submission))
-            seen = Seen(job, await queue_position(connection, job))
+            seen = await self._queues.see(connection, job)
             await connection.rollback()
         return seen
 
@@ -119,7 +132,10 @@ class Submissions:
         owner = owner_for(principal)
         pipeline = _pipeline(submission.pipeline)
         self._check_fields(submission)
-        await self._check_pool(submission.pool)
+        _check_group(principal, submission.group)
+        pool, device_class = await self._pools.choose(
+            submission.pool, submission.device_class, gpu_only=pipeline.device == "gpu"
+        )
         params = self._params(pipeline, submission.params)
         for role in submission.inputs:
             if role not in pipeline.datasets:
@@ -138,21 +154,14 @@ class Submissions:
             "params_digest": digest(params),
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
             "inputs": await self._datasets.pin(principal, submission.inputs),
-            "pool": submission.pool or self._settings.default_pool,
+            "pool": pool,
+            "device_class": device_class,
+            "group_name": submission.group,
             "priority": submission.priority or NORMAL_PRIORITY,
             "memory_hint_bytes": submission.memory_hint_bytes,
-            "timeout_seconds": submission.timeout_seconds or self._settings.default_timeout_seconds,
+            "timeout_seconds": submission.timeout_seconds or self._all_settings.default_timeout_seconds(pool),
             "queue_rank": queue_rank(submission.priority or NORMAL_PRIORITY, self._settings.ageing_seconds),
         }
-
-    async def _check_pool(self, pool: str) -> None:
-        """A job for a pool that has no workers would wait for ever."""
-        if not pool or pool in self._pools:
-            return
-        async with self._database.read() as connection:
-            self._pools |= await enrolled_pools(connection)
-        if pool not in self._pools:
-            raise InvalidArgument.field("pool", pool, f"one of {', '.join(sorted(self._pools))}")
 
     def _max_attempts(self, submission: Submission) -> int:
         return submission.max_attempts or self._settings.default_max_attempts
@@ -223,6 +232,12 @@ def _pipeline(name: str) -> Pipeline:
         return registry.pipeline(name)
     except UserError as error:
         raise InvalidArgument.field(error.field, name, error.allowed) from None
+
+
+def _check_group(principal: Principal, group: str) -> None:
+    if group and group not in principal.groups:
+        own = ", ".join(sorted(principal.groups)) or "none"
+        raise InvalidArgument.field("group", group, f"one of your groups ({own}), or empty")
 
 
 def _check_text(field: str, text: str, longest: int) -> None:

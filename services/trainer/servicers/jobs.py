@@ -47,6 +47,8 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             timeout_seconds=request.timeout_seconds,
             max_attempts=request.max_attempts,
             memory_hint_bytes=request.memory_hint_bytes,
+            group=request.group,
+            device_class=request.device_class,
         )
         principal = current_principal()
         if request.validate_only:
