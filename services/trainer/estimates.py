@@ -34,8 +34,10 @@ _MOST_SIZES = 6
 # around their pool's mean, and of jobs around their pipeline's line, the last worth so many finished jobs.
 _SLOPE_SPREAD, _PIPELINE_SPREAD = 0.7, 1.5
 _JOB_SPREAD, _JOB_SPREAD_WORTH = 0.4, 3.0
-# Progress tells the end no better than this; less where it contradicts what is known otherwise.
-_PROGRESS_SPREAD = 0.15
+# Progress tells the end no better than this, and so much of a job may lie outside of its main phase.
+_PROGRESS_SPREAD, _OUTSIDE_PHASE = 0.08, 0.15
+# Spreads above the expected duration from which on a job is taken for a longer one.
+_OVERDUE = 1.5
 _LONGEST_LOG = math.log(10 * 365 * 86_400.0)
 
 
@@ -201,11 +203,16 @@ class Durations:
         elapsed = max(job.elapsed_seconds, 1e-3)
         if job.fraction > 0:
             told = math.log(elapsed / job.fraction)
-            # A phase that is nearly over may not be the last one: what contradicts counts for little.
-            spread = max(_PROGRESS_SPREAD, abs(told - mean) / 2)
+            # What comes before and after the phase is not known, and weighs more the less of it is done. A
+            # phase that is nearly over may not even be the last one: what contradicts counts for little.
+            outside = _OUTSIDE_PHASE * (1 - job.fraction) / job.fraction
+            spread = max(_PROGRESS_SPREAD + outside, abs(told - mean) / 2)
             weight = variance / (variance + spread**2)
             mean, variance = mean + weight * (told - mean), variance * (1 - weight)
-        normal = NormalDist(mean, math.sqrt(variance))
+        # One that is long overdue is not what it was taken for: nothing says that it ends this moment.
+        normal = NormalDist(
+            max(mean, math.log(elapsed) - _OVERDUE * math.sqrt(variance)), math.sqrt(variance)
+        )
         # It takes longer than it has taken so far.
         past = min(normal.cdf(math.log(elapsed)), 1 - 1e-6)
         chances = past + (1 - past) * (np.arange(DRAWS) + 0.5) / DRAWS

@@ -240,12 +240,12 @@ class TrainerSettings(ServiceSettings):
     def _sound_pools(self) -> Self:
         for name, pool in self.pools.items():
             if name != OTHER_POOLS and not re.fullmatch(POOL_NAME, name):
-                raise ValueError(f"pools: {name!r} does not match {POOL_NAME}")
+                raise ValueError(f"POOLS: {name!r} does not match {POOL_NAME}")
             if name == OTHER_POOLS and (pool.device_class or pool.launcher.kind != "none"):
-                raise ValueError(f"pools: {OTHER_POOLS!r} has neither a device_class nor a launcher")
+                raise ValueError(f"POOLS: {OTHER_POOLS!r} has neither a device_class nor a launcher")
             highest = self.jobs.highest_timeout_seconds
             if (pool.default_timeout_seconds or 0) > highest:
-                raise ValueError(f"pools: default_timeout_seconds of {name!r} is more than {highest}")
+                raise ValueError(f"POOLS: default_timeout_seconds of {name!r} is more than {highest}")
         return self
 
     def pool(self, name: str) -> PoolSettings:
