@@ -27,11 +27,11 @@ def connect(ctx: click.Context | None = None) -> Client:
     ctx = ctx or click.get_current_context()
     options = ctx.find_root().params
     timeout = _COMPLETION_SECONDS if ctx.resilient_parsing else options["timeout"]
-    token = None if options["endpoints"] else _own_token()
+    token = None if options["endpoints"] else own_token()
     return Client(options["endpoints"], token, timeout=timeout, project=options["project"])
 
 
-def _own_token() -> str | None:
+def own_token() -> str | None:
     """The administrator's token of the stack of this machine, for who started it, unless another is named."""
     from guidehall.client._endpoints import data_folder
 

@@ -37,10 +37,26 @@ def require_platform(*more: str) -> None:
     from guidehall.core.errors import Unimplemented
 
     extras = (*_PLATFORM, *more)
-    missing = [name for extra in extras for name in _MODULES[extra] if find_spec(name) is None]
-    missing += _missing_servers()
+    missing = [*_missing_modules(extras), *_missing_servers()]
     if missing:
         raise Unimplemented(needs_more(missing[0], extras), reason="NOT_INSTALLED")
+
+
+def require_workers() -> None:
+    """Sees to it that what workers need is installed: no servers.
+
+    Raises:
+        Unimplemented: it names what is missing and how to get it.
+    """
+    from guidehall.core.errors import Unimplemented
+
+    extras = ("science", "services")
+    if missing := _missing_modules(extras):
+        raise Unimplemented(needs_more(missing[0], extras), reason="NOT_INSTALLED")
+
+
+def _missing_modules(extras: tuple[str, ...]) -> list[str]:
+    return [name for extra in extras for name in _MODULES[extra] if find_spec(name) is None]
 
 
 def _missing_servers() -> list[str]:

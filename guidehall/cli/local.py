@@ -1,4 +1,4 @@
-"""`guidehall up`, `status`, `logs`, `down`: the whole platform on this machine."""
+"""`guidehall up`, `status`, `logs`, `down`: the whole platform on this machine; `worker`: more workers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from guidehall.cli._context import json_option
+from guidehall.cli._context import json_option, own_token
 from guidehall.cli._exit import ExitCode
-from guidehall.cli._extras import require_platform
+from guidehall.cli._extras import require_platform, require_workers
 from guidehall.cli._output import clean, duration, emit, table
 
 if TYPE_CHECKING:
@@ -157,4 +157,34 @@ def down(data: Path, delete_data: bool, yes: bool) -> int:
     return ExitCode.DONE
 
 
-COMMANDS = (up, status, logs, down)
+@click.command(
+    epilog="""\b
+Examples
+  guidehall worker --pool h200                   one more worker for the platform of this machine
+  guidehall --endpoints trainer=hall:7101,storage=hall:7102 worker --pool h200 --count 4 \\
+      --credential-file h200.credential          workers of a platform elsewhere
+"""
+)
+@click.option("--pool", default="cpu", show_default=True, metavar="POOL", help="Whose jobs they run.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many workers to start."
+)
+@click.option(
+    "--credential-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The pool's credential. Without it one is made, which operators may, and revoked at the end.",
+)
+@click.pass_context
+def worker(ctx: click.Context, pool: str, count: int, credential_file: Path | None) -> None:
+    """Run workers on this machine. Ctrl-C stops them; what they run goes on elsewhere."""
+    require_workers()
+    from guidehall.local import workers
+
+    given = ctx.find_root().params["endpoints"]
+    token = None if given or credential_file else own_token()
+    options = workers.Options(pool, count, given, token, credential_file)
+    workers.run(options, click.echo)
+
+
+COMMANDS = (up, status, logs, down, worker)

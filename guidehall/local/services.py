@@ -28,7 +28,7 @@ _FIRST_WORKER_OPS_PORT = 7210
 _CREDENTIAL_DAYS = 365
 _DAY_SECONDS = 86_400.0
 # For a running job to reach its next checkpoint when the stack stops.
-_WORKER_DRAIN_SECONDS = 15.0
+WORKER_DRAIN_SECONDS = 15.0
 _PROXY_SECRET = "proxy-secret"  # noqa: S105 (a file's name)
 # Variables of the person at the terminal that every service gets as they are.
 _SHARED_PREFIX = "GUIDEHALL_SCIENCE_"
@@ -235,30 +235,46 @@ def _inference(site: Site) -> Program:
 
 
 def _worker(site: Site, name: str) -> Program:
+    settings = {
+        **_nats(site, "worker"),
+        "POOL": WORKER_POOL,
+        "CREDENTIAL_FILE": str(site.credential_file),
+        "TRAINER__TARGET": _target(site, "trainer"),
+        "STORAGE__TARGET": _target(site, "storage"),
+        "TEMP_DIR": str(site.temporary),
+    }
+    return worker_program(name, settings, site.ops_port(name), site.root, site.workers, site.inherited)
+
+
+def worker_program(
+    name: str,
+    settings: Mapping[str, str],
+    ops_port: int,
+    root: Path,
+    sharers: int,
+    inherited: Mapping[str, str],
+) -> Program:
+    """A worker to supervise.
+
+    Args:
+        name: what people call it, and its log.
+        settings: its own, by their names without the prefix.
+        ops_port: of its health and metrics.
+        root: the folder that holds the package `services`.
+        sharers: how many workers share this machine's cores.
+        inherited: variables of the person at the terminal, whose GUIDEHALL_WORKER__... override `settings`.
+    """
+    threads = _threads(sharers)
+    own = {"CHILD__THREADS": str(threads), "DRAIN_SECONDS": str(WORKER_DRAIN_SECONDS), **settings}
     return Program(
         name=name,
         argv=_module("services.trainer", "worker"),
-        environment=_environment(
-            site,
-            name,
-            "WORKER",
-            _nats(site, "worker"),
-            {
-                "POOL": WORKER_POOL,
-                "CREDENTIAL_FILE": str(site.credential_file),
-                "TRAINER__TARGET": _target(site, "trainer"),
-                "STORAGE__TARGET": _target(site, "storage"),
-                "TEMP_DIR": str(site.temporary),
-                "CHILD__THREADS": str(_threads(site.workers)),
-                "DRAIN_SECONDS": str(_WORKER_DRAIN_SECONDS),
-            },
-            threads=_threads(site.workers),
-        ),
-        folder=site.root,
-        probe=f"http://{LOOPBACK}:{site.ops_port(name)}/health",
+        environment=_environment_of(inherited, ops_port, "WORKER", own, threads=threads),
+        folder=root,
+        probe=f"http://{LOOPBACK}:{ops_port}/health",
         after=("trainer",),
         uses=("storage", "nats"),
-        stop_seconds=_WORKER_DRAIN_SECONDS + 5.0,
+        stop_seconds=WORKER_DRAIN_SECONDS + 5.0,
     )
 
 
@@ -301,16 +317,21 @@ def _threads(sharers: int) -> int:
 def _environment(
     site: Site, name: str, prefix: str, *settings: Mapping[str, str], threads: int = 1
 ) -> dict[str, str]:
+    """The environment of a service of this site."""
+    return _environment_of(site.inherited, site.ops_port(name), prefix, *settings, threads=threads)
+
+
+def _environment_of(
+    inherited: Mapping[str, str], ops_port: int, prefix: str, *settings: Mapping[str, str], threads: int
+) -> dict[str, str]:
     """The environment of a service: ours without the settings of others, its own, what overrides these."""
-    ours = {key: value for key, value in site.inherited.items() if not key.startswith("GUIDEHALL_")}
-    shared = {key: value for key, value in site.inherited.items() if key.startswith(_SHARED_PREFIX)}
-    own: dict[str, str] = {"OPS__HOST": LOOPBACK, "OPS__PORT": str(site.ops_port(name))}
+    ours = {key: value for key, value in inherited.items() if not key.startswith("GUIDEHALL_")}
+    shared = {key: value for key, value in inherited.items() if key.startswith(_SHARED_PREFIX)}
+    own: dict[str, str] = {"OPS__HOST": LOOPBACK, "OPS__PORT": str(ops_port)}
     for part in settings:
         own.update(part)
     prefixed = {f"GUIDEHALL_{prefix}__{key}": value for key, value in own.items()}
-    overrides = {
-        key: value for key, value in site.inherited.items() if key.startswith(f"GUIDEHALL_{prefix}__")
-    }
+    overrides = {key: value for key, value in inherited.items() if key.startswith(f"GUIDEHALL_{prefix}__")}
     # As many threads as the machine has cores in every service would only make them fight.
     limits = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     return {"PYTHONUNBUFFERED": "1"} | limits | ours | shared | prefixed | overrides

@@ -21,14 +21,18 @@ from guidehall.core.telemetry import OpsServer
 from guidehall.science import registry
 from services.trainer.batches import Batches
 from services.trainer.control import Control
+from services.trainer.credentials import Credentials
 from services.trainer.database import Database
 from services.trainer.datasets import Datasets
 from services.trainer.jobs import Jobs
 from services.trainer.journal import Journal
+from services.trainer.launcher import Launches
 from services.trainer.leases import Leases
 from services.trainer.outbox import Relay
 from services.trainer.owner_tellers import OwnerTellers
 from services.trainer.policies import POLICIES
+from services.trainer.pools import Pools
+from services.trainer.queues import Queues
 from services.trainer.reports import Reports
 from services.trainer.retries import Retries
 from services.trainer.servicers import jobs, pools, workers
@@ -84,9 +88,11 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         database = Database(engine, Wakes())
         journal = Journal(settings.lease)
         workers_table = Workers(database, settings.lease)
-        leases = Leases(database, journal, workers_table, issuer, settings.lease)
+        leases = Leases(database, journal, workers_table, issuer, settings)
         datasets = Datasets(channel, settings.storage_seconds)
+        launches = Launches(database, workers_table, settings)
         services = _services(database, journal, workers_table, leases, datasets, settings)
+        services.append(_for_operators(database, workers_table, launches, issuer, settings))
         server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE), POLICIES)
         readiness = Readiness(server)
         ops = OpsServer(settings.ops, lambda: readiness.ready)
@@ -109,6 +115,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             tasks.create_task(Relay(database, owners.tellers(), patient).run())
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
+            tasks.create_task(launches.run())
             if bus is not None:
                 tasks.create_task(_provision(bus))
             await until_signalled()
@@ -127,26 +134,37 @@ def _services(
     datasets: Datasets,
     settings: TrainerSettings,
 ) -> list[Service]:
-    """What the api answers."""
-    submissions = Submissions(database, journal, datasets, settings.jobs, settings.notify)
+    """What the api answers to owners and workers."""
+    queues = Queues(settings)
+    choosing = Pools(database, workers_table, settings)
+    submissions = Submissions(database, journal, datasets, choosing, queues, settings)
     for_owners = jobs.JobsServicer(
         submissions,
         Batches(submissions, settings.jobs),
         Retries(database, submissions),
-        Jobs(database),
-        Control(database, journal, settings.jobs, settings.notify),
+        Jobs(database, queues),
+        Control(database, journal, queues, settings),
         Watching(database, settings.watch),
         workers_table,
     )
     reports = Reports(database, journal, settings.lease)
     sessions = Sessions(leases, reports, database.wakes, settings.lease)
     for_workers = workers.WorkerServicer(workers_table, leases, reports, sessions, settings.lease)
-    for_operators = pools.PoolsServicer(workers_table)
     return [
         Service(jobs.FULL_NAME, add_JobsServiceServicer_to_server, for_owners),
         Service(workers.FULL_NAME, add_WorkerServiceServicer_to_server, for_workers),
-        Service(pools.FULL_NAME, add_PoolsServiceServicer_to_server, for_operators),
     ]
+
+
+def _for_operators(
+    database: Database,
+    workers_table: Workers,
+    launches: Launches,
+    issuer: TokenIssuer,
+    settings: TrainerSettings,
+) -> Service:
+    servicer = pools.PoolsServicer(workers_table, Credentials(database, issuer), launches, settings)
+    return Service(pools.FULL_NAME, add_PoolsServiceServicer_to_server, servicer)
 
 
 async def _provision(bus: EventBus) -> None:

@@ -8,7 +8,9 @@ from guidehall.core.auth import Principal
 from guidehall.core.telemetry import current_trace_id
 from services.trainer.database import Unit
 
-_SERVICE = "/guidehall.jobs.v1.JobsService"
+JOBS_SERVICE = "/guidehall.jobs.v1.JobsService"
+POOLS_SERVICE = "/guidehall.workers.v1.PoolsService"
+WORKER_SERVICE = "/guidehall.workers.v1.WorkerService"
 
 
 def audit(
@@ -17,10 +19,11 @@ def audit(
     method: str,
     resource: str,
     *,
+    service: str = JOBS_SERVICE,
     etag_before: str = "",
     etag_after: str = "",
 ) -> None:
-    """Reports a change that a caller of JobsService made."""
+    """Reports a change that a caller made by a method of `service`."""
     unit.send(
         "audit",
         resource,
@@ -29,7 +32,7 @@ def audit(
             "subject": principal.subject,
             "kind": principal.kind,
             "actor": principal.actor or "",
-            "method": f"{_SERVICE}/{method}",
+            "method": f"{service}/{method}",
             "resource": resource,
             "outcome": "OK",
             "etag_before": etag_before,

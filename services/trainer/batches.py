@@ -11,9 +11,9 @@ from guidehall.core import names
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.documents import Document, canonical
-from services.trainer.jobs import Seen
 from services.trainer.journal import seconds
 from services.trainer.param_paths import Axis, blamed, combinations
+from services.trainer.queues import Seen
 from services.trainer.request_keys import RequestKey
 from services.trainer.settings import JobSettings
 from services.trainer.submissions import NewJob, Submission, Submissions
@@ -70,7 +70,7 @@ class Batches:
             allowed = f"at most {self._settings.max_batch_bytes} bytes of parameters together"
             raise InvalidArgument.field("requests", f"{size} bytes", allowed)
         if validate_only:
-            return await self._submissions.rehearse(new), ""
+            return await self._submissions.rehearse(principal, new), ""
         batch_id = str(uuid.uuid4())
         for position, item in enumerate(new):
             item.values.update(batch=batch_id, batch_position=position)

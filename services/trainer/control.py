@@ -14,7 +14,7 @@ from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, 
 from services.trainer.audit import audit
 from services.trainer.checkpoints import discard, newest_checkpoints
 from services.trainer.database import Database, Unit
-from services.trainer.jobs import Seen, conditions, lock_visible, look
+from services.trainer.jobs import conditions, lock_visible
 from services.trainer.journal import Journal, append, lock_job
 from services.trainer.leases import job_id_of
 from services.trainer.lifecycle import (
@@ -28,9 +28,10 @@ from services.trainer.lifecycle import (
     StopRequested,
 )
 from services.trainer.notifications import Target, check_targets
+from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job
 from services.trainer.scheduler import NORMAL_PRIORITY, moved_rank
-from services.trainer.settings import JobSettings, NotifySettings
+from services.trainer.settings import TrainerSettings
 from services.trainer.submissions import check_display_name, check_labels, check_priority
 from services.trainer.tables import jobs
 from services.trainer.wakes import job_topic
@@ -72,12 +73,13 @@ class Control:
     """Changes to jobs, for owners and operators."""
 
     def __init__(
-        self, database: Database, journal: Journal, settings: JobSettings, notify: NotifySettings
+        self, database: Database, journal: Journal, queues: Queues, settings: TrainerSettings
     ) -> None:
         self._database = database
         self._journal = journal
-        self._settings = settings
-        self._notify = notify
+        self._queues = queues
+        self._settings = settings.jobs
+        self._notify = settings.notify
 
     async def wish(self, principal: Principal, method: str, name: str) -> Seen:
         """Asks for what a method of `WISHES` stands for; harmless to repeat.
@@ -91,7 +93,7 @@ class Control:
             after = await self._journal.apply(unit, job, WISHES[method])
             if after is not job:
                 audit(unit, principal, method, name, etag_before=job.etag, etag_after=after.etag)
-            return (await look(unit.connection, [after]))[0]
+            return await self._queues.see(unit.connection, after)
 
     async def update(self, principal: Principal, name: str, etag: str, change: Update) -> Seen:
         """Changes some fields; harmless to repeat.
@@ -113,7 +115,7 @@ class Control:
                 after = await append(unit, job, [], values)
                 audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-            return (await look(unit.connection, [job]))[0]
+            return await self._queues.see(unit.connection, job)
 
     def _changes(self, change: Update) -> dict[str, Any]:
         """The columns that an update sets, checked."""
@@ -232,7 +234,7 @@ class Control:
                 after = await append(unit, job, [], {"owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-            return (await look(unit.connection, [job]))[0]
+            return await self._queues.see(unit.connection, job)
 
 
 def _require_etag(given: str, job: Job) -> None:

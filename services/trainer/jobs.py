@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,14 +16,13 @@ from guidehall.core.access import require_visible, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer import cursors
-from services.trainer.checkpoints import newest_checkpoints
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
 from services.trainer.journal import lock_job
 from services.trainer.leases import job_id_of
 from services.trainer.lifecycle import EndReason, State
-from services.trainer.records import Checkpoint, Job, worker_name
-from services.trainer.scheduler import queue_position, queue_positions
+from services.trainer.queues import Queues, Seen
+from services.trainer.records import Job, worker_name
 from services.trainer.tables import attempts, jobs, workers
 
 _FILTERS: Mapping[str, tuple[str, ...]] = {
@@ -42,20 +41,6 @@ _ORDERS = {
 # Jobs carry their parameters: a page of them has to fit into a message.
 MOST_LISTED = 200
 _USUAL_ORDER = "create_time desc"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A job and what is not in its row.
-
-    Attributes:
-        queue_position: how many are before it; -1 when it is not queued.
-        checkpoint: its newest that is kept.
-    """
-
-    job: Job
-    queue_position: int
-    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True)
@@ -95,16 +80,6 @@ def _visible(principal: Principal, job: Job | None, name: str) -> Job:
     return job
 
 
-async def look(connection: AsyncConnection, found: Sequence[Job]) -> list[Seen]:
-    """Jobs with what is not in their rows."""
-    if len(found) == 1:
-        positions: Mapping[str, int] = {found[0].id: await queue_position(connection, found[0])}
-    else:
-        positions = await queue_positions(connection, found)
-    kept = await newest_checkpoints(connection, [job.id for job in found if job.lease_epoch])
-    return [Seen(job, positions.get(job.id, -1), kept.get(job.id)) for job in found]
-
-
 @dataclass(frozen=True)
 class Attempt:
     """One lease of a job."""
@@ -124,8 +99,9 @@ class Attempt:
 class Jobs:
     """The table of jobs, for owners and operators."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, queues: Queues) -> None:
         self._database = database
+        self._queues = queues
 
     async def get(self, principal: Principal, name: str) -> Seen:
         """One job.
@@ -134,7 +110,7 @@ class Jobs:
             NotFound: the caller sees none of this name.
         """
         async with self._database.read() as connection:
-            return (await look(connection, [await find(connection, principal, name)]))[0]
+            return await self._queues.see(connection, await find(connection, principal, name))
 
     async def attempts(
         self, principal: Principal, parent: str, size: int, token: str
@@ -192,7 +168,7 @@ class Jobs:
             # One more than wanted tells whether there is another page.
             rows = (await connection.execute(statement.order_by(*ordered).limit(size + 1))).mappings().all()
             found = [Job.of(row) for row in rows[:size]]
-            seen = await look(connection, found)
+            seen = await self._queues.see_all(connection, found)
         next_token = ""
         if len(rows) > size:
             last = found[-1]

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Histogram
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import and_, bindparam, case, select, text
 from sqlalchemy.dialects.postgresql import UUID
 
 from guidehall.core import names
@@ -15,6 +15,7 @@ from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
 from guidehall.core.errors import Aborted, AppError, NotFound
 from services.trainer.checkpoints import starting_point
+from services.trainer.credentials import require_credential
 from services.trainer.database import Database, Unit
 from services.trainer.journal import Cause, Journal, lock_job
 from services.trainer.lifecycle import (
@@ -29,10 +30,10 @@ from services.trainer.lifecycle import (
 )
 from services.trainer.records import Checkpoint, Job
 from services.trainer.scheduler import next_job
-from services.trainer.settings import LeaseSettings
+from services.trainer.settings import TrainerSettings
 from services.trainer.tables import attempts, jobs, worker_credentials, workers
 from services.trainer.wakes import pool_topic
-from services.trainer.workers import Workers, require_credential
+from services.trainer.workers import Workers
 
 _LEASES = Counter("guidehall_leases", "Leases given", ["pool"])
 _LOST = Counter("guidehall_leases_lost", "Leases whose worker was not heard of in time", ["pool"])
@@ -50,6 +51,11 @@ class Grant:
     checkpoint: Checkpoint | None
     # The job that made the checkpoint, when it is a retry's predecessor; else empty.
     checkpoint_job: str
+
+
+@dataclass(frozen=True)
+class OutOfService:
+    """The worker that asks is drained or quarantined."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +160,21 @@ class Leases:
         journal: Journal,
         workers_table: Workers,
         issuer: TokenIssuer,
-        settings: LeaseSettings,
+        settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._journal = journal
         self._workers = workers_table
         self._issuer = issuer
-        self._settings = settings
+        self._trainer_settings = settings
+        self._settings = settings.lease
 
-    async def lease(self, principal: Principal, worker: str, wait_seconds: float) -> Grant | None:
+    async def lease(
+        self, principal: Principal, worker: str, wait_seconds: float
+    ) -> Grant | OutOfService | None:
         """The next job for a worker; None when none came within the time.
+
+        A worker that is out of service is held as long, for it may be reinstated meanwhile.
 
         Raises:
             NotFound: the worker has to register.
@@ -176,7 +187,7 @@ class Leases:
                 ear.clear()
                 grant = await self._grant(principal, worker)
                 remaining = give_up - loop.time()
-                if grant is not None or remaining <= 0 or self._database.wakes.closed:
+                if isinstance(grant, Grant) or remaining <= 0 or self._database.wakes.closed:
                     return grant
                 await ear.listen(min(remaining, self._settings.recheck_seconds))
 
@@ -185,11 +196,14 @@ class Leases:
         longest = min(wait_seconds, self._settings.max_wait_seconds)
         return longest if deadline is None else min(longest, deadline - _ANSWER_SECONDS)
 
-    async def _grant(self, principal: Principal, name: str) -> Grant | None:
+    async def _grant(self, principal: Principal, name: str) -> Grant | OutOfService | None:
         async with self._database.unit() as unit:
             worker = await self._workers.find(unit.connection, principal, name)
             await self._take_back(unit, worker.id)
-            waiting = await next_job(unit.connection, worker)
+            if worker.out_of_service:
+                await self._workers.seen(unit.connection, worker.id)
+                return OutOfService()
+            waiting = await next_job(unit.connection, worker, self._trainer_settings)
             if waiting is None:
                 await self._workers.seen(unit.connection, worker.id)
                 return None
@@ -259,9 +273,13 @@ class Leases:
         return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
 
     async def desired(self, name: str, epoch: int) -> Desired | None:
-        """What the owner of a held job wants; None when this attempt does not hold it any more."""
+        """What is wanted of a held job; None when this attempt does not hold it any more."""
         held = (jobs.c.lease_epoch == epoch) & jobs.c.state.in_([state.value for state in HELD])
-        statement = select(jobs.c.desired).where(held, jobs.c.id == job_id_of(name))
+        statement = (
+            select(_DESIRED)
+            .join(workers, workers.c.id == jobs.c.worker_id)
+            .where(held, jobs.c.id == job_id_of(name))
+        )
         async with self._database.read() as connection:
             found = (await connection.execute(statement)).scalar_one_or_none()
         return None if found is None else Desired(found)
@@ -277,6 +295,19 @@ class Leases:
             await self._journal.apply(unit, held.job, Started(epoch))
 
 
+# An operator who drains the worker may want the job to leave it: the owner still wants it to run, elsewhere.
+_DESIRED = case(
+    (
+        and_(
+            jobs.c.desired == Desired.RUN.value,
+            workers.c.drain_time.is_not(None),
+            workers.c.drain_releases_job,
+        ),
+        Desired.PAUSE.value,
+    ),
+    else_=jobs.c.desired,
+)
+
 # The lease, the worker's sign of life and the credential in one statement: it comes often.
 _HEARTBEAT = text(
     """
@@ -290,7 +321,11 @@ _HEARTBEAT = text(
     ), seen AS (
         UPDATE trainer.workers SET last_seen_time = now() FROM held WHERE workers.id = held.worker_id
     )
-    SELECT desired, last_event_number FROM held JOIN trainer.attempts ON job_id = held.id AND epoch = :epoch
+    SELECT last_event_number,
+        CASE WHEN desired = 'RUN' AND w.drain_time IS NOT NULL AND w.drain_releases_job THEN 'PAUSE'
+            ELSE desired END AS desired
+    FROM held JOIN trainer.attempts ON job_id = held.id AND epoch = :epoch
+    JOIN trainer.workers w ON w.id = held.worker_id
     """
 ).bindparams(
     bindparam("job_id", type_=UUID(as_uuid=False)), bindparam("credential_id", type_=UUID(as_uuid=False))

@@ -13,8 +13,10 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core import names
 from services.trainer.documents import Document
-from services.trainer.jobs import Attempt, Seen
+from services.trainer.estimates import Interval
+from services.trainer.jobs import Attempt
 from services.trainer.lifecycle import Desired
+from services.trainer.queues import Seen
 from services.trainer.records import StoredEvent, worker_name
 
 
@@ -98,6 +100,8 @@ def job(seen: Seen) -> jobs_pb2.Job:
         group=job.group_name,
         device_class=job.device_class,
         notifications=[jobs_pb2.Notification(**target) for target in job.notifications],
+        start_estimate=_estimate(seen.start),
+        end_estimate=_estimate(seen.end),
     )
     if job.retried_from:
         message.retried_from = job_name(job.project, job.retried_from)
@@ -136,6 +140,16 @@ def targets(notifications: Iterable[jobs_pb2.Notification]) -> list[dict[str, st
         kind = notification.WhichOneof("target")
         found.append({kind: getattr(notification, kind)} if kind else {})
     return found
+
+
+def _estimate(interval: Interval | None) -> jobs_pb2.Estimate | None:
+    if interval is None:
+        return None
+    return jobs_pb2.Estimate(
+        time=timestamp(interval.middle),
+        earliest_time=timestamp(interval.earliest),
+        latest_time=timestamp(interval.latest),
+    )
 
 
 def event(name: str, stored: StoredEvent) -> jobs_pb2.JobEvent:

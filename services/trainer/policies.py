@@ -26,6 +26,7 @@ POLICIES = {
     **{f"/{jobs.FULL_NAME}/{method}": _WORK for method in _CHANGES},
     f"/{jobs.FULL_NAME}/ClaimJob": _CLAIM,
     f"/{workers.FULL_NAME}/*": Policy(kinds=frozenset({"worker"})),
+    f"/{pools.FULL_NAME}/*": _OPERATE,
     f"/{pools.FULL_NAME}/ListPools": _ASK,
-    f"/{pools.FULL_NAME}/ListWorkers": _OPERATE,
+    f"/{pools.FULL_NAME}/GetPool": _ASK,
 }

@@ -19,7 +19,7 @@ from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.settings import SettingsError, config_command
 from guidehall.core.telemetry import configure_logging, configure_tracing
 from guidehall.science.registry import RegistryError
-from services.trainer import workers
+from services.trainer import credentials
 from services.trainer.api import serve
 from services.trainer.database import Database
 from services.trainer.settings import POOL_NAME, TrainerSettings
@@ -111,14 +111,16 @@ async def _with_database(settings: TrainerSettings, chosen: argparse.Namespace) 
         if chosen.program == "enrol":
             await _enrol(database, _issuer(settings), chosen)
         else:
-            await workers.revoke(database, chosen.credential)
+            await credentials.revoke(database, chosen.credential)
             print(f"revoked {chosen.credential}")
     finally:
         await engine.dispose()
 
 
 async def _enrol(database: Database, issuer: TokenIssuer, chosen: argparse.Namespace) -> None:
-    credential = await workers.enrol(database, issuer, chosen.pool, chosen.days * _DAY_SECONDS, chosen.note)
+    credential = await credentials.enrol(
+        database, issuer, chosen.pool, chosen.days * _DAY_SECONDS, chosen.note
+    )
     made = f"credential {credential.id} for pool {chosen.pool}"
     if chosen.out == "-":
         # The token alone: it goes into a file or another program.

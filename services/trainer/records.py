@@ -166,6 +166,11 @@ class Worker:
         """Its resource name."""
         return names.WORKER.format(pool=self.pool, worker=self.id)
 
+    @property
+    def out_of_service(self) -> bool:
+        """Whether it gets no jobs until an operator says otherwise."""
+        return self.drain_time is not None or self.quarantine_time is not None
+
 
 def worker_name(pool: str, worker_id: str | None) -> str:
     """The resource name of a job's worker; empty without one."""

@@ -12,9 +12,10 @@ from guidehall.core.errors import FailedPrecondition
 from services.trainer.checkpoints import starting_point
 from services.trainer.database import Database
 from services.trainer.documents import Document
-from services.trainer.jobs import Seen, find
+from services.trainer.jobs import find
 from services.trainer.lifecycle import FINAL
 from services.trainer.param_paths import assign
+from services.trainer.queues import Seen
 from services.trainer.records import Job
 from services.trainer.request_keys import RequestKey
 from services.trainer.submissions import NewJob, Submission, Submissions
@@ -69,7 +70,7 @@ class Retries:
         if kept is not None and not changes.from_start and _same_numbers(job, new.values):
             new.values["checkpoint_from"] = made_by
         if validate_only:
-            return (await self._submissions.rehearse([new]))[0]
+            return (await self._submissions.rehearse(principal, [new]))[0]
         return (await self._submissions.store(principal, "RetryJob", key, [new]))[0]
 
     async def _prepare(self, principal: Principal, job: Job, changes: Changes) -> NewJob:

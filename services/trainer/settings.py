@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
+from guidehall.core.devices import class_of_pool, device_class
+from guidehall.core.durations import seconds_in
+from guidehall.core.errors import InvalidArgument
 from guidehall.core.settings import (
     AuthSettings,
     ChannelSettings,
@@ -22,6 +33,29 @@ from guidehall.core.settings import (
 )
 
 POOL_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+# In `pools`: every pool that is not named there.
+OTHER_POOLS = "*"
+
+
+def _duration(value: Any) -> Any:
+    """Seconds of what may be a text such as "2h"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return seconds_in(value)
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+
+
+def _known_class(value: str) -> str:
+    try:
+        return device_class(value) if value else ""
+    except InvalidArgument as error:
+        raise ValueError(error.message) from None
+
+
+Seconds = Annotated[int, BeforeValidator(_duration)]
+DeviceClass = Annotated[str, BeforeValidator(_known_class)]
 
 
 class _Group(BaseModel):
@@ -58,6 +92,64 @@ class JobSettings(_Group):
     checkpoint_keep_seconds: float = Field(
         7 * 86_400.0, gt=0, description="how long a job that failed keeps its checkpoint for a retry"
     )
+    share_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="a job stands back by this for each that its owner or its group already runs in the pool",
+    )
+
+
+class LauncherSettings(_Group):
+    """What starts workers for a pool that has work and none."""
+
+    kind: Literal["none", "command", "webhook", "kubernetes"] = "none"
+    command: tuple[str, ...] = Field((), description="program and arguments; never a shell")
+    url: str = Field("", description="of a webhook, or of the API server; empty: that of the pod's cluster")
+    secret_file: Path | None = Field(None, description="bearer token of a webhook")
+    template_file: Path | None = Field(None, description="a Kubernetes Job in YAML or JSON")
+    namespace: str = Field("", description="of the Kubernetes Job; empty: the pod's own")
+    account_dir: Path = Field(
+        Path("/var/run/secrets/kubernetes.io/serviceaccount"),
+        description="token, ca.crt and namespace of the pod's service account",
+    )
+    timeout_seconds: float = Field(30.0, gt=0, description="longest launch")
+    start_seconds: float = Field(
+        300.0, gt=0, description="what was launched has so long to register before it is launched again"
+    )
+    retry_seconds: float = Field(60.0, gt=0, description="from a launch that failed to the next")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needs: dict[str, dict[str, object]] = {
+            "command": {"command": self.command},
+            "webhook": {"url": self.url, "secret_file": self.secret_file},
+            "kubernetes": {"template_file": self.template_file},
+        }
+        for name, value in needs.get(self.kind, {}).items():
+            if not value:
+                raise ValueError(f"a launcher of kind {self.kind} needs {name}")
+        if self.url and not re.match(r"https?://[^/]", self.url):
+            raise ValueError("url must begin with http:// or https://")
+        return self
+
+
+class PoolSettings(_Group):
+    """One queue: what works on it, and what each owner may have of it. 0 is without limit."""
+
+    device_class: DeviceClass = Field("", description="empty: the one whose name the pool bears, if any")
+    default_timeout_seconds: Seconds | None = Field(
+        None, ge=1, description='of one attempt; also as "2h"; none: that of jobs'
+    )
+    max_running_per_owner: int = Field(0, ge=0)
+    max_running_per_group: int = Field(0, ge=0)
+    max_running: dict[str, NonNegativeInt] = Field(
+        {}, description='instead, for single owners or groups: "ada", "group:film"; "" is all guests together'
+    )
+    max_queued_per_owner: int = Field(20_000, ge=0)
+    max_queued: dict[str, NonNegativeInt] = Field(
+        {}, description='instead, for single owners or whole roles: "ada", "role:operator"'
+    )
+    launcher: LauncherSettings = LauncherSettings()
 
 
 class LeaseSettings(_Group):
@@ -185,8 +277,40 @@ class TrainerSettings(ServiceSettings):
     start_seconds: float = Field(60.0, gt=0, description="longest wait for the database at start")
     migrate_seconds: float = Field(600.0, gt=0, description="how long a statement of a migration may take")
     jobs: JobSettings = JobSettings()
+    pools: dict[str, PoolSettings] = Field(
+        {}, description=f"by name; {OTHER_POOLS!r} is every pool that is not named"
+    )
     lease: LeaseSettings = LeaseSettings()
     relay: RelaySettings = RelaySettings()
     sweep: SweepSettings = SweepSettings()
     watch: WatchSettings = WatchSettings()
     notify: NotifySettings = NotifySettings()
+
+    @model_validator(mode="after")
+    def _sound_pools(self) -> Self:
+        for name, pool in self.pools.items():
+            if name != OTHER_POOLS and not re.fullmatch(POOL_NAME, name):
+                raise ValueError(f"POOLS: {name!r} does not match {POOL_NAME}")
+            if name == OTHER_POOLS and (pool.device_class or pool.launcher.kind != "none"):
+                raise ValueError(f"POOLS: {OTHER_POOLS!r} has neither a device_class nor a launcher")
+            highest = self.jobs.highest_timeout_seconds
+            if (pool.default_timeout_seconds or 0) > highest:
+                raise ValueError(f"POOLS: default_timeout_seconds of {name!r} is more than {highest}")
+        return self
+
+    def pool(self, name: str) -> PoolSettings:
+        """What holds for a pool."""
+        return self.pools.get(name) or self.pools.get(OTHER_POOLS) or PoolSettings()
+
+    def device_class(self, pool: str) -> str:
+        """What a pool's workers run on; empty when that is not known."""
+        return self.pool(pool).device_class or class_of_pool(pool)
+
+    def default_timeout_seconds(self, pool: str) -> int:
+        """Of one attempt at a job of a pool."""
+        return self.pool(pool).default_timeout_seconds or self.jobs.default_timeout_seconds
+
+    @property
+    def named_pools(self) -> list[str]:
+        """Pools that are there even without jobs and workers."""
+        return sorted({self.jobs.default_pool, *self.pools} - {OTHER_POOLS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
+from collections import Counter as Counted
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,13 +22,14 @@ from services.trainer.audit import audit
 from services.trainer.database import Database, Unit
 from services.trainer.datasets import Datasets
 from services.trainer.documents import EXACT_INTEGERS, Document, canonical, digest, plain
-from services.trainer.jobs import Seen, look
 from services.trainer.journal import Journal
 from services.trainer.notifications import Target, check_targets
+from services.trainer.pools import Pools
+from services.trainer.queues import Queues, Seen
+from services.trainer.records import Job
 from services.trainer.request_keys import RequestKey
 from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_rank
-from services.trainer.settings import JobSettings, NotifySettings
-from services.trainer.workers import enrolled_pools
+from services.trainer.settings import TrainerSettings
 
 LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
@@ -76,16 +78,18 @@ class Submissions:
         database: Database,
         journal: Journal,
         datasets: Datasets,
-        settings: JobSettings,
-        notify: NotifySettings,
+        pools: Pools,
+        queues: Queues,
+        settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._journal = journal
         self._datasets = datasets
-        self._settings = settings
-        self._notify = notify
-        # Those that are known to have workers; asked for again only when another is named.
-        self._pools = {settings.default_pool}
+        self._pools = pools
+        self._queues = queues
+        self._all_settings = settings
+        self._settings = settings.jobs
+        self._notify = settings.notify
 
     async def submit(self, principal: Principal, submission: Submission, request_id: str) -> Seen:
         """Stores a job, its first event and its doorbell; the first job again when `request_id` is known.
@@ -93,6 +97,8 @@ class Submissions:
         Raises:
             InvalidArgument: a field is wrong, or the request id came before with other content.
             PermissionDenied: the caller may not own a job.
+            FailedPrecondition: no pool can stand in for the device class.
+            ResourceExhausted: too many of the owner's jobs wait already.
             Unavailable: the database, or storage that has the inputs, cannot be reached.
         """
         key = RequestKey.of(principal, request_id, asdict(submission))
@@ -109,7 +115,7 @@ class Submissions:
         Raises:
             As `submit`.
         """
-        return (await self.rehearse([await self.prepare(principal, submission)]))[0]
+        return (await self.rehearse(principal, [await self.prepare(principal, submission)]))[0]
 
     async def earlier(self, key: RequestKey) -> list[Seen]:
         """What the same request made before.
@@ -120,7 +126,7 @@ class Submissions:
         if not key.request_id:
             return []
         async with self._database.read() as connection:
-            return await look(connection, await key.made(connection))
+            return await self._queues.see_all(connection, await key.made(connection))
 
     async def store(
         self, principal: Principal, method: str, key: RequestKey, new: Sequence[NewJob]
@@ -129,27 +135,31 @@ class Submissions:
 
         Raises:
             InvalidArgument: the request id came before with other content.
+            ResourceExhausted: too many of the owner's jobs would wait.
         """
         async with self._database.unit() as unit:
             if key.request_id and not await key.claim(unit.connection, new[0].values["id"]):
                 # The same request came before, or twice at a time and the other one was first.
                 earlier = await key.made(unit.connection)
                 if earlier:
-                    return await look(unit.connection, earlier)
-            made = [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
+                    return await self._queues.see_all(unit.connection, earlier)
+            made = await self._take_in(unit, principal, new)
             for job in made:
                 audit(unit, principal, method, job.name, etag_after=job.etag)
-            seen = await look(unit.connection, made)
+            seen = await self._queues.see_all(unit.connection, made)
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
         return seen
 
-    async def rehearse(self, new: Sequence[NewJob]) -> list[Seen]:
-        """The jobs as they would be; nothing is stored."""
+    async def rehearse(self, principal: Principal, new: Sequence[NewJob]) -> list[Seen]:
+        """The jobs as they would be; nothing is stored.
+
+        Raises:
+            ResourceExhausted: as `store`.
+        """
         async with self._database.read() as connection:
-            unit = Unit(connection, "")
-            made = [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
-            seen = await look(connection, made)
+            made = await self._take_in(Unit(connection, ""), principal, new)
+            seen = await self._queues.see_all(connection, made)
             await connection.rollback()
         return seen
 
@@ -166,7 +176,9 @@ class Submissions:
         self._check_fields(submission)
         check_targets(submission.notifications, self._notify)
         _check_group(principal, submission.group)
-        await self._check_pool(submission.pool)
+        pool, device_class = await self._pools.choose(
+            submission.pool, submission.device_class, gpu_only=pipeline.device == "gpu"
+        )
         valid, params = self._valid(pipeline, submission.params)
         for role in submission.inputs:
             if role not in pipeline.datasets:
@@ -190,25 +202,23 @@ class Submissions:
             "params_digest": digest(params),
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
             "inputs": await self._datasets.pin(principal, submission.inputs),
-            "pool": submission.pool or self._settings.default_pool,
+            "pool": pool,
+            "device_class": device_class,
+            "group_name": submission.group,
             "priority": priority,
             "memory_hint_bytes": submission.memory_hint_bytes,
-            "timeout_seconds": submission.timeout_seconds or self._settings.default_timeout_seconds,
+            "timeout_seconds": submission.timeout_seconds or self._all_settings.default_timeout_seconds(pool),
             "queue_rank": queue_rank(priority, self._settings.ageing_seconds),
-            "group_name": submission.group,
-            "device_class": submission.device_class,
             "notifications": [dict(target) for target in submission.notifications],
         }
         return NewJob(values, submission.max_attempts or self._settings.default_max_attempts)
 
-    async def _check_pool(self, pool: str) -> None:
-        """A job for a pool that has no workers would wait for ever."""
-        if not pool or pool in self._pools:
-            return
-        async with self._database.read() as connection:
-            self._pools |= await enrolled_pools(connection)
-        if pool not in self._pools:
-            raise InvalidArgument.field("pool", pool, f"one of {', '.join(sorted(self._pools))}")
+    async def _take_in(self, unit: Unit, principal: Principal, new: Sequence[NewJob]) -> list[Job]:
+        """Stores jobs if their owners may have so many more waiting."""
+        places = Counted((item.values["owner"], item.values["pool"]) for item in new)
+        for (owner, pool), count in places.items():
+            await self._pools.require_room(unit.connection, principal, owner, pool, count)
+        return [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
 
     def _check_fields(self, submission: Submission) -> None:
         settings = self._settings

@@ -35,6 +35,7 @@ _UNHEARD = text(
         SELECT w.pool, count(*) AS workers FROM trainer.workers w
         LEFT JOIN trainer.jobs j ON j.worker_id = w.id AND j.state IN ('LEASED', 'RUNNING')
         WHERE j.id IS NULL AND w.last_seen_time >= now() - make_interval(secs => :lost_seconds)
+            AND w.drain_time IS NULL AND w.quarantine_time IS NULL
         GROUP BY w.pool
     )
     SELECT pool, least(jobs, workers) AS rings FROM waiting JOIN idle USING (pool)
@@ -131,7 +132,7 @@ class Sweeper:
 
     async def measure(self) -> None:
         """Sets the gauges of what waits."""
-        for pool in await self._workers.pools("", _MOST_POOLS):
+        for pool in await self._workers.pools(self._settings.named_pools, "", _MOST_POOLS):
             _JOBS.labels(pool.name, "queued").set(pool.queued)
             _JOBS.labels(pool.name, "running").set(pool.running)
             _JOBS.labels(pool.name, "paused").set(pool.paused)

@@ -12,12 +12,14 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core import names
 from guidehall.core.errors import InvalidArgument
+from services.trainer.credentials import StoredCredential
 from services.trainer.documents import Document, canonical, cleaned, plain
+from services.trainer.launcher import Launch, target, waiting_for
 from services.trainer.leases import Grant
 from services.trainer.lifecycle import EndReason, Outcome
 from services.trainer.messages import desired_state, document, struct, timestamp
 from services.trainer.records import Checkpoint, Note, ObjectRef, Worker
-from services.trainer.settings import LeaseSettings
+from services.trainer.settings import LauncherSettings, LeaseSettings
 from services.trainer.workers import Pool, Registration
 
 _SHA256_CHARACTERS = 64
@@ -55,10 +57,25 @@ def registration(request: workers_pb2.RegisterRequest) -> Registration:
     )
 
 
+def quarantine_reason(text: str) -> str:
+    """Why a worker takes itself out of service.
+
+    Raises:
+        InvalidArgument: it does not say.
+    """
+    if not text.strip():
+        raise InvalidArgument.field("reason", text, "what is wrong with the worker's device")
+    return cleaned(text, _LONGEST_ERROR)
+
+
 def worker(known: Worker) -> workers_pb2.Worker:
     """A worker as operators see it."""
     if known.lost:
         state = workers_pb2.WORKER_STATE_LOST
+    elif known.quarantine_time is not None:
+        state = workers_pb2.WORKER_STATE_QUARANTINED
+    elif known.drain_time is not None:
+        state = workers_pb2.WORKER_STATE_DRAINING
     else:
         state = workers_pb2.WORKER_STATE_BUSY if known.job else workers_pb2.WORKER_STATE_IDLE
     return workers_pb2.Worker(
@@ -74,10 +91,13 @@ def worker(known: Worker) -> workers_pb2.Worker:
         job=known.job,
         register_time=timestamp(known.register_time),
         last_seen_time=timestamp(known.last_seen_time),
+        quarantine_reason=known.quarantine_reason,
     )
 
 
-def pool(known: Pool) -> workers_pb2.Pool:
+def pool(
+    known: Pool, device_class: str, default_timeout_seconds: int, launcher: workers_pb2.Launcher
+) -> workers_pb2.Pool:
     """A queue as operators see it."""
     return workers_pb2.Pool(
         name=names.POOL.format(pool=known.name),
@@ -87,6 +107,30 @@ def pool(known: Pool) -> workers_pb2.Pool:
         live_workers=known.live_workers,
         idle_workers=known.idle_workers,
         oldest_wait_seconds=known.oldest_wait_seconds,
+        device_class=device_class,
+        default_timeout_seconds=default_timeout_seconds,
+        launcher=launcher,
+    )
+
+
+def launcher(settings: LauncherSettings, last: Launch, pool: Pool) -> workers_pb2.Launcher:
+    """What starts workers for a pool, and how that went last."""
+    message = workers_pb2.Launcher(kind=settings.kind, target=target(settings), last_error=last.error)
+    if last.time is not None:
+        message.last_launch_time.CopyFrom(timestamp(last.time))
+    if settings.kind != "none":
+        message.waiting_for = waiting_for(last, pool)
+    return message
+
+
+def credential(known: StoredCredential) -> workers_pb2.WorkerCredential:
+    """What workers prove themselves with, without the proof."""
+    return workers_pb2.WorkerCredential(
+        name=known.name,
+        note=known.note,
+        create_time=timestamp(known.create_time),
+        expire_time=timestamp(known.expire_time),
+        revoke_time=timestamp(known.revoke_time) if known.revoke_time else None,
     )
 
 

@@ -1,18 +1,21 @@
-"""Workers and their credentials: who may ask for jobs of a pool, and who does."""
+"""Workers: who works on the jobs of a pool, and who is out of service."""
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, tuple_, update
+from sqlalchemy import ARRAY, Text, bindparam, func, insert, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.auth import Principal, TokenIssuer
-from guidehall.core.errors import InvalidArgument, NotFound, Unauthenticated
+from guidehall.core.auth import Principal
+from guidehall.core.errors import InvalidArgument, NotFound
+from services.trainer.audit import POOLS_SERVICE, WORKER_SERVICE, audit
+from services.trainer.credentials import require_credential
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.journal import seconds
@@ -20,8 +23,12 @@ from services.trainer.lifecycle import HELD
 from services.trainer.records import Worker
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import jobs, worker_credentials, workers
+from services.trainer.wakes import job_topic, pool_topic
+
+logger = logging.getLogger(__name__)
 
 _HELD = jobs.c.state.in_([state.value for state in HELD])
+_IN_SERVICE = workers.c.drain_time.is_(None) & workers.c.quarantine_time.is_(None)
 
 
 @dataclass(frozen=True)
@@ -45,71 +52,8 @@ class Pool:
     live_workers: int
     idle_workers: int
     oldest_wait_seconds: float
-
-
-@dataclass(frozen=True)
-class Credential:
-    """What workers of a pool prove themselves with."""
-
-    id: str
-    token: str
-
-
-async def enrol(
-    database: Database, issuer: TokenIssuer, pool: str, ttl_seconds: float, note: str
-) -> Credential:
-    """Makes a credential for workers of a pool; only its id is kept."""
-    credential_id = str(uuid.uuid4())
-    row = {
-        "id": credential_id,
-        "pool": pool,
-        "note": note,
-        "expire_time": func.now() + seconds(ttl_seconds),
-    }
-    async with database.unit() as unit:
-        await unit.connection.execute(insert(worker_credentials).values(row))
-    token = issuer.mint(f"pools/{pool}", "worker", ttl_seconds=ttl_seconds, pool=pool, jti=credential_id)
-    return Credential(credential_id, token)
-
-
-async def revoke(database: Database, credential_id: str) -> None:
-    """Ends a credential; harmless to repeat.
-
-    Raises:
-        NotFound: there is none of this id.
-    """
-    try:
-        known = worker_credentials.c.id == str(uuid.UUID(credential_id))
-    except ValueError:
-        raise InvalidArgument.field("credential", credential_id, "the id of a credential") from None
-    ended = func.coalesce(worker_credentials.c.revoke_time, func.now())
-    async with database.unit() as unit:
-        found = await unit.connection.execute(
-            update(worker_credentials).where(known).values(revoke_time=ended)
-        )
-    if not found.rowcount:
-        raise NotFound(f"there is no credential {credential_id}")
-
-
-async def enrolled_pools(connection: AsyncConnection) -> set[str]:
-    """Pools for whose workers there is a credential."""
-    statement = select(worker_credentials.c.pool).distinct().where(worker_credentials.c.revoke_time.is_(None))
-    return set((await connection.execute(statement)).scalars())
-
-
-async def require_credential(connection: AsyncConnection, principal: Principal) -> None:
-    """Refuses a worker whose credential was revoked, or is none of ours.
-
-    Raises:
-        Unauthenticated: it was.
-    """
-    statement = select(worker_credentials.c.id).where(
-        worker_credentials.c.id == principal.credential_id,
-        worker_credentials.c.pool == principal.pool,
-        worker_credentials.c.revoke_time.is_(None),
-    )
-    if (await connection.execute(statement)).first() is None:
-        raise Unauthenticated("the worker's credential does not hold any more", reason="CREDENTIAL_REVOKED")
+    # Of those that wait, how many could start now.
+    due: int = 0
 
 
 class Workers:
@@ -186,13 +130,7 @@ class Workers:
 
     async def page(self, pool: str, after: Sequence[str] | None, size: int) -> list[Worker]:
         """Workers heard of lately, by pool and id, beginning after (pool, id)."""
-        statement = (
-            select(workers, self._lost.label("lost"), jobs.c.project, jobs.c.id.label("job_id"))
-            .outerjoin(jobs, (jobs.c.worker_id == workers.c.id) & _HELD)
-            .where(workers.c.last_seen_time > func.now() - seconds(self._settings.forget_seconds))
-            .order_by(workers.c.pool, workers.c.id)
-            .limit(size)
-        )
+        statement = self._listed().order_by(workers.c.pool, workers.c.id).limit(size)
         if pool:
             statement = statement.where(workers.c.pool == pool)
         if after is not None:
@@ -204,12 +142,96 @@ class Workers:
             rows = (await connection.execute(statement)).mappings().all()
         return [_worker(row) for row in rows]
 
-    async def pools(self, after: str, size: int) -> list[Pool]:
-        """Pools that have jobs to do or workers, by name, beginning after `after`."""
-        values = {"lost_seconds": self._settings.seconds, "after": after, "size": size}
+    def _listed(self) -> Any:
+        """Workers that are listed, with what they run."""
+        return (
+            select(workers, self._lost.label("lost"), jobs.c.project, jobs.c.id.label("job_id"))
+            .outerjoin(jobs, (jobs.c.worker_id == workers.c.id) & _HELD)
+            .where(workers.c.last_seen_time > func.now() - seconds(self._settings.forget_seconds))
+        )
+
+    async def drain(self, principal: Principal, name: str, release_job: bool) -> Worker:
+        """Takes a worker out of service after its job, or before with `release_job`; harmless to repeat.
+
+        Raises:
+            NotFound: no such worker is listed.
+        """
+        drained = {
+            "drain_time": func.coalesce(workers.c.drain_time, func.now()),
+            "drain_releases_job": release_job,
+        }
+        return await self._change(principal, "DrainWorker", name, drained)
+
+    async def reinstate(self, principal: Principal, name: str) -> Worker:
+        """Puts a drained or quarantined worker back into service; harmless to repeat.
+
+        Raises:
+            NotFound: no such worker is listed.
+        """
+        back = {
+            "drain_time": None,
+            "drain_releases_job": False,
+            "quarantine_time": None,
+            "quarantine_reason": "",
+        }
+        return await self._change(principal, "ReinstateWorker", name, back)
+
+    async def _change(self, principal: Principal, method: str, name: str, values: dict[str, Any]) -> Worker:
+        """What an operator does to a worker."""
+        ids = names.WORKER.parse(name)
+        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        try:
+            known = (workers.c.id == str(uuid.UUID(ids["worker"]))) & (workers.c.pool == ids["pool"])
+        except ValueError:
+            raise missing from None
+        async with self._database.unit() as unit:
+            await unit.connection.execute(update(workers).where(known).values(values))
+            row = (await unit.connection.execute(self._listed().where(known))).mappings().first()
+            if row is None:
+                raise missing
+            audit(unit, principal, method, name, service=POOLS_SERVICE)
+            # A request of its that is held, and the session of its job, look again.
+            unit.wake(pool_topic(row["pool"]))
+            if row["job_id"]:
+                unit.wake(job_topic(row["job_id"]))
+        return _worker(row)
+
+    async def quarantine(self, principal: Principal, name: str, reason: str) -> None:
+        """A worker takes itself out of service; the first reason stays when it repeats that.
+
+        Raises:
+            NotFound: the worker has to register.
+            Unauthenticated: its credential was revoked.
+        """
+        async with self._database.unit() as unit:
+            worker = await self.find(unit.connection, principal, name)
+            if worker.quarantine_time is not None:
+                return
+            values = {"quarantine_time": func.now(), "quarantine_reason": reason}
+            await unit.connection.execute(update(workers).where(workers.c.id == worker.id).values(values))
+            audit(unit, principal, "Quarantine", name, service=WORKER_SERVICE)
+        logger.warning("quarantined: %s: %s", name, reason)
+
+    async def pools(self, configured: Sequence[str], after: str, size: int, *, name: str = "") -> list[Pool]:
+        """Pools that are configured, have jobs to do or workers, by name, beginning after `after`.
+
+        Workers that are out of service do not count. With a name, only the pool of that name.
+        """
+        values = {
+            "lost_seconds": self._settings.seconds,
+            "configured": list(configured),
+            "after": after,
+            "size": size,
+            "name": name,
+        }
         async with self._database.read() as connection:
             rows = await connection.execute(_POOLS, values)
             return [Pool(**row) for row in rows.mappings()]
+
+    async def live_pools(self, connection: AsyncConnection) -> set[str]:
+        """Pools with a worker that lives and is in service."""
+        statement = select(workers.c.pool).distinct().where(~self._lost, _IN_SERVICE)
+        return set((await connection.execute(statement)).scalars())
 
     async def live_by_pipeline(self) -> Mapping[tuple[str, str], int]:
         """How many live workers offer each (name, version) of a pipeline."""
@@ -223,6 +245,8 @@ _POOLS = text(
     WITH waiting AS (
         SELECT pool,
             count(*) FILTER (WHERE state = 'QUEUED') AS queued,
+            count(*) FILTER (
+                WHERE state = 'QUEUED' AND (not_before IS NULL OR not_before <= now())) AS due,
             count(*) FILTER (WHERE state IN ('LEASED', 'RUNNING')) AS running,
             count(*) FILTER (WHERE state = 'PAUSED') AS paused,
             extract(epoch FROM now() - min(create_time) FILTER (WHERE state = 'QUEUED')) AS oldest
@@ -231,20 +255,28 @@ _POOLS = text(
         SELECT w.pool, count(*) AS live, count(*) FILTER (WHERE j.id IS NULL) AS idle
         FROM trainer.workers w
         LEFT JOIN trainer.jobs j ON j.worker_id = w.id AND j.state IN ('LEASED', 'RUNNING')
-        WHERE w.last_seen_time >= now() - make_interval(secs => :lost_seconds) GROUP BY w.pool
+        WHERE w.last_seen_time >= now() - make_interval(secs => :lost_seconds)
+            AND w.drain_time IS NULL AND w.quarantine_time IS NULL
+        GROUP BY w.pool
+    ), known AS (
+        SELECT pool FROM waiting UNION SELECT pool FROM working UNION SELECT unnest(:configured)
+        UNION SELECT pool FROM trainer.workers
+        WHERE last_seen_time >= now() - make_interval(secs => :lost_seconds)
     )
     SELECT pool AS name, coalesce(queued, 0) AS queued, coalesce(running, 0) AS running,
         coalesce(paused, 0) AS paused, coalesce(live, 0) AS live_workers, coalesce(idle, 0) AS idle_workers,
-        coalesce(oldest, 0)::float8 AS oldest_wait_seconds
-    FROM waiting FULL JOIN working USING (pool)
-    WHERE pool > :after ORDER BY pool LIMIT :size
+        coalesce(oldest, 0)::float8 AS oldest_wait_seconds, coalesce(due, 0) AS due
+    FROM known LEFT JOIN waiting USING (pool) LEFT JOIN working USING (pool)
+    WHERE pool > :after AND :name IN ('', pool) ORDER BY pool LIMIT :size
     """
-)
+).bindparams(bindparam("configured", type_=ARRAY(Text)))
 _OFFERS = text(
     """
     SELECT offer ->> 0 AS name, offer ->> 1 AS version, count(*) AS live
     FROM trainer.workers, jsonb_array_elements(pipelines) AS offer
-    WHERE last_seen_time >= now() - make_interval(secs => :lost_seconds) GROUP BY 1, 2
+    WHERE last_seen_time >= now() - make_interval(secs => :lost_seconds)
+        AND drain_time IS NULL AND quarantine_time IS NULL
+    GROUP BY 1, 2
     """
 )
 

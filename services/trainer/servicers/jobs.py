@@ -20,8 +20,9 @@ from guidehall.science.pipeline import Pipeline
 from services.trainer import cursors, messages
 from services.trainer.batches import Batch, Batches, Sweep
 from services.trainer.control import Control, Update
-from services.trainer.jobs import Jobs, Seen
+from services.trainer.jobs import Jobs
 from services.trainer.param_paths import Axis
+from services.trainer.queues import Seen
 from services.trainer.retries import Changes, Retries
 from services.trainer.submissions import Submission, Submissions
 from services.trainer.watching import Watching

@@ -12,7 +12,7 @@ from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer import messages, worker_messages
-from services.trainer.leases import Leases
+from services.trainer.leases import Leases, OutOfService
 from services.trainer.lifecycle import State
 from services.trainer.reports import Reports
 from services.trainer.sessions import (
@@ -59,9 +59,19 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
         if not (math.isfinite(wait) and wait >= 0):
             raise InvalidArgument.field("wait_seconds", wait, "0 or more")
         grant = await self._leases.lease(current_principal(), request.worker, wait)
-        if grant is None:
-            return workers_pb2.LeaseResponse()
+        match grant:
+            case None:
+                return workers_pb2.LeaseResponse()
+            case OutOfService():
+                return workers_pb2.LeaseResponse(out_of_service=True)
         return workers_pb2.LeaseResponse(lease=worker_messages.lease(grant, self._settings))
+
+    async def Quarantine(  # noqa: N802
+        self, request: workers_pb2.QuarantineRequest, _context: Any
+    ) -> workers_pb2.QuarantineResponse:
+        reason = worker_messages.quarantine_reason(request.reason)
+        await self._workers.quarantine(current_principal(), request.worker, reason)
+        return workers_pb2.QuarantineResponse()
 
     async def Session(  # noqa: N802
         self, request_iterator: AsyncIterator[workers_pb2.SessionRequest], _context: Any

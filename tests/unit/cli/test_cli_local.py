@@ -75,7 +75,7 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_token_of_the_stack_of_this_machine_is_found(token_file: Path) -> None:
-    assert _context._own_token() == "the-token"
+    assert _context.own_token() == "the-token"
 
 
 @pytest.mark.parametrize("name", ["ENDPOINTS", "TOKEN", "TOKEN_FILE"])
@@ -84,18 +84,18 @@ def test_token_of_the_stack_is_not_sent_where_another_is_named(
 ) -> None:
     monkeypatch.setenv(f"GUIDEHALL_{name}", "something")
 
-    assert _context._own_token() is None
+    assert _context.own_token() is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
 def test_token_of_somebody_else_is_not_taken(token_file: Path) -> None:
     os.chown(token_file, 65_534, 65_534)
 
-    assert _context._own_token() is None
+    assert _context.own_token() is None
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"credentials": {"token_file": "/nowhere"}}'])
 def test_stack_that_needs_no_token_has_none(token_file: Path, content: str) -> None:
     (token_file.parent / "endpoints.json").write_text(content)
 
-    assert _context._own_token() is None
+    assert _context.own_token() is None

@@ -1,0 +1,1 @@
+"""How jobs are served: latency, throughput, estimates."""
