@@ -207,6 +207,8 @@ class InferResult(Params):
     """What the curves say."""
 
     curves: list[FittedCurve]
+    # Curves that were not fitted are missing then.
+    stopped_early: bool = False
     layer_evidence: list[LayerEvidence]
     # Name and value of what was fitted together.
     engine: str

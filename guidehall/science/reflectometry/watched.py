@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget
 
-Pulse = Callable[[], None]
+Pulse = Callable[[], object]
 # In calculated points of curves: about half a second.
 _AT_ONCE = 4_000_000
 
