@@ -162,7 +162,7 @@ async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(
     told = []
     async for event in call:
         told.append(event)
-        if event.HasField("log_line") and "job.log only" in event.log_line.line:
+        if event.HasField("log_line") and "left out here" in event.log_line.line:
             call.cancel()
             break
     await lone_owner.cancel(name)

@@ -207,12 +207,10 @@ class Trainer:
 
     @torch.no_grad()
     def _look(self) -> dict[str, list[float]]:
-        """The profile of one film of the validation, always the same one, and what the network makes of it."""
+        """One profile of the validation, always the same one, and what the network makes of it."""
         truth = self.validation[:1]
         compressed = compress(self.validation_measured[:1])
-        answer = self.network(
-            compressed, torch.ones_like(compressed, dtype=torch.bool), truth.relative_sigma
-        )
+        answer = self.network(compressed, torch.ones_like(compressed, dtype=torch.bool), truth.relative_sigma)
         return {
             "z": self._z.tolist(),
             "sld": self._profile(truth.unit)[0].tolist(),

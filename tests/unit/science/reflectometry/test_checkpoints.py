@@ -100,7 +100,7 @@ def left_by(name: str, params: dict[str, Any], context: LocalContext) -> dict[st
     return {"result": result, **files}
 
 
-# Before the first checkpoint, right at one, right after one, and near the end: (question, checkpoint) in eighths.
+# Before the first checkpoint, right before one, right after one, and near the end, in eighths of a run.
 @pytest.mark.parametrize(("eighths", "after"), [(0, 1), (4, 0), (4, 1), (7, 1)])
 def test_a_run_that_is_killed_ends_as_one_that_was_not(
     tmp_path: Path, case: Any, eighths: int, after: int
