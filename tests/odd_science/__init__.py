@@ -10,6 +10,7 @@ WAYS = (
     "break_down",
     "break_the_device",
     "burn",
+    "complain_and_break",
     "exit_at_once",
     "fill_a_folder",
     "fill_a_file",

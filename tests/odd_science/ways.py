@@ -34,6 +34,12 @@ def burn(params: OddParams, context: Context) -> OddResult:
     return OddResult()
 
 
+def complain_and_break(params: OddParams, context: Context) -> OddResult:
+    for number in range(params.amount):
+        context.log(f"line {number}")
+    raise RuntimeError("a secret inside")
+
+
 def exit_at_once(params: OddParams, context: Context) -> OddResult:
     context.progress(1, 2)
     os._exit(params.amount)

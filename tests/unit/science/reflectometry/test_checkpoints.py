@@ -107,10 +107,9 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(
 ) -> None:
     name, params, files, whole, asked = case
     every = max(2, asked // 8)
+    at = min(eighths * every + after, asked)
     with pytest.raises(Killed):
-        registry.pipeline(name).run(
-            params, Dies(tmp_path, eighths * every + after, every, seed=5, datasets=files)
-        )
+        registry.pipeline(name).run(params, Dies(tmp_path, at, every, seed=5, datasets=files))
     assert (tmp_path / "checkpoint").exists() == (eighths > 0)
     # Its own outputs are lost, as those of a lost lease are.
     for kept in ("artifacts", "models"):
