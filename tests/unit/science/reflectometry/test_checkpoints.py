@@ -110,7 +110,8 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(
     at = min(eighths * every + after, asked)
     with pytest.raises(Killed):
         registry.pipeline(name).run(params, Dies(tmp_path, at, every, seed=5, datasets=files))
-    assert (tmp_path / "checkpoint").exists() == (eighths > 0)
+    # Half-way, the first of two curves is not fitted yet: there is nothing to save.
+    assert (tmp_path / "checkpoint").exists() == (eighths > (4 if name.endswith("infer") else 0))
     # Its own outputs are lost, as those of a lost lease are.
     for kept in ("artifacts", "models"):
         shutil.rmtree(tmp_path / kept, ignore_errors=True)
