@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -21,14 +21,20 @@ _STOP_SECONDS = 30
 class Program:
     """`python -m MODULE ARGUMENT…`, running.
 
+    Args:
+        prefix: a command that starts it in its own place, such as in another network.
+
     Attributes:
         log: what it has logged, as it came.
     """
 
-    def __init__(self, *command: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, *command: str, environ: Mapping[str, str], prefix: Sequence[str] = ()) -> None:
         self._name = " ".join(command)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *command], env=dict(environ), stderr=subprocess.PIPE, text=True
+            [*prefix, sys.executable, "-m", *command],
+            env=dict(environ),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.log: list[str] = []
         self._ended = False

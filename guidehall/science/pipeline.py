@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import enum
 import importlib
+import json
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +50,14 @@ __all__ = [
     "Pipeline",
     "Predictor",
     "Provenance",
+    "SaveRhythm",
     "TensorSpec",
     "UserError",
     "check_tensors",
     "field_errors",
     "first_fault",
+    "obey",
+    "preview_text",
     "raise_if_cancelled",
     "refuse_field",
     "sha256",
@@ -64,6 +70,13 @@ _log = logging.getLogger(__name__)
 # Names become file names and parts of resource names.
 ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+PREVIEW_KIND = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+MAX_PREVIEW_BYTES = 64 << 10
+CHECKPOINT_SECONDS = 60.0
+# Of the time of a run, what making and writing checkpoints may take. Bringing them to storage costs about as
+# much again.
+_SAVING_SHARE = 0.01
 
 
 class Desired(enum.Enum):
@@ -111,6 +124,10 @@ class Checkpoint(Protocol):
         """The newest state of an earlier attempt, or None."""
         ...
 
+    def due(self) -> bool:
+        """Whether it is time to save. Costs next to nothing: ask it at every step, or let `obey` do it."""
+        ...
+
     def save(self, state: bytes) -> None:
         """Replaces the state. When it returns, the state is safe or on its way; a later one wins."""
         ...
@@ -147,6 +164,17 @@ class Context(Protocol):
         """
         ...
 
+    def preview(self, kind: str, document: Mapping[str, Any]) -> None:
+        """Shows the work while it goes on, such as the present prediction for one validation curve.
+
+        Some may be left out; the newest of a kind is always shown. Numbers that are not finite become null.
+
+        Raises:
+            ValueError: `kind` does not match `PREVIEW_KIND`, or the document is no JSON object of at most
+                `MAX_PREVIEW_BYTES`.
+        """
+        ...
+
     def publish_model(self, name: str, weights: bytes | Path, manifest: Manifest) -> None:
         """Adds a version to the model `name`, visible once the job has succeeded.
 
@@ -178,6 +206,16 @@ class Pipeline:
     datasets: Mapping[str, str] = field(default_factory=dict)
     # Of valid parameters, the roles that a job with them cannot do without.
     needs: Callable[[Any], Sequence[str]] = lambda params: ()  # noqa: ARG005
+    # "package.module:function" from parameters to ones that need less memory and give the same but for
+    # rounding, or None when there are none. Tried when memory did not suffice; must not import torch.
+    smaller: str = ""
+
+    def with_less_memory(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Parameters that need less memory; None when the pipeline knows none."""
+        if not self.smaller:
+            return None
+        found: BaseModel | None = resolve(self.smaller)(self.params.model_validate(params))
+        return None if found is None else found.model_dump(mode="json")
 
     def run(self, params: BaseModel | Mapping[str, Any], context: Context) -> BaseModel:
         """Runs it to its end.
@@ -243,6 +281,29 @@ def resolve(entry: str) -> Any:
     """What "package.module:name" names."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def obey(context: Context, state: Callable[[], bytes], *, changed: bool = True) -> bool:
+    """What a step begins with: saves when it is time, and leaves when that is wanted.
+
+    Args:
+        state: gives what another attempt goes on from; called only when it is to be saved.
+        changed: whether there is anything new to save.
+
+    Returns:
+        Whether to end early and keep the best so far.
+
+    Raises:
+        JobCancelled, JobPaused: to be passed on; paused with a checkpoint.
+    """
+    desired = context.desired()
+    if desired is Desired.CANCEL:
+        raise JobCancelled
+    if desired is Desired.PAUSE or (changed and context.checkpoint.due()):
+        context.checkpoint.save(state())
+    if desired is Desired.PAUSE:
+        raise JobPaused
+    return desired is Desired.STOP
 
 
 def raise_if_cancelled(context: Context) -> None:
@@ -319,24 +380,77 @@ def shown(how: Literal["table", "columns", "sections"], title: str) -> Any:
     return Field(title=title, json_schema_extra={"show": how})
 
 
+class SaveRhythm:
+    """When a run saves its state: every `seconds`, or more rarely where saving takes long.
+
+    What saving takes is the time from `due` to `saved`. It stays below one hundredth of the whole.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._next = clock() + seconds
+        self._began: float | None = None
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        now = self._clock()
+        self._began = now if now >= self._next else None
+        return self._began is not None
+
+    def saved(self) -> None:
+        """The state is saved."""
+        now = self._clock()
+        took = 0.0 if self._began is None else now - self._began
+        self._next = now + max(self._seconds, took / _SAVING_SHARE)
+
+
+def preview_text(kind: str, document: Mapping[str, Any]) -> str:
+    """A preview as JSON, with null for numbers that are not finite.
+
+    Raises:
+        ValueError: see `Context.preview`.
+    """
+    if not PREVIEW_KIND.fullmatch(kind):
+        raise ValueError(f"preview kind {kind!r} does not match {PREVIEW_KIND.pattern}")
+    try:
+        text = json.dumps(_finite(dict(document)), allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"preview {kind}: {error}") from None
+    if len(text) > MAX_PREVIEW_BYTES:
+        raise ValueError(f"preview {kind} has {len(text)} bytes; at most {MAX_PREVIEW_BYTES} are allowed")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _FileCheckpoint:
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, rhythm: SaveRhythm) -> None:
+        self._path, self._rhythm = path, rhythm
 
     def load(self) -> bytes | None:
         return self._path.read_bytes() if self._path.exists() else None
+
+    def due(self) -> bool:
+        return self._rhythm.due()
 
     def save(self, state: bytes) -> None:
         part = self._path.with_suffix(".part")
         part.write_bytes(state)
         part.replace(self._path)
+        self._rhythm.saved()
 
 
 class LocalContext:
     """A context for plain scripts: files in a folder instead of a platform.
 
-    Writes `artifacts/<name>`, `models/<name>/{model.safetensors,manifest.json}` and `checkpoint`. A second
-    run with the same folder goes on from the checkpoint.
+    Writes `artifacts/<name>`, `models/<name>/{model.safetensors,manifest.json}` and, every
+    `checkpoint_seconds`, `checkpoint`. A second run with the same folder goes on from the checkpoint.
     """
 
     def __init__(
@@ -346,17 +460,22 @@ class LocalContext:
         seed: int = 0,
         device: str = "cpu",
         datasets: Mapping[str, Path] | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.seed = seed
         self.device = device
         self.provenance = Provenance(seed=seed, software=software_versions())
-        self.checkpoint: Checkpoint = _FileCheckpoint(self.directory / "checkpoint")
+        self.checkpoint: Checkpoint = _FileCheckpoint(
+            self.directory / "checkpoint", SaveRhythm(checkpoint_seconds)
+        )
         self.wanted = Desired.RUN
         self.reports: list[dict[str, Any]] = []
         # Name of each artifact and its media type.
         self.artifacts: dict[str, str] = {}
+        # The newest of each kind.
+        self.previews: dict[str, dict[str, Any]] = {}
         self._datasets = dict(datasets or {})
 
     def progress(self, step: int, total: int, *, phase: str = "", **metrics: float) -> None:
@@ -374,6 +493,9 @@ class LocalContext:
         if role not in self._datasets:
             raise UserError(f"inputs.{role}", "no dataset", "the job needs a dataset in this role")
         return self._datasets[role]
+
+    def preview(self, kind: str, document: Mapping[str, Any]) -> None:
+        self.previews[kind] = json.loads(preview_text(kind, document))
 
     def publish_model(self, name: str, weights: bytes | Path, manifest: Manifest) -> None:
         if not MODEL_NAME.fullmatch(name):

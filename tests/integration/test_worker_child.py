@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -29,8 +30,10 @@ from services.trainer.worker.messages import (
     Logged,
     ModelWritten,
     OutOfMemory,
+    Previewed,
     Progressed,
     Refused,
+    SelfTest,
     Start,
     Started,
     Succeeded,
@@ -146,6 +149,37 @@ async def test_progress_at_every_step_is_coalesced(child: ChildProcess) -> None:
     steps = [message.step for message in told.of(Progressed)]
     assert steps[-1] == 5000
     assert len(steps) < 50
+
+
+async def test_of_many_previews_the_first_and_the_newest_come(child: ChildProcess) -> None:
+    told = await run(child, start(child, "odd.show_previews", params={"amount": 500}))
+    shown = [json.loads(message.document) for message in told.of(Previewed)]
+    assert shown[0] == {"number": 0, "share": None}
+    assert {"number": 499, "share": None} in shown[-2:]
+    assert {"numbers": [499]} in shown[-2:]
+    assert len(shown) == 3
+
+
+async def test_a_state_is_saved_in_the_rhythm_that_the_worker_sets(child: ChildProcess) -> None:
+    params = {"steps": 100, "step_seconds": 0.01, "checkpoint_every": 100_000}
+    told = await run(child, start(child, "toy.line", params=params, checkpoint_seconds=0.2))
+    assert 2 <= len(told.of(CheckpointSaved)) < 50
+
+
+async def test_a_device_that_calculates_passes_its_test_and_one_that_is_not_there_fails(
+    child: ChildProcess,
+) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await child.begin(SelfTest(device="cpu"), [].append)
+        assert isinstance(await child.receive(), Succeeded)
+        await child.begin(SelfTest(device="cuda:99"), [].append)
+        assert isinstance(await child.receive(), Broke)
+
+
+async def test_an_error_of_the_device_is_told_from_one_of_the_program(child: ChildProcess) -> None:
+    told = await run(child, start(child, "odd.break_the_device"))
+    assert isinstance(told.end, Broke)
+    assert told.end.device_fault == "CUDA error: an illegal memory access was encountered"
 
 
 @pytest.mark.parametrize(("wanted", "because"), [(Desired.CANCEL, "cancelled"), (Desired.PAUSE, "paused")])

@@ -8,7 +8,6 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,14 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.local.backing import BackingServers
-from tests.fixtures.storage import StorageSite, Stubs, eventually, received, storage_site
-from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
-from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, running_workers
+from tests.fixtures.storage import Stubs, eventually, received, storage_site
+from tests.fixtures.trainer import Cast, Owner
+from tests.fixtures.worker import SCIENCE_MODULES, Sites, WorkerMaker, running_workers
 from tests.processes import Program
 
 pytestmark = pytest.mark.slow
 
 STEADY_POOL = "steady"
-
-
-@dataclass(frozen=True)
-class Sites:
-    """A trainer and a storage that know each other."""
-
-    trainer: TrainerSite
-    storage: StorageSite
-
-
-@pytest.fixture(scope="module")
-def sites(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    # One folder, so one set of keys.
-    folder = tmp_path_factory.mktemp("sites")
-    storage = storage_site(backing, folder, LIMITS__MAX_STAGED_OBJECTS=20)
-    storage.start()
-    trainer = trainer_site(backing, folder, STORAGE__TARGET=storage.target)
-    trainer.environ["GUIDEHALL_SCIENCE_MODULES"] = SCIENCE_MODULES
-    try:
-        trainer.start()
-        yield Sites(trainer, storage)
-    finally:
-        trainer.stop()
-        storage.stop()
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +130,39 @@ async def test_a_job_becomes_a_result_with_files_and_a_model(owner: Owner, stubs
     manifest = json_format.MessageToDict(published.manifest)
     assert manifest["provenance"]["job"] == job.name
     assert manifest["provenance"]["seed"] == 11
+
+
+async def test_whoever_watches_sees_previews_and_the_newest_in_the_end(owner: Owner) -> None:
+    job = await owner.submit(params={"steps": 50, "step_seconds": 0.005})
+    shown = [event.preview for event in await events(owner, job.name) if event.HasField("preview")]
+    assert {preview.kind for preview in shown} == {"toy.line"}
+    documents = [json_format.MessageToDict(preview.document) for preview in shown]
+    assert documents[0]["step"] == 1
+    assert documents[-1]["step"] == 50
+    assert documents[-1]["slope"] == pytest.approx(2.0, abs=0.3)
+    # At most one in five seconds, and the last.
+    assert len(documents) < 10
+
+
+async def test_a_job_that_lacks_memory_goes_on_with_less_where_it_can(
+    lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
+) -> None:
+    workers(CHILD__MEMORY_BYTES=3 << 29)
+    job = await lone_owner.submit(pipeline="odd.need_less_memory", params={"amount": 4}, max_attempts=1)
+    told = await events(lone_owner, job.name)
+    assert states(told)[-1] == "SUCCEEDED"
+    assert [event.log_line.line for event in told if event.HasField("log_line")] == [
+        "[not enough memory: tried again with amount = 2]",
+        "[not enough memory: tried again with amount = 1]",
+    ]
+    job = await lone_owner.get(job.name)
+    result = await result_of(stubs, job)
+    # It went on from what it had saved, and left what the last try left.
+    assert numbers(result)["told"] == {"bytes": 1 << 30, "saved": "half-way"}
+    assert sorted(item.filename for item in result.artifacts) == ["job.log", "of-1"]
+    job = await lone_owner.submit(pipeline="odd.use_memory", params={"amount": 4 << 30}, max_attempts=1)
+    await events(lone_owner, job.name)
+    assert (await lone_owner.get(job.name)).error.reason == "OUT_OF_MEMORY"
 
 
 async def test_the_same_seed_gives_the_same_numbers_in_one_process_or_two(

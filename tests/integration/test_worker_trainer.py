@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.auth import Role
 from guidehall.local.backing import BackingServers
+from services.trainer.worker.events import TAIL_LINES
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, trainer_site
 from tests.fixtures.worker import SCIENCE_MODULES, WorkerMaker, running_workers
 from tests.processes import Program
@@ -162,7 +166,7 @@ async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(
     told = []
     async for event in call:
         told.append(event)
-        if event.HasField("log_line") and "job.log only" in event.log_line.line:
+        if event.HasField("log_line") and "left out here" in event.log_line.line:
             call.cancel()
             break
     await lone_owner.cancel(name)
@@ -170,6 +174,62 @@ async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(
     assert states(told) == ["QUEUED", "LEASED", "RUNNING", "RUNNING", "CANCELLED"]
     assert lines(told)[:1] == ["from print"]
     assert len(lines(told)) < 2000
+
+
+async def test_the_last_lines_of_a_failed_job_can_be_read_however_many_there_were(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
+    worker = workers(LOG_LINES_PER_SECOND=1)
+    name = await submit(lone_owner, "complain_and_break", params={"amount": 1000}, max_attempts=1)
+    told = await events(lone_owner, name)
+    assert states(told)[-1] == "FAILED"
+    assert lines(told)[-TAIL_LINES:] == [f"line {number}" for number in range(1000 - TAIL_LINES, 1000)]
+    assert len(lines(told)) < 2 * TAIL_LINES
+    assert "secret" not in str(told)
+    worker.wait_for("a secret inside")
+
+
+async def test_a_worker_that_is_stopped_while_storage_is_away_leaves_in_time(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
+    worker = workers(DRAIN_SECONDS=2, EXIT_SECONDS=5)
+    job = await lone_owner.submit(params={"steps": 10_000, "step_seconds": 0.02}, max_attempts=1)
+    # Its checkpoint cannot be brought anywhere.
+    worker.wait_for("checkpoint of")
+    began = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 2 + 5 + 5
+    job = await lone_owner.get(job.name)
+    assert (jobs_pb2.JobState.Name(job.state), job.attempt_count) == ("JOB_STATE_QUEUED", 0)
+
+
+async def test_a_worker_whose_device_fails_its_test_takes_no_job_until_it_is_reinstated(
+    site: TrainerSite, lone_owner: Owner, workers: WorkerMaker
+) -> None:
+    # It believes in a device that is not there, and so no test of it can succeed.
+    worker = workers(DEVICE="cuda:0", OUT_OF_SERVICE_SECONDS=0.5, CALLS__LONGEST_RETRY_SECONDS=0.5)
+    name = await submit(lone_owner, "break_the_device", max_attempts=1)
+    assert states(await events(lone_owner, name))[-1] == "FAILED"
+    assert (await lone_owner.get(name)).error.reason == "TRANSIENT_ERROR"
+    worker.wait_for("misbehaves")
+    waiting = await submit(lone_owner, "refuse")
+    try:
+        worker.wait_for("out of service", 10)
+    except AssertionError:
+        assert any("UNIMPLEMENTED" in line for line in worker.log)
+        assert (await lone_owner.get(waiting)).state == jobs_pb2.JOB_STATE_QUEUED
+        pytest.skip("this trainer knows no quarantine")
+    cast = Cast(site)
+    operator = cast.owner("olga", Role.OPERATOR)
+    request = workers_pb2.ListWorkersRequest(pool=lone_owner.pool)
+    (known,) = (await operator.pools.ListWorkers(request)).workers
+    assert known.state == workers_pb2.WORKER_STATE_QUARANTINED
+    assert "an illegal memory access was encountered" in known.quarantine_reason
+    assert (await lone_owner.get(waiting)).state == jobs_pb2.JOB_STATE_QUEUED
+    await operator.pools.ReinstateWorker(workers_pb2.ReinstateWorkerRequest(name=known.name))
+    assert states(await events(lone_owner, waiting))[-1] == "FAILED"
+    assert reason(await lone_owner.get(waiting)) == "USER_ERROR"
+    await cast.close()
 
 
 async def test_a_stopped_worker_hands_its_job_back_uncounted(lone_owner: Owner, workers: WorkerMaker) -> None:

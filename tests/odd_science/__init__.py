@@ -8,7 +8,9 @@ from tests.odd_science.params import OddParams, OddResult
 
 WAYS = (
     "break_down",
+    "break_the_device",
     "burn",
+    "complain_and_break",
     "exit_at_once",
     "fill_a_folder",
     "fill_a_file",
@@ -17,9 +19,11 @@ WAYS = (
     "leave_unasked",
     "litter",
     "print_much",
+    "need_less_memory",
     "refuse",
     "return_too_much",
     "show_environment",
+    "show_previews",
     "sleep_on",
     "spawn_and_sleep",
     "use_memory",
@@ -37,6 +41,7 @@ SCIENCE = Science(
             params=OddParams,
             result=OddResult,
             entry=f"tests.odd_science.ways:{way}",
+            smaller="tests.odd_science.params:half_as_much" if way == "need_less_memory" else "",
         )
         for way in WAYS
     ),

@@ -11,6 +11,10 @@ class OddParams(BaseModel):
     amount: int = Field(0, ge=0)
 
 
+def half_as_much(params: OddParams) -> OddParams | None:
+    return OddParams(amount=params.amount // 2) if params.amount > 1 else None
+
+
 class OddResult(BaseModel):
     """Whatever there is to tell."""
 

@@ -18,12 +18,26 @@ def break_down(params: OddParams, context: Context) -> OddResult:
     raise RuntimeError("a secret inside")
 
 
+def break_the_device(params: OddParams, context: Context) -> OddResult:
+    """What torch raises when the device was left unusable."""
+    import torch
+
+    message = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."
+    raise getattr(torch, "AcceleratorError", RuntimeError)(message)
+
+
 def burn(params: OddParams, context: Context) -> OddResult:
     """Uses so many milliseconds of the processor."""
     until = time.process_time() + params.amount / 1000
     while time.process_time() < until:
         pass
     return OddResult()
+
+
+def complain_and_break(params: OddParams, context: Context) -> OddResult:
+    for number in range(params.amount):
+        context.log(f"line {number}")
+    raise RuntimeError("a secret inside")
 
 
 def exit_at_once(params: OddParams, context: Context) -> OddResult:
@@ -80,6 +94,16 @@ def print_much(params: OddParams, context: Context) -> OddResult:
     return OddResult()
 
 
+def need_less_memory(params: OddParams, context: Context) -> OddResult:
+    """Takes so many GiB, after some work that it saves."""
+    saved = context.checkpoint.load()
+    if saved is None:
+        context.checkpoint.save(b"half-way")
+    context.artifact(f"of-{params.amount}", b"x", "text/plain")
+    held = bytearray(params.amount << 30)
+    return OddResult(told={"bytes": len(held), "saved": (saved or b"").decode()})
+
+
 def refuse(params: OddParams, context: Context) -> OddResult:
     raise UserError("amount", params.amount, "must be something else")
 
@@ -103,6 +127,14 @@ def show_environment(params: OddParams, context: Context) -> OddResult:
             "modules": sorted(name for name in sys.modules if name in ("grpc", "nats", "torch")),
         }
     )
+
+
+def show_previews(params: OddParams, context: Context) -> OddResult:
+    """So many at once, of two sorts."""
+    for number in range(params.amount):
+        context.preview("odd.number", {"number": number, "share": float("nan")})
+        context.preview("odd.list", {"numbers": [number]})
+    return OddResult()
 
 
 def sleep_on(params: OddParams, context: Context) -> OddResult:

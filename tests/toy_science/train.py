@@ -9,12 +9,10 @@ import safetensors.numpy
 
 from guidehall.science.pipeline import (
     Context,
-    Desired,
     Example,
-    JobCancelled,
-    JobPaused,
     Manifest,
     UserError,
+    obey,
     sha256,
 )
 from tests.toy_science.params import LineParams, LineResult
@@ -34,19 +32,15 @@ def run(params: LineParams, context: Context) -> LineResult:
     t = (x - center) / spread
     loss = float(np.mean((state[0] * t + state[1] - y) ** 2))
     while step < params.steps:
-        desired = context.desired()
-        if desired is Desired.CANCEL:
-            raise JobCancelled
-        if desired is Desired.PAUSE:
-            context.checkpoint.save(_state(step, state))
-            raise JobPaused
-        if desired is Desired.STOP:
+        # Saves when it is time, and leaves when that is wanted; true to end early.
+        if obey(context, lambda: _state(step, state)):  # noqa: B023 (called at once)
             break
         residual = state[0] * t + state[1] - y
         state = state - 0.2 * np.array([np.mean(residual * t), np.mean(residual)])
         loss = float(np.mean(residual**2))
         step += 1
         context.progress(step, params.steps, phase="train", train_loss=loss)
+        context.preview("toy.line", {"slope": float(state[0] / spread), "step": step})
         if step % params.checkpoint_every == 0:
             context.checkpoint.save(_state(step, state))
         time.sleep(params.step_seconds)

@@ -66,6 +66,7 @@ SCIENCE = Science(
             params=NrSldParams,
             result=NrSldResult,
             entry="guidehall.science.reflectometry.nr_sld:run",
+            smaller="guidehall.science.reflectometry.params:with_smaller_pieces",
             datasets={
                 "curves": "Read when params.curves_from_dataset is set: curves.npy of an earlier run with"
                 " the same bounds and probe."

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guidehall.science.pipeline import Context, Desired, JobCancelled, JobPaused, UserError
+from guidehall.science.pipeline import Context, UserError, obey
 from guidehall.science.reflectometry.network_params import EpochTraining
 from guidehall.science.reflectometry.params import EpochLosses
 
@@ -70,7 +70,8 @@ class EpochLoop:
         rows: number of training curves.
         loss: the loss over these rows [B], which `backward` can follow.
         validation_loss: the loss over what is held back.
-        save: called with the loop's state when it is time for a checkpoint.
+        pack: makes a checkpoint of the loop's state.
+        preview: the newest answer for something that is held back, to be shown under `preview_kind`.
         phase: its name in reports.
         field: parameters to blame, such as "training".
         stoppable: whether to end early when that is desired.
@@ -86,15 +87,18 @@ class EpochLoop:
         seed: int,
         loss: Callable[[Tensor], Tensor],
         validation_loss: Callable[[], float],
-        save: Callable[[dict[str, Any]], None],
+        pack: Callable[[dict[str, Any]], bytes],
         phase: str = "train",
         field: str = "training",
         stoppable: bool = True,
         fused: bool = False,
+        preview: Callable[[], Mapping[str, Any]] | None = None,
+        preview_kind: str = "",
     ) -> None:
         self._context, self._module, self._settings = context, module, settings
         self._rows, self._seed, self._phase, self._field = rows, seed, phase, field
-        self._loss, self._validation_loss, self._save_state = loss, validation_loss, save
+        self._loss, self._validation_loss, self._pack = loss, validation_loss, pack
+        self._preview, self._preview_kind = preview, preview_kind
         self._stoppable = stoppable
         self._optimiser = new_optimiser(module, settings, fused)
         self._steps_per_epoch = math.ceil(rows / settings.batch_size)
@@ -122,7 +126,7 @@ class EpochLoop:
                 if self._is_patience_over():
                     ended = "patience"
                     break
-                if self._obey():
+                if obey(self._context, self._packed) and self._stoppable:
                     ended = "stop"
                     break
                 self.train_step(self._next_rows())
@@ -136,15 +140,6 @@ class EpochLoop:
         self._module.load_state_dict(self._best_weights)
         self._module.eval()
         return ended
-
-    def _obey(self) -> bool:
-        desired = self._context.desired()
-        if desired is Desired.CANCEL:
-            raise JobCancelled
-        if desired is Desired.PAUSE:
-            self._save_state(self.state())
-            raise JobPaused
-        return desired is Desired.STOP and self._stoppable
 
     def _is_patience_over(self) -> bool:
         patience = self._settings.patience
@@ -188,8 +183,15 @@ class EpochLoop:
             self._best_weights = {name: value.clone() for name, value in self._module.state_dict().items()}
         self._report()
         self._loss_sum.zero_()
-        if epoch % self._settings.checkpoint_epochs == 0:
-            self._save_state(self.state())
+        if self._preview is not None:
+            with torch.no_grad():
+                shown = self._preview()
+            self._context.preview(self._preview_kind, {"epoch": epoch, **shown})
+        if self._settings.checkpoint_epochs and epoch % self._settings.checkpoint_epochs == 0:
+            self._context.checkpoint.save(self._packed())
+
+    def _packed(self) -> bytes:
+        return self._pack(self.state())
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -6,13 +6,14 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
+from guidehall.science.pipeline import Context, UserError, obey
 from guidehall.science.reflectometry import engine, export, plots
 from guidehall.science.reflectometry.analysis import Analysis
 from guidehall.science.reflectometry.curves import Curve
@@ -36,6 +37,8 @@ from guidehall.science.reflectometry.solve import Measured, Solution, series, so
 ROLE = "curves"
 # Fewer do not tell the evidence.
 _EVIDENCE_SAMPLES = 200
+# In a checkpoint, beside the files; no artifact may be called so.
+_DOCUMENT = "."
 
 
 def run(params: InferParams, context: Context) -> InferResult:
@@ -49,31 +52,97 @@ def run(params: InferParams, context: Context) -> InferResult:
         )
     measured = _measured(params, curves)
     context.log(f"{len(curves)} curves, engine {engine.name()}")
-    evidence: list[LayerEvidence] = []
-    fitted: list[FittedCurve] = []
-    if params.layer_counts:
-        evidence = list(_layer_evidence(params, measured, context))
-    for solution, items in _solutions(params, measured, context):
-        for name, data, media_type in joint_files(items, solution.analyses):
-            context.artifact(name, data, media_type)
+    done = _Done(context)
+    evidence = list(_layer_evidence(params, measured, context, done)) if params.layer_counts else []
+    stopped = False
+    for solution, items in _solutions(params, measured, context, done):
+        done.keep(joint_files(items, solution.analyses))
         for item, analysis, film in zip(items, solution.analyses, solution.films, strict=True):
-            label = f"curve-{len(fitted) + 1}"
-            fitted.append(_fitted(label, item, analysis))
-            for name, data, media_type in answer_files(
-                label, params.stack, params.instrument, item, analysis, film
-            ):
-                context.artifact(name, data, media_type)
-            context.progress(len(fitted), len(measured), phase="fit")
+            label = f"curve-{len(done.fitted) + 1}"
+            files = answer_files(label, params.stack, params.instrument, item, analysis, film)
+            done.add(_fitted(label, item, analysis), files)
+            context.progress(len(done.fitted), len(measured), phase="fit")
             notes = ", ".join(note.code for note in analysis.notes) or "no doubts"
             quality = analysis.reduced_chi_square
             per = "" if quality is None else f"chi-square per degree of freedom {quality:.3g}, "
             context.log(f"{item.name}: {per}{notes}")
+        done.start |= solution.start
+        stopped = done.obey() and len(done.fitted) < len(measured)
+        if stopped:
+            context.log(f"stopped after {len(done.fitted)} of {len(measured)} curves")
+            break
     return InferResult(
-        curves=fitted,
+        curves=done.fitted,
+        stopped_early=stopped,
         layer_evidence=evidence,
         engine=engine.name(),
         seconds=time.monotonic() - began,
     )
+
+
+class _Done:
+    """What is done so far. Another attempt goes on after it: the job's checkpoint holds it with its files."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._changed = False
+        self._files: dict[str, tuple[bytes, str]] = {}
+        self.fitted: list[FittedCurve] = []
+        # In a series, where the fit of the next curve begins.
+        self.start: dict[str, float] = {}
+        # Layers, log evidence and chi-square.
+        self.counts: list[tuple[int, float, float]] = []
+        data = context.checkpoint.load()
+        if data is not None:
+            self._restore(data)
+
+    def add(self, curve: FittedCurve, files: Iterator[tuple[str, bytes, str]]) -> None:
+        """A curve, and name, content and media type of its files."""
+        self.fitted.append(curve)
+        self.keep(files)
+        self._changed = True
+
+    def keep(self, files: Iterable[tuple[str, bytes, str]]) -> None:
+        """Name, content and media type of files of the result."""
+        for name, data, media_type in files:
+            self._files[name] = data, media_type
+            self._context.artifact(name, data, media_type)
+
+    def count(self, layers: int, log_evidence: float, chi_square: float) -> None:
+        """The evidence of so many layers."""
+        self.counts.append((layers, log_evidence, chi_square))
+        self._changed = True
+
+    def obey(self) -> bool:
+        """See `pipeline.obey`. Saves only what is new, so a fit may call it often."""
+        return obey(self._context, self._state, changed=self._changed)
+
+    def _state(self) -> bytes:
+        document = {
+            "counts": self.counts,
+            "start": self.start,
+            "fitted": [curve.model_dump(mode="json") for curve in self.fitted],
+            "media_types": {name: media_type for name, (_, media_type) in self._files.items()},
+        }
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(_DOCUMENT, json.dumps(document))
+            for name, (data, _) in self._files.items():
+                archive.writestr(name, data)
+        self._changed = False
+        return buffer.getvalue()
+
+    def _restore(self, data: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            document = json.loads(archive.read(_DOCUMENT))
+            for name, media_type in document["media_types"].items():
+                self._files[name] = archive.read(name), media_type
+        for name, (content, media_type) in self._files.items():
+            self._context.artifact(name, content, media_type)
+        self.counts = [tuple(item) for item in document["counts"]]
+        self.start = document["start"]
+        self.fitted = [FittedCurve.model_validate(item) for item in document["fitted"]]
+        self._context.log(f"goes on from the checkpoint after {len(self.fitted)} curves")
 
 
 def _measured(params: InferParams, curves: Sequence[Curve]) -> list[Measured]:
@@ -93,53 +162,52 @@ def _measured(params: InferParams, curves: Sequence[Curve]) -> list[Measured]:
 
 
 def _solutions(
-    params: InferParams, measured: Sequence[Measured], context: Context
+    params: InferParams, measured: Sequence[Measured], context: Context, done: _Done
 ) -> Iterator[tuple[Solution, Sequence[Measured]]]:
-    options = _options(params, context)
+    """Of all curves that are not done."""
+    left = measured[len(done.fitted) :]
+    if not left:
+        return
+    options = _options(params, context, done) | {"samples": params.samples}
     if params.relation == "contrasts":
-        raise_if_cancelled(context)
-        yield solve(params.stack, measured=measured, samples=params.samples, **options), measured
-        return
-    if params.relation == "series":
-        found = series(params.stack, measured=measured, samples=params.samples, **options)
-        for item in measured:
-            raise_if_cancelled(context)
-            yield next(found), [item]
-        return
-    for item in measured:
-        raise_if_cancelled(context)
-        yield solve(params.stack, measured=[item], samples=params.samples, **options), [item]
+        yield solve(params.stack, measured=measured, **options), measured
+    elif params.relation == "series":
+        found = series(params.stack, measured=left, guess=done.start, **options)
+        for item, solution in zip(left, found, strict=True):
+            yield solution, [item]
+    else:
+        for item in left:
+            yield solve(params.stack, measured=[item], **options), [item]
 
 
-def _options(params: InferParams, context: Context) -> dict[str, Any]:
+def _options(params: InferParams, context: Context, done: _Done) -> dict[str, Any]:
     """What all fits of a job have in common."""
     return {
         "probe": probe_of(params.instrument),
         "seed": context.seed,
         "how": Search(starts=params.starts),
         "segments": params.instrument.segment_bounds if params.instrument.segments else None,
-        "pulse": lambda: raise_if_cancelled(context),
+        "pulse": done.obey,
     }
 
 
 def _layer_evidence(
-    params: InferParams, measured: Sequence[Measured], context: Context
+    params: InferParams, measured: Sequence[Measured], context: Context, done: _Done
 ) -> Iterator[LayerEvidence]:
     """Of 1 to n layers like the first of the stack, explaining all curves as contrasts of one film."""
-    options = _options(params, context)
+    options = _options(params, context, done)
     items = measured if params.relation == "contrasts" else measured[:1]
-    found: list[tuple[int, float, float]] = []
-    for count in range(1, params.layer_counts + 1):
-        raise_if_cancelled(context)
+    for count in range(len(done.counts) + 1, params.layer_counts + 1):
         context.progress(count - 1, params.layer_counts, phase="count layers")
         stack, samples = with_layers(params.stack, count), max(params.samples, _EVIDENCE_SAMPLES)
         solution = solve(stack, measured=items, samples=samples, **options)
         if solution.posterior is None:
             raise UserError("layer_counts", params.layer_counts, "the curves need dr")
-        found.append((count, solution.posterior.log_evidence, solution.modes[0].chi_square))
-    best = max(log_evidence for _, log_evidence, _ in found)
-    total = sum(math.exp(log_evidence - best) for _, log_evidence, _ in found)
-    for count, log_evidence, chi_square in found:
+        done.count(count, solution.posterior.log_evidence, solution.modes[0].chi_square)
+        done.obey()
+    best = max(log_evidence for _, log_evidence, _ in done.counts)
+    total = sum(math.exp(log_evidence - best) for _, log_evidence, _ in done.counts)
+    for count, log_evidence, chi_square in done.counts:
         yield LayerEvidence(
             layers=count,
             log_evidence=log_evidence,

@@ -228,6 +228,8 @@ class InferResult(Params):
     """What the curves say."""
 
     curves: list[FittedCurve] = shown("sections", "Curve")
+    # Curves that were not fitted are missing then.
+    stopped_early: bool = False
     layer_evidence: list[LayerEvidence] = shown("table", "How many layers the data support")
     engine: str
     seconds: float

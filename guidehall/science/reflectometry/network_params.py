@@ -61,7 +61,13 @@ class EpochTraining(Params):
     patience: int = Field(
         0, title="Epochs without improvement before it ends", description="0 for any number.", ge=0, le=10_000
     )
-    checkpoint_epochs: int = Field(5, title="Epochs between checkpoints", ge=1, le=10_000)
+    checkpoint_epochs: int = Field(
+        0,
+        title="Epochs between checkpoints",
+        description="Beside those that are made about once a minute; 0 for none.",
+        ge=0,
+        le=10_000,
+    )
 
 
 def model_name(default: str) -> Any:

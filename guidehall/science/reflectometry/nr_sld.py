@@ -31,6 +31,7 @@ def run(params: NrSldParams, context: Context) -> NrSldResult:
         model_name=params.model_name,
         stopped_early=stopped,
         curves_seen=trainer.curves_seen,
+        micro_batch=params.training.micro_batch,
         metrics=metrics,
         losses=trainer.losses,
         example=example,

@@ -707,7 +707,20 @@ class Training(Params):
         le=MAX_FIXED_CURVES,
     )
     validation_curves: int = _quantity(256, "Curves held back for validation", ge=1, le=8192)
-    checkpoint_epochs: int = _quantity(5, "Epochs between checkpoints", ge=1, le=10_000)
+    micro_batch: int = _quantity(
+        0,
+        "Curves calculated at a time",
+        description="Fewer than those of a step need less memory and more time; 0 for all of them.",
+        ge=0,
+        le=8192,
+    )
+    checkpoint_epochs: int = _quantity(
+        0,
+        "Epochs between checkpoints",
+        description="Beside those that are made about once a minute; 0 for none.",
+        ge=0,
+        le=10_000,
+    )
     patience: int = _quantity(
         0,
         "Epochs without improvement before it ends",
@@ -749,6 +762,18 @@ class NrSldParams(Params):
         return self
 
 
+def with_smaller_pieces(params: NrSldParams) -> NrSldParams | None:
+    """The same training with less memory, in pieces half as large; None when there are none.
+
+    Only the rounding of its numbers differs.
+    """
+    training = params.training
+    size = min(training.micro_batch or training.batch_size, training.batch_size) // 2
+    if size == 0:
+        return None
+    return params.model_copy(update={"training": training.model_copy(update={"micro_batch": size})})
+
+
 class EpochLosses(Params):
     """Mean losses of one epoch."""
 
@@ -776,6 +801,8 @@ class NrSldResult(Params):
     model_name: str
     stopped_early: bool
     curves_seen: int
+    # Curves calculated at a time, where that was fewer than those of a step.
+    micro_batch: int = 0
     metrics: dict[str, float]
     losses: list[EpochLosses]
     example: PredictionExample

@@ -88,6 +88,12 @@ class Solution:
     analyses: tuple[Analysis, ...]
     films: tuple[Stack, ...]
 
+    @property
+    def start(self) -> dict[str, float]:
+        """The best explanation, as a start for the fit of a curve that is much the same."""
+        names = (free.name for free in self.free)
+        return dict(zip(names, self.modes[0].unit.tolist(), strict=True))
+
 
 def solve(
     stack: StackPrior,
@@ -168,12 +174,13 @@ def series(
     samples: int = 0,
     segments: Mapping[str, Range] | None = None,
     pulse: Pulse = nothing,
+    guess: Mapping[str, float] | None = None,
 ) -> Iterator[Solution]:
     """Fits curves one after the other, each from the answer to the one before: a film that dries.
 
-    Arguments are those of `solve`.
+    Arguments are those of `solve`; `guess` is the answer to the curve before the first.
     """
-    known: dict[str, float] = {}
+    known = dict(guess or {})
     for item in measured:
         found = solve(
             stack,
@@ -186,7 +193,7 @@ def series(
             segments=segments,
             pulse=pulse,
         )
-        known |= zip((free.name for free in found.free), found.modes[0].unit.tolist(), strict=True)
+        known |= found.start
         yield found
 
 

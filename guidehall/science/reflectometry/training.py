@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidehall.science.pipeline import Context, Desired, JobCancelled, JobPaused, UserError
+from guidehall.science.pipeline import Context, UserError, obey
 from guidehall.science.reflectometry.draw import Curves, Draw, Seeds
 from guidehall.science.reflectometry.kernel import profile
 from guidehall.science.reflectometry.network import Network, compress
@@ -25,6 +25,8 @@ _STANDARD_CURVES = 512
 # Long epochs, too, must be seen to go on.
 _REPORT_STEPS = 10
 _GRADIENT_LIMIT = 1.0
+# Of a preview: z in angstrom, both SLD in 1e-6/angstrom^2.
+PREVIEW = "reflectometry.profile"
 # Weights of the parameters and of the SLD profile, both about 1 for a network that knows nothing.
 _PARAMETER_WEIGHT = 1.0
 _PROFILE_WEIGHT = 1.0
@@ -97,7 +99,7 @@ class Trainer:
         self._restore()
         stopped = False
         while self._step < self._total and not stopped:
-            stopped = self._obey() or self._has_arrived()
+            stopped = obey(self._context, self._state) or self._has_arrived()
             if not stopped:
                 self._train_step()
                 if self._step % self._training.steps_per_epoch == 0:
@@ -110,15 +112,6 @@ class Trainer:
         self.network.load_state_dict(self._best.weights)
         self.network.eval()
         return stopped
-
-    def _obey(self) -> bool:
-        desired = self._context.desired()
-        if desired is Desired.CANCEL:
-            raise JobCancelled
-        if desired is Desired.PAUSE:
-            self._save()
-            raise JobPaused
-        return desired is Desired.STOP
 
     def _has_arrived(self) -> bool:
         """Whether the last epochs brought nothing; told from the losses, so a resumed run tells it too."""
@@ -134,11 +127,19 @@ class Trainer:
             group["lr"] = rate
         batch = self._next_batch()
         measured, known = compress(self._draw.measure(batch.r)), self._draw.windows(len(batch))
-        loss = self._loss(batch, measured, known)
+        true_profile, spread = self._truth(batch)
         self._optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        value, size = 0.0, self._training.micro_batch or len(batch)
+        for start in range(0, len(batch), size):
+            piece = slice(start, start + size)
+            # Means over the pieces add up to the mean over the batch.
+            share = len(batch[piece]) / len(batch)
+            loss = share * self._loss(
+                batch[piece], measured[piece], known[piece], true_profile[piece], spread
+            )
+            torch.autograd.backward(loss)
+            value += loss.item()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_LIMIT)
-        value = loss.item()
         if not math.isfinite(value):
             allowed = f"the loss became {value} at step {self._step}; try a smaller one"
             raise UserError("training.learning_rate", self._training.learning_rate, allowed)
@@ -155,14 +156,19 @@ class Trainer:
         )
         return self._curves[rows]
 
-    def _loss(self, batch: Curves, compressed: Tensor, known: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _truth(self, batch: Curves) -> tuple[Tensor, Tensor]:
+        """The true profiles of a batch [B, Z] and the variance of all their points."""
+        true_profile = self._profile(batch.unit)
+        return true_profile, true_profile.var().clamp_min(1e-6)
+
+    def _loss(
+        self, batch: Curves, compressed: Tensor, known: Tensor, true_profile: Tensor, spread: Tensor
+    ) -> Tensor:
         answer: Tensor = self.network(compressed, known, batch.relative_sigma)
         wanted = batch.unit.float()
         # 1/12 is the variance of an evenly drawn parameter.
         parameters = _PARAMETER_WEIGHT * 12.0 * (answer - wanted).square().mean()
-        with torch.no_grad():
-            true_profile = self._profile(batch.unit)
-            spread = true_profile.var().clamp_min(1e-6)
         deviation = (self._profile(answer) - true_profile).square().mean() / spread
         # What the answer makes of the measurement, in decades.
         curves = compress(self._draw.compared(answer.double())) - compress(self._draw.reference(batch.unit))
@@ -178,7 +184,8 @@ class Trainer:
         for start in range(0, len(self.validation), size):
             batch = self.validation[start : start + size]
             compressed = compress(self.validation_measured[start : start + size])
-            loss = self._loss(batch, compressed, torch.ones_like(compressed, dtype=torch.bool))
+            known = torch.ones_like(compressed, dtype=torch.bool)
+            loss = self._loss(batch, compressed, known, *self._truth(batch))
             total += loss.item() * len(batch)
         return total / len(self.validation)
 
@@ -194,15 +201,28 @@ class Trainer:
             self._best = _Best(validation_loss, weights)
         self._report()
         self._loss_sum = 0.0
-        if epoch % self._training.checkpoint_epochs == 0:
-            self._save()
+        self._context.preview(PREVIEW, {"epoch": epoch} | self._look())
+        if self._training.checkpoint_epochs and epoch % self._training.checkpoint_epochs == 0:
+            self._context.checkpoint.save(self._state())
+
+    @torch.no_grad()
+    def _look(self) -> dict[str, list[float]]:
+        """One profile of the validation, always the same one, and what the network makes of it."""
+        truth = self.validation[:1]
+        compressed = compress(self.validation_measured[:1])
+        answer = self.network(compressed, torch.ones_like(compressed, dtype=torch.bool), truth.relative_sigma)
+        return {
+            "z": self._z.tolist(),
+            "sld": self._profile(truth.unit)[0].tolist(),
+            "predicted_sld": self._profile(answer)[0].tolist(),
+        }
 
     def _report(self) -> None:
         """The step, with the numbers of the last epoch that is complete."""
         numbers = self.losses[-1].model_dump() if self.losses else {}
         self._context.progress(self._step, self._total, phase="train", **numbers)
 
-    def _save(self) -> None:
+    def _state(self) -> bytes:
         state = {
             "step": self._step,
             "loss_sum": self._loss_sum,
@@ -215,7 +235,7 @@ class Trainer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self._context.checkpoint.save(buffer.getvalue())
+        return buffer.getvalue()
 
     def _restore(self) -> None:
         data = self._context.checkpoint.load()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget
 
-Pulse = Callable[[], None]
+Pulse = Callable[[], object]
 # Told what a long calculation is at, in words.
 Tell = Callable[[str], None]
 # In calculated points of curves: about half a second.

@@ -43,6 +43,9 @@ class Agent:
         # Of the running attempt: none until the worker is stopped.
         self._attempt_limit = asyncio.timeout(None)
         self._worker = ""
+        # What is wrong with the device, until the trainer knows.
+        self._fault = ""
+        self._in_service = True
 
     def stop(self) -> None:
         """Takes no more work. A running job is asked to leave and made to after the drain time."""
@@ -100,6 +103,9 @@ class Agent:
         while not self._stopping.is_set():
             await self._tools.children.prepare()
             try:
+                if self._fault:
+                    await self._tools.trainer.quarantine(registration.worker, self._fault)
+                    self._fault = ""
                 job = await self._next_job(registration)
             except AppError as error:
                 if error.code in _UNKNOWN_WORKER:
@@ -118,14 +124,21 @@ class Agent:
         """Asks for work; when there is none, waits for a ring, or asks patiently where none can be heard."""
         lease = self._tools.trainer.lease
         # Never given up half-way: a job that was granted unheard would wait for its lease to run out.
-        job = await lease(registration.worker, 0.0)
-        if job is not None:
-            return job
+        offer = await lease(registration.worker, 0.0)
+        if offer.out_of_service == self._in_service:
+            self._in_service = not offer.out_of_service
+            logger.warning("%s service", "in" if self._in_service else "out of")
+        if offer.job is not None:
+            return offer.job
+        if offer.out_of_service:
+            await self._unless_stopping(asyncio.sleep(self._tools.settings.out_of_service_seconds))
+            return None
         if self._doorbell.works:
             await self._unless_stopping(self._doorbell.wait(registration.poll_interval_seconds))
             return None
         patiently = lease(registration.worker, self._tools.settings.lease_wait_seconds)
-        return await self._unless_stopping(patiently)
+        later = await self._unless_stopping(patiently)
+        return None if later is None else later.job
 
     async def _run(self, job: LeasedJob) -> bool:
         """Whether the attempt came to a report."""
@@ -139,7 +152,9 @@ class Agent:
             if self._stopping.is_set():
                 self._attempt.wishes.drain()
             async with self._attempt_limit:
-                return await self._attempt.run()
+                reported = await self._attempt.run()
+            await self._check_device(self._attempt.suspicion)
+            return reported
         except Exception:
             # Its lease runs out and another attempt follows; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)
@@ -150,6 +165,18 @@ class Agent:
             job_id.reset(token)
             _BUSY.set(0)
             _ATTEMPTS.inc()
+
+    async def _check_device(self, suspicion: str) -> None:
+        """Finds out whether a device that is under suspicion is at fault; the next job would fail, too."""
+        if not suspicion or self._stopping.is_set():
+            return
+        settings, device = self._tools.settings, self._tools.device
+        fault = await self._tools.children.fault_of(device, settings.self_test_seconds)
+        if fault:
+            self._fault = f"{fault}; before, {suspicion}"
+            logger.error("%s misbehaves: %s", device, self._fault)
+        else:
+            logger.warning("%s does well in a self-test, though %s", device, suspicion)
 
     def _complain(self, what: str, error: AppError, pause: float) -> None:
         logger.warning("cannot %s: %s (%s); again in %.1f s", what, error.code.name, error.message, pause)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ import grpc
 from guidehall.core.errors import AppError, Code
 from guidehall.science import registry
 from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
-from services.trainer.worker.child_process import ChildProcess
 from services.trainer.worker.children import Children, Kin
 from services.trainer.worker.events import EventBuffer
 from services.trainer.worker.job_log import NAME as LOG_NAME
@@ -27,6 +28,8 @@ from services.trainer.worker.messages import (
     End,
     Limits,
     ModelWritten,
+    OutOfMemory,
+    Previewed,
     Progressed,
     Start,
     Succeeded,
@@ -43,6 +46,7 @@ from services.trainer.worker.verdict import (
     Died,
     Finish,
     HandBack,
+    Kill,
     Outcome,
     Reason,
     conclude,
@@ -116,6 +120,8 @@ class Attempt:
         self._run_folder = folder / "run"
         self._run_folder.mkdir(mode=0o700)
         self._child_is_fit = False
+        # What speaks against the device; empty when nothing does.
+        self.suspicion = ""
 
     async def run(self) -> bool:
         """Runs to the report.
@@ -124,7 +130,7 @@ class Attempt:
             Whether there was one: an attempt whose lease is lost ends without.
         """
         children, kin = self._tools.children, Kin.of(self._job)
-        child = await children.take(kin)
+        self._child = await children.take(kin)
         lost: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -132,7 +138,7 @@ class Attempt:
                     group.create_task(self._session.run()),
                     group.create_task(self._checkpoints.run()),
                 ]
-                verdict, outputs = await self._verdict(child)
+                verdict, outputs = await self._verdict()
                 await self._report(verdict, outputs)
                 for helper in helpers:
                     helper.cancel()
@@ -140,17 +146,17 @@ class Attempt:
             lost = group_of_one.exceptions[0]
         finally:
             if self._child_is_fit:
-                await children.give_back(child, kin)
+                await children.give_back(self._child, kin)
             else:
-                await child.close()
+                await self._child.close()
             self._log.close()
         if lost is not None:
             logger.warning("%s is lost: %s", self._job.job, lost)
         return lost is None
 
-    async def _verdict(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
+    async def _verdict(self) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
         try:
-            return await self._run(child)
+            return await self._run()
         except Interrupted:
             return (CANCELLED if self.wishes.cancelled else HandBack()), {}
         except Exception:
@@ -159,20 +165,23 @@ class Attempt:
             message = "the worker failed unexpectedly"
             return failed(Reason.TRANSIENT_ERROR, Code.INTERNAL, message, self._error_id), {}
 
-    async def _run(self, child: ChildProcess) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
+    async def _run(self) -> tuple[Finish | HandBack, dict[str, StagedObject]]:
         wishes = self.wishes
         start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, self._prepare())
         if isinstance(start, Finish):
             return start, {}
-        patience = Patience(
-            self._job.timeout_seconds, self._job.hang_seconds, self._settings.child.cancel_grace_seconds
-        )
-        supervision = Supervision(child, wishes, patience, self)
-        end = await supervision.run(start)
+        supervision, end = await self._supervise(start)
+        while (smaller := self._smaller(start, end)) is not None:
+            again = self._prepare_again(start, smaller)
+            start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, again)
+            supervision, end = await self._supervise(start)
         self._session.hurry()
         self._child_is_fit = supervision.child_is_fit
         verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
-        self._log_failure(verdict, end, child)
+        self._log_failure(verdict, end)
+        if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.SUCCEEDED:
+            # There will be no job.log.
+            self._events.add_tail()
         finishing = self._finish_transfers(verdict, end)
         return await wishes.unless(lambda: wishes.cancelled or wishes.leaving, finishing)
 
@@ -199,6 +208,8 @@ class Attempt:
             dataset_versions=dict(self._job.inputs),
             dataset_files=files,
             checkpoint_file=await self._fetch_checkpoint(),
+            preview_seconds=self._settings.child.preview_seconds,
+            checkpoint_seconds=self._settings.child.checkpoint_seconds,
             desired=self.wishes.of_child,
             limits=Limits(
                 memory_bytes=self._settings.child.memory_bytes,
@@ -219,7 +230,7 @@ class Attempt:
         return await until_answered(fetch, self._tools.pauses, f"reading {name}")
 
     async def _fetch_checkpoint(self) -> str | None:
-        checkpoint = self._job.checkpoint
+        checkpoint = self._checkpoints.committed
         if checkpoint is None:
             return None
 
@@ -235,7 +246,44 @@ class Attempt:
             self.on_line(f"[the checkpoint cannot be read ({error.code.name}): starting from the beginning]")
             return None
 
+    def _smaller(self, start: Start, end: End | Died) -> dict[str, Any] | None:
+        """Parameters to try instead where memory did not suffice and the pipeline knows some."""
+        if not isinstance(end, OutOfMemory) and not (isinstance(end, Died) and end.out_of_memory):
+            return None
+        return registry.pipeline(self._job.pipeline).with_less_memory(start.params)
+
+    async def _prepare_again(self, start: Start, params: dict[str, Any]) -> Start:
+        """The same in a new process, from the newest checkpoint, with other parameters."""
+        what = ", ".join(_changes(start.params, params))
+        self.on_line(f"[not enough memory: tried again with {what}]")
+        await self._checkpoints.settled()
+        await self._child.close()
+        self._child = await self._tools.children.take(Kin.of(self._job))
+        self._outputs = Outputs()
+        self._run_folder = Path(tempfile.mkdtemp(prefix="run-", dir=self._folder))
+        return start.model_copy(
+            update={
+                "folder": str(self._run_folder),
+                "params": params,
+                "checkpoint_file": await self._fetch_checkpoint(),
+                "desired": self.wishes.of_child,
+            }
+        )
+
     # The run --------------------------------------------------------------------------------------------
+
+    async def _supervise(self, start: Start) -> tuple[Supervision, End | Died]:
+        patience = Patience(
+            self._job.timeout_seconds, self._job.hang_seconds, self._settings.child.cancel_grace_seconds
+        )
+        supervision = Supervision(self._child, self.wishes, patience, self)
+        end = await supervision.run(start)
+        if start.device != "cpu":
+            if isinstance(end, Broke):
+                self.suspicion = end.device_fault
+            elif isinstance(end, Died) and supervision.kill in (None, Kill.HUNG):
+                self.suspicion = "a job hung" if supervision.kill else "a process died"
+        return supervision, end
 
     def on_started(self) -> None:
         """See `Listener`, like the following."""
@@ -251,6 +299,10 @@ class Attempt:
         self._events.add_line(line)
         self._session.notify()
 
+    def on_preview(self, preview: Previewed) -> None:
+        self._events.add_preview(preview)
+        self._session.notify()
+
     def on_checkpoint(self, checkpoint: CheckpointSaved) -> None:
         file = self._run_folder / checkpoint.file.name
         self._checkpoints.put(SavedState(checkpoint.step, file, described(checkpoint.file, MEDIA_TYPE)))
@@ -258,7 +310,7 @@ class Attempt:
     def on_output(self, output: ArtifactWritten | ModelWritten) -> None:
         self._outputs.add(output.name, output_file(self._run_folder, output))
 
-    def _log_failure(self, verdict: Finish | HandBack, end: End | Died, child: ChildProcess) -> None:
+    def _log_failure(self, verdict: Finish | HandBack, end: End | Died) -> None:
         if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.FAILED:
             return
         if verdict.reason is Reason.USER_ERROR:
@@ -267,7 +319,7 @@ class Attempt:
         if isinstance(end, Broke):
             details["traceback"] = end.traceback
         elif isinstance(end, Died):
-            details |= {"status": end.status, "crash": child.crash_report()}
+            details |= {"status": end.status, "crash": self._child.crash_report()}
         logger.error("%s failed: %s", self._job.job, verdict.reason.name, extra=details)
 
     # After the run --------------------------------------------------------------------------------------
@@ -323,3 +375,13 @@ class Attempt:
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
         logger.info("%s: %s", job.job, how)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """What differs, such as "training.micro_batch = 64"."""
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from _changes(before, value, f"{path}{name}.")
+        elif value != before:
+            yield f"{path}{name} = {value}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guidehall.core.errors import AppError
-from services.trainer.worker.lease import LeasedJob
+from services.trainer.worker.lease import CheckpointFile, LeasedJob
 from services.trainer.worker.retry import Pauses
 from services.trainer.worker.session import LeaseLost
 from services.trainer.worker.storage_client import StorageClient
@@ -41,6 +41,8 @@ class CheckpointUploads:
         self._trainer = trainer
         self._job = job
         self._pauses = pauses
+        # The newest that another run can go on from.
+        self.committed = job.checkpoint
         self._ordinal = job.checkpoint.ordinal if job.checkpoint is not None else 0
         self._newest: SavedState | None = None
         self._waiting = asyncio.Event()
@@ -100,3 +102,4 @@ class CheckpointUploads:
             if is_stale(error):
                 raise LeaseLost(error.message) from None
             raise
+        self.committed = CheckpointFile(self._ordinal, self._job.epoch, staged.sha256, staged.size_bytes)

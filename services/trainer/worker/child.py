@@ -65,7 +65,8 @@ def _serve(connection: socket.socket, modules: list[str]) -> None:
 
     from guidehall.science import registry
     from services.trainer.worker.child_link import Link
-    from services.trainer.worker.child_run import CRASH_FILE, run
+    from services.trainer.worker.child_run import CRASH_FILE, run, run_self_test
+    from services.trainer.worker.messages import SelfTest
 
     with Path(CRASH_FILE).open("w") as crash:
         # Not to stderr, which the job's owner reads.
@@ -78,7 +79,8 @@ def _serve(connection: socket.socket, modules: list[str]) -> None:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(module)
         while True:
-            end = run(link.next_start(), link)
+            task = link.next_start()
+            end = run_self_test(task) if isinstance(task, SelfTest) else run(task, link)
             _flush_output()
             link.send(end)
 

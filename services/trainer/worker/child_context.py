@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from guidehall.science.pipeline import (
     ARTIFACT_NAME,
@@ -15,7 +16,9 @@ from guidehall.science.pipeline import (
     Desired,
     Manifest,
     Provenance,
+    SaveRhythm,
     UserError,
+    preview_text,
     software_versions,
 )
 from services.trainer.worker.child_link import Link
@@ -28,6 +31,7 @@ from services.trainer.worker.messages import (
     FileRef,
     Logged,
     ModelWritten,
+    Previewed,
     Progressed,
     Start,
     readable,
@@ -76,15 +80,20 @@ def _pieces(data: bytes | Path) -> Iterator[bytes]:
 
 
 class _Checkpoint:
-    def __init__(self, context: ChildContext, file: str | None) -> None:
+    def __init__(self, context: ChildContext, file: str | None, seconds: float) -> None:
         self._context = context
+        self._rhythm = SaveRhythm(seconds)
         self._file = None if file is None else Path(file)
 
     def load(self) -> bytes | None:
         return None if self._file is None else self._file.read_bytes()
 
+    def due(self) -> bool:
+        return self._rhythm.due()
+
     def save(self, state: bytes) -> None:
         self._context.save_checkpoint(state)
+        self._rhythm.saved()
 
 
 class ChildContext:
@@ -99,7 +108,7 @@ class ChildContext:
             seed=start.seed,
             software=software_versions(),
         )
-        self.checkpoint: Checkpoint = _Checkpoint(self, start.checkpoint_file)
+        self.checkpoint: Checkpoint = _Checkpoint(self, start.checkpoint_file, start.checkpoint_seconds)
         self._link = link
         self._files = Files(Path(start.folder), start.limits.file_bytes)
         self._datasets = start.dataset_files
@@ -118,6 +127,10 @@ class ChildContext:
         """See `Context`."""
         for part in str(line).splitlines() or [""]:
             self._link.send(Logged(line=readable(part, MAX_LINE_CHARACTERS)))
+
+    def preview(self, kind: str, document: Mapping[str, Any]) -> None:
+        """See `Context`."""
+        self._link.show(Previewed(sort=kind, document=preview_text(kind, document)))
 
     def desired(self) -> Desired:
         """See `Context`."""

@@ -24,7 +24,15 @@ from guidehall.science.pipeline import Desired
 from guidehall.science.registry import MODULES_VARIABLE
 from services.trainer.worker import frames
 from services.trainer.worker.child_run import CRASH_FILE
-from services.trainer.worker.messages import DesiredChanged, FromChild, Start, ToChild, dump, from_child
+from services.trainer.worker.messages import (
+    DesiredChanged,
+    FromChild,
+    SelfTest,
+    Start,
+    ToChild,
+    dump,
+    from_child,
+)
 from services.trainer.worker.output_lines import LineSplitter, LinesProtocol
 from services.trainer.worker.workspace import Workspace, remove
 
@@ -142,13 +150,13 @@ class ChildProcess:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    async def begin(self, start: Start, on_line: Callable[[str], None]) -> None:
-        """Hands it a job; `on_line` gets each line that it prints."""
+    async def begin(self, task: Start | SelfTest, on_line: Callable[[str], None]) -> None:
+        """Hands it a job or a test; `on_line` gets each line that it prints."""
         self.jobs += 1
         self._splitter.on_line = on_line
         if self._lines is None:
             await self._connect()
-        await self._send(start)
+        await self._send(task)
 
     async def _connect(self) -> None:
         self._reader, self._writer = await asyncio.open_unix_connection(sock=self._link, limit=1 << 20)

@@ -27,14 +27,17 @@ from services.trainer.worker.messages import (
     Limits,
     OutOfMemory,
     Refused,
+    SelfTest,
     Start,
     Started,
     Succeeded,
     readable,
 )
+from services.trainer.worker.self_test import device_fault, self_test
 
 # Where a fatal signal leaves its traceback, in the child's folder.
 CRASH_FILE = "crash"
+_MEMORY_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def run(start: Start, link: Link) -> End:
@@ -60,11 +63,25 @@ def run(start: Start, link: Link) -> End:
     except MemoryError:
         return OutOfMemory()
     except BaseException as error:
-        if _is_device_memory(error):
-            return OutOfMemory()
-        # Its end tells most.
-        report = traceback.format_exc()[-MAX_TRACEBACK_CHARACTERS:]
-        return Broke(traceback=readable(report, MAX_TRACEBACK_CHARACTERS))
+        return OutOfMemory() if _is_out_of_memory(error) else _broke(error)
+
+
+def run_self_test(task: SelfTest) -> End:
+    """Tries the device."""
+    try:
+        self_test(task.device)
+        return Succeeded(document={})
+    except Exception as error:
+        return _broke(error)
+
+
+def _broke(error: BaseException) -> Broke:
+    # Its end tells most.
+    report = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARACTERS:]
+    return Broke(
+        traceback=readable(report, MAX_TRACEBACK_CHARACTERS),
+        device_fault=readable(device_fault(error), MAX_FIELD_CHARACTERS),
+    )
 
 
 def _document(document: str) -> dict[str, Any]:
@@ -85,9 +102,12 @@ def _company() -> tuple[int, frozenset[str]] | None:
     return (threading.active_count(), frozenset().union(*tasks)) if tasks else None
 
 
-def _is_device_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    # Of memory that is not a device's own, torch says it in words only.
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _MEMORY_SIGNS)
 
 
 def _limit(limits: Limits) -> None:

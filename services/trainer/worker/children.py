@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.trainer.worker.child_process import ChildOptions, ChildProcess
 from services.trainer.worker.lease import LeasedJob
+from services.trainer.worker.messages import Broke, SelfTest, Succeeded
 from services.trainer.worker.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,22 @@ class Children:
         await self._drop_used()
         self._used = (kin, child)
         self._used_until = asyncio.get_running_loop().time() + self._supply.rest_seconds
+
+    async def fault_of(self, device: str, seconds: float) -> str:
+        """Has a new process calculate on a device; what is wrong with it, or "" when it does well in time."""
+        child = await self.take(None)
+        try:
+            async with asyncio.timeout(seconds):
+                await child.begin(SelfTest(device=device), logger.info)
+                end = await child.receive()
+        except TimeoutError:
+            return f"a self-test of {device} did not end within {seconds:g} s"
+        finally:
+            await child.close()
+        if isinstance(end, Succeeded):
+            return ""
+        told = end.traceback.strip().rpartition("\n")[2] if isinstance(end, Broke) else "its process died"
+        return f"a self-test of {device} failed: {told}"
 
     async def close(self) -> None:
         """Ends all that wait."""

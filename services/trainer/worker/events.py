@@ -8,20 +8,21 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.trainer.worker.messages import Progressed
+from services.trainer.worker.messages import Previewed, Progressed
 
 MAX_BATCH_EVENTS = 500
 _MAX_BATCH_CHARACTERS = 1 << 20
 _BURST_SECONDS = 10.0
+TAIL_LINES = 200
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: a step, or a line of the log."""
+    """Something that happened: a step, a preview, or a line of the log."""
 
     # Seconds since 1970.
     time: float
-    payload: Progressed | str
+    payload: Progressed | Previewed | str
 
 
 class _Allowance:
@@ -43,11 +44,19 @@ class _Allowance:
         return True
 
 
+def _size(payload: Progressed | Previewed | str) -> int:
+    """About how many characters it takes."""
+    if isinstance(payload, Progressed):
+        return 1000
+    return len(payload) if isinstance(payload, str) else len(payload.document)
+
+
 class EventBuffer:
     """What was not stored yet, in order.
 
-    Progress that was not sent yet gives way to newer progress of the same phase. Lines that find the buffer
-    full, or come in a flood, are counted and left out: job.log has them.
+    Progress that was not sent yet gives way to newer progress of the same phase, and so do previews of the
+    same sort. Lines that find the buffer full, or come in a flood, are counted and left out: job.log has
+    them. As that is kept of successes only, `add_tail` brings the last lines after all.
     """
 
     def __init__(
@@ -64,6 +73,9 @@ class EventBuffer:
         # Number of the newest event that was ever sent: the trainer may have it as it was.
         self._newest_sent = 0
         self._left_out = 0
+        # The newest lines, and how many of them came since the last one that was left out.
+        self._newest_lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._since_gap = TAIL_LINES
 
     @property
     def waiting(self) -> bool:
@@ -94,20 +106,45 @@ class EventBuffer:
     def add_line(self, line: str) -> None:
         """Adds a line of the log."""
         now = self._clock()
+        self._newest_lines.append(line)
+        self._since_gap += 1
         if len(self._kept) >= self._max_events or not self._lines.take(now):
             self._left_out += 1
+            self._since_gap = 0
             return
         if self._left_out:
-            note, self._left_out = f"[{self._left_out} lines are in job.log only]", 0
+            note = f"[{self._left_out} lines are left out here; a job that succeeds has them in its job.log]"
+            self._left_out = 0
             self._kept.append(Event(now, note))
         self._kept.append(Event(now, line))
+
+    def add_preview(self, preview: Previewed) -> None:
+        """Adds a look at the work."""
+        event = Event(self._clock(), preview)
+        unsent = self._newest_sent - self._first + 1
+        for index in range(len(self._kept) - 1, max(unsent, 0) - 1, -1):
+            payload = self._kept[index].payload
+            if isinstance(payload, Previewed) and payload.sort == preview.sort:
+                self._kept[index] = event
+                return
+        if len(self._kept) < self._max_events:
+            self._kept.append(event)
+
+    def add_tail(self) -> None:
+        """Adds the last lines, if some of them were left out: there will be no job.log."""
+        if self._since_gap >= len(self._newest_lines):
+            return
+        now = self._clock()
+        note = f"[the last {len(self._newest_lines)} lines, all of them]"
+        self._kept.extend(Event(now, line) for line in (note, *self._newest_lines))
+        self._newest_lines.clear()
 
     def take(self) -> tuple[int, list[Event]]:
         """The next events to send, with the number of their first."""
         number, size = self._first + self._sent, 0
         batch: list[Event] = []
         for event in itertools.islice(self._kept, self._sent, self._sent + MAX_BATCH_EVENTS):
-            size += len(event.payload) if isinstance(event.payload, str) else 1000
+            size += _size(event.payload)
             if batch and size > _MAX_BATCH_CHARACTERS:
                 break
             batch.append(event)

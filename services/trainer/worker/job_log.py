@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 from services.trainer.worker.trainer_client import StagedObject
+
+logger = logging.getLogger(__name__)
 
 NAME = "job.log"
 _MEDIA_TYPE = "text/plain; charset=utf-8"
 
 
 class JobLog:
-    """Lines as they come, up to a size."""
+    """Lines as they come, up to a size. A full disk ends the log, not the job."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path = path
@@ -29,11 +33,24 @@ class JobLog:
         self._left -= len(data)
         if self._left <= 0:
             data = b"[the log is cut here: it reached its limit]\n"
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._give_up(error)
+            return
         self._digest.update(data)
         self._size += len(data)
 
+    def _give_up(self, error: OSError) -> None:
+        logger.error("the log of a job cannot be written: %s", error.strerror)
+        self._left = self._size = 0
+        with suppress(OSError):
+            self._file.close()
+
     def close(self) -> StagedObject:
-        """Writes everything out and says what it is."""
-        self._file.close()
+        """Writes everything out and says what it is: nothing, if it could not be written."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._give_up(error)
         return StagedObject(self._digest.hexdigest(), self._size, _MEDIA_TYPE)

@@ -6,7 +6,14 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from guidehall.science.pipeline import ARTIFACT_NAME, MODEL_NAME, Desired
+from guidehall.science.pipeline import (
+    ARTIFACT_NAME,
+    CHECKPOINT_SECONDS,
+    MAX_PREVIEW_BYTES,
+    MODEL_NAME,
+    PREVIEW_KIND,
+    Desired,
+)
 from services.trainer.worker.frames import FrameError
 
 MAX_LINE_CHARACTERS = 4000
@@ -48,6 +55,15 @@ class Start(_Message):
     desired: Desired = Desired.RUN
     limits: Limits = Limits()
     progress_seconds: float = Field(gt=0)
+    preview_seconds: float = Field(5.0, gt=0)
+    checkpoint_seconds: float = Field(CHECKPOINT_SECONDS, gt=0)
+
+
+class SelfTest(_Message):
+    """Find out whether the device calculates, and nothing else."""
+
+    kind: Literal["self_test"] = "self_test"
+    device: str
 
 
 class DesiredChanged(_Message):
@@ -86,6 +102,15 @@ class Logged(_Message):
 
     kind: Literal["log"] = "log"
     line: str = Field(max_length=MAX_LINE_CHARACTERS)
+
+
+class Previewed(_Message):
+    """A look at the work; earlier ones of the same sort may have been left out."""
+
+    kind: Literal["preview"] = "preview"
+    sort: str = Field(pattern=f"^{PREVIEW_KIND.pattern}$")
+    # A JSON object.
+    document: str = Field(max_length=MAX_PREVIEW_BYTES)
 
 
 class CheckpointSaved(_Message):
@@ -149,6 +174,8 @@ class Broke(_Message):
 
     kind: Literal["broke"] = "broke"
     traceback: str = Field(max_length=MAX_TRACEBACK_CHARACTERS)
+    # What the device is to be blamed for, as far as one can tell; empty when there is nothing.
+    device_fault: str = Field("", max_length=MAX_FIELD_CHARACTERS)
 
 
 def readable(text: str, most_characters: int) -> str:
@@ -158,8 +185,8 @@ def readable(text: str, most_characters: int) -> str:
 
 
 End = Succeeded | Left | Refused | OutOfMemory | Broke
-FromChild = Started | Progressed | Logged | CheckpointSaved | ArtifactWritten | ModelWritten | End
-ToChild = Start | DesiredChanged
+FromChild = Started | Progressed | Logged | Previewed | CheckpointSaved | ArtifactWritten | ModelWritten | End
+ToChild = Start | SelfTest | DesiredChanged
 
 _FROM_CHILD: TypeAdapter[FromChild] = TypeAdapter(Annotated[FromChild, Field(discriminator="kind")])
 _TO_CHILD: TypeAdapter[ToChild] = TypeAdapter(Annotated[ToChild, Field(discriminator="kind")])

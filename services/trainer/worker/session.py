@@ -11,12 +11,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from google.protobuf import json_format
+
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.errors import AppError
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.events import Event, EventBuffer
 from services.trainer.worker.lease import LeasedJob, desired_of
+from services.trainer.worker.messages import Previewed
 from services.trainer.worker.retry import Pauses, calling
 from services.trainer.worker.trainer_client import EOF, TrainerClient, may_pass
 
@@ -233,6 +236,9 @@ def _event(event: Event) -> workers_pb2.WorkerEvent:
     message.time.FromNanoseconds(int(event.time * 1e9))
     if isinstance(event.payload, str):
         message.log_line.CopyFrom(jobs_pb2.LogLine(line=event.payload))
+    elif isinstance(event.payload, Previewed):
+        message.preview.kind = event.payload.sort
+        json_format.Parse(event.payload.document, message.preview.document)
     else:
         step = event.payload
         message.progress.CopyFrom(

@@ -16,6 +16,7 @@ from guidehall.core.settings import (
     ServiceSettings,
     TelemetrySettings,
 )
+from guidehall.science.pipeline import CHECKPOINT_SECONDS
 
 
 class ChildSettings(BaseModel):
@@ -36,6 +37,12 @@ class ChildSettings(BaseModel):
     cancel_grace_seconds: float = Field(10.0, gt=0, description="from a cancel to the kill")
     reap_seconds: float = Field(5.0, gt=0, description="for the end of a killed process")
     progress_seconds: float = Field(0.1, gt=0, description="newest progress is passed on so often")
+    preview_seconds: float = Field(5.0, gt=0, description="newest preview is passed on so often")
+    checkpoint_seconds: float = Field(
+        CHECKPOINT_SECONDS,
+        gt=0,
+        description="jobs save their state so often, or more rarely if that took over 1 % of their time",
+    )
 
 
 class CallSettings(BaseModel):
@@ -71,6 +78,12 @@ class WorkerSettings(ServiceSettings):
 
     lease_wait_seconds: float = Field(
         15.0, gt=0, description="how long to ask for work at a time without a bus"
+    )
+    out_of_service_seconds: float = Field(
+        30.0, gt=0, description="how often to ask whether a drained or quarantined worker is reinstated"
+    )
+    self_test_seconds: float = Field(
+        120.0, gt=0, description="how long a test of a device may take that misbehaved"
     )
     event_flush_seconds: float = Field(0.2, gt=0, description="events are sent together so often")
     max_buffered_events: int = Field(5000, ge=100, description="beyond it, log lines stay in job.log only")

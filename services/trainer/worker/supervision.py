@@ -19,6 +19,7 @@ from services.trainer.worker.messages import (
     FromChild,
     Logged,
     ModelWritten,
+    Previewed,
     Progressed,
     Start,
     Started,
@@ -39,6 +40,9 @@ class Listener(Protocol):
 
     def on_line(self, line: str) -> None:
         """It logged or printed a line."""
+
+    def on_preview(self, preview: Previewed) -> None:
+        """It showed its work."""
 
     def on_checkpoint(self, checkpoint: CheckpointSaved) -> None:
         """It saved its state."""
@@ -127,6 +131,8 @@ class Supervision:
                 self._listener.on_started()
             case Progressed():
                 self._listener.on_progress(message)
+            case Previewed():
+                self._listener.on_preview(message)
             case CheckpointSaved():
                 self._listener.on_checkpoint(message)
             case ArtifactWritten() | ModelWritten():

@@ -52,6 +52,15 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What an idle worker is told."""
+
+    job: LeasedJob | None
+    # Drained or quarantined: there will be none until an operator says otherwise.
+    out_of_service: bool
+
+
+@dataclass(frozen=True)
 class StagedObject:
     """What storage confirmed of an output."""
 
@@ -104,13 +113,20 @@ class TrainerClient:
             answer = await self._stub.Register(request, metadata=self.metadata())
         return Registration(answer.worker.name, answer.poll_interval_seconds)
 
-    async def lease(self, worker: str, wait_seconds: float) -> LeasedJob | None:
-        """Takes a job; None when none came within `wait_seconds`."""
+    async def lease(self, worker: str, wait_seconds: float) -> Offer:
+        """Takes a job, if one comes within `wait_seconds`."""
         request = workers_pb2.LeaseRequest(worker=worker, wait_seconds=wait_seconds)
         limit = wait_seconds + self._timeout_seconds
         async with calling(limit):
             answer = await self._stub.Lease(request, metadata=self.metadata(), timeout=limit)
-        return leased_job(answer.lease) if answer.HasField("lease") else None
+        job = leased_job(answer.lease) if answer.HasField("lease") else None
+        return Offer(job, answer.out_of_service)
+
+    async def quarantine(self, worker: str, reason: str) -> None:
+        """Says that the worker takes no job until an operator has reinstated it."""
+        request = workers_pb2.QuarantineRequest(worker=worker, reason=reason)
+        async with calling(self._timeout_seconds):
+            await self._stub.Quarantine(request, metadata=self.metadata())
 
     def session(self) -> Any:
         """The stream of one running job."""

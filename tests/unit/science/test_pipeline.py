@@ -18,10 +18,12 @@ from guidehall.science.pipeline import (
     LocalContext,
     Pipeline,
     Predictor,
+    SaveRhythm,
     TensorSpec,
     UserError,
     check_tensors,
     field_errors,
+    obey,
     raise_if_cancelled,
 )
 from guidehall.science.registry import RegistryError, Science
@@ -176,6 +178,77 @@ def test_stopped_run_publishes(tmp_path: Path) -> None:
     assert isinstance(result, LineResult)
     assert result.steps == 0
     assert (tmp_path / "models/line/manifest.json").exists()
+
+
+def test_saving_takes_no_more_than_its_share_of_the_time() -> None:
+    now = 0.0
+    rhythm = SaveRhythm(60, lambda: now)
+    assert not rhythm.due()
+    now = 60.0
+    assert rhythm.due()
+    now = 63.0
+    rhythm.saved()
+    # 3 s is one hundredth of 300 s.
+    now = 362.0
+    assert not rhythm.due()
+    now = 363.0
+    assert rhythm.due()
+    rhythm.saved()
+    now = 422.0
+    assert not rhythm.due()
+    # A pause saves whenever it comes.
+    rhythm.saved()
+    now = 482.0
+    assert rhythm.due()
+
+
+class _Wants(LocalContext):
+    def __init__(self, directory: Path, wanted: Desired, seconds: float) -> None:
+        super().__init__(directory, checkpoint_seconds=seconds)
+        self.wanted = wanted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds", "left", "early", "saved"),
+    [
+        (Desired.RUN, 1e9, None, False, False),
+        (Desired.RUN, 0.0, None, False, True),
+        (Desired.STOP, 1e9, None, True, False),
+        (Desired.PAUSE, 1e9, JobPaused, False, True),
+        (Desired.CANCEL, 0.0, JobCancelled, False, False),
+    ],
+)
+def test_a_step_begins_by_obeying(
+    tmp_path: Path,
+    wanted: Desired,
+    seconds: float,
+    left: type[Exception] | None,
+    early: bool,
+    saved: bool,
+) -> None:
+    context = _Wants(tmp_path, wanted, seconds)
+    if left is None:
+        assert obey(context, lambda: b"state") is early
+    else:
+        with pytest.raises(left):
+            obey(context, lambda: b"state")
+    assert context.checkpoint.load() == (b"state" if saved else None)
+    if left is None:
+        obey(context, lambda: b"another", changed=False)
+        assert context.checkpoint.load() != b"another"
+
+
+def test_a_preview_is_json_of_a_bounded_size(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path)
+    context.preview("toy.line", {"z": (1.0, float("inf")), "name": "film"})
+    assert context.previews == {"toy.line": {"z": [1.0, None], "name": "film"}}
+    for kind, document in (
+        ("Toy line", {}),
+        ("toy", {"z": np.zeros(2)}),
+        ("toy", {"z": [0.1] * 20_000}),
+    ):
+        with pytest.raises(ValueError, match="preview"):
+            context.preview(kind, document)
 
 
 def test_wrong_params_name_the_field(tmp_path: Path) -> None:

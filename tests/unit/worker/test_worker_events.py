@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.worker.events import MAX_BATCH_EVENTS, EventBuffer
-from services.trainer.worker.messages import Progressed
+from services.trainer.worker.events import MAX_BATCH_EVENTS, TAIL_LINES, EventBuffer
+from services.trainer.worker.messages import Previewed, Progressed
 
 
 def step(number: int, phase: str = "train") -> Progressed:
@@ -71,7 +71,11 @@ def test_a_flood_of_lines_is_counted_not_kept() -> None:
     buffer.take()
     buffer.stored(100)
     buffer.add_line("later")
-    assert lines(buffer) == [101, "[50 lines are in job.log only]", "later"]
+    assert lines(buffer) == [
+        101,
+        "[50 lines are left out here; a job that succeeds has them in its job.log]",
+        "later",
+    ]
 
 
 def test_a_lasting_flood_is_thinned_to_the_rate() -> None:
@@ -83,6 +87,47 @@ def test_a_lasting_flood_is_thinned_to_the_rate() -> None:
     kept = [line for line in lines(buffer)[1:] if str(line).startswith("line")]
     assert len(kept) == pytest.approx(20 + 140, abs=2)
     assert kept[:20] == [f"line {number}" for number in range(20)]
+
+
+def shown(buffer: EventBuffer) -> list[str]:
+    return [
+        event.payload.document if isinstance(event.payload, Previewed) else str(event.payload)
+        for event in buffer.take()[1]
+    ]
+
+
+def test_the_last_lines_of_a_flood_can_be_had_after_all() -> None:
+    buffer = EventBuffer(100, 1e6)
+    for number in range(1000):
+        buffer.add_line(f"line {number}")
+    buffer.add_tail()
+    last = shown(buffer)[100:]
+    assert last == [
+        f"[the last {TAIL_LINES} lines, all of them]",
+        *(f"line {number}" for number in range(1000 - TAIL_LINES, 1000)),
+    ]
+    buffer.add_tail()
+    assert not buffer.waiting
+
+
+def test_lines_that_were_all_kept_do_not_come_again() -> None:
+    buffer = EventBuffer(1000, 1e6)
+    for number in range(TAIL_LINES + 50):
+        buffer.add_line(f"line {number}")
+    buffer.add_tail()
+    assert len(shown(buffer)) == TAIL_LINES + 50
+
+
+def test_a_newer_preview_replaces_one_of_its_sort_that_was_not_sent() -> None:
+    buffer = EventBuffer(100, 1e6)
+    buffer.add_preview(Previewed(sort="a", document="1"))
+    buffer.take()
+    buffer.add_preview(Previewed(sort="a", document="2"))
+    buffer.add_line("between")
+    buffer.add_preview(Previewed(sort="b", document="3"))
+    buffer.add_preview(Previewed(sort="a", document="4"))
+    assert shown(buffer) == ["4", "between", "3"]
+    assert buffer.last_number == 4
 
 
 def test_progress_of_many_phases_cannot_outgrow_the_buffer() -> None:

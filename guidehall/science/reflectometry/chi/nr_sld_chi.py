@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +80,9 @@ class _Stages:
     def load(self, stage: int) -> bytes | None:
         return self._states[stage] or None
 
+    def due(self) -> bool:
+        return self._context.checkpoint.due()
+
     def save(self, stage: int, state: bytes) -> None:
         self._states[stage] = state
         first, second = self._states
@@ -90,6 +95,9 @@ class _StageCheckpoint:
 
     def load(self) -> bytes | None:
         return self._stages.load(self._stage)
+
+    def due(self) -> bool:
+        return self._stages.due()
 
     def save(self, state: bytes) -> None:
         self._stages.save(self._stage, state)
@@ -118,6 +126,9 @@ class _Stage:
 
     def dataset(self, role: str) -> Path:
         return self._context.dataset(role)
+
+    def preview(self, kind: str, document: Mapping[str, Any]) -> None:
+        self._context.preview(kind, document)
 
     def publish_model(self, name: str, weights: bytes | Path, manifest: Manifest) -> None:
         self._context.publish_model(name, weights, manifest)

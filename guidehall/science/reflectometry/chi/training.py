@@ -149,9 +149,8 @@ class ChiTrainer:
     def _loop(
         self, name: str, settings: EpochTraining, loss: Any, validation_loss: Any, stoppable: bool
     ) -> EpochLoop:
-        def save(state: dict[str, Any]) -> None:
-            whole = {"loop": state} | ({"finished": self._finished} if self._finished else {})
-            self._context.checkpoint.save(to_bytes(whole))
+        def pack(state: dict[str, Any]) -> bytes:
+            return to_bytes({"loop": state} | ({"finished": self._finished} if self._finished else {}))
 
         module = getattr(self.network, name)
         seed = getattr(self._seeds, name)
@@ -163,7 +162,7 @@ class ChiTrainer:
             seed,
             loss,
             validation_loss,
-            save,
+            pack,
             phase=name,
             field=name,
             stoppable=stoppable,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ from guidehall.science.reflectometry.epochs import (
 )
 from guidehall.science.reflectometry.network_params import Channels, Extent
 
+# Of a preview: both z in angstrom, both SLD in 1e-6/angstrom^2.
+PREVIEW = "reflectometry.profile"
+_PREVIEW_POINTS = 256
 # Rows that are brought to the network's scale at once.
 _PIECE = 4096
 
@@ -56,6 +61,9 @@ class CnnTrainer:
         self.autocast = autocast_type(settings.precision, context.device)
         self._device_type = torch.device(context.device).type
         self._x, self._y = _normalised(curves, normalisation, context.device)
+        self._thin = slice(None, None, math.ceil(curves.sld.shape[2] / _PREVIEW_POINTS))
+        self._shown = curves.sld[split.validation[0]]
+        self._normalisation = normalisation
         self._training, self._validation = (
             torch.from_numpy(rows).to(context.device) for rows in (split.training, split.validation)
         )
@@ -67,7 +75,9 @@ class CnnTrainer:
             seed,
             lambda rows: self._loss(self._training[rows]),
             self._validation_loss,
-            lambda state: context.checkpoint.save(to_bytes(state)),
+            to_bytes,
+            preview=self._look,
+            preview_kind=PREVIEW,
             # In float32 the losses are those of pyreflect, digit by digit.
             fused=self.autocast is not None,
         )
@@ -81,11 +91,26 @@ class CnnTrainer:
 
     def _loss(self, rows: Tensor) -> Tensor:
         """Mean squared error of z and SLD alike, as pyreflect has it, over these rows [B] of the set."""
+        return functional.mse_loss(self._answer(rows), self._y[rows])
+
+    def _answer(self, rows: Tensor) -> Tensor:
+        """Normalised (z, SLD) [B, 2, M] for these rows [B] of the set."""
         with torch.autocast(
             self._device_type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
         ):
-            answer = self.network(self._x[rows])
-        return functional.mse_loss(answer.float(), self._y[rows])
+            answer: Tensor = self.network(self._x[rows])
+        return answer.float()
+
+    def _look(self) -> dict[str, list[float]]:
+        """One profile of the validation, always the same one, and what the network makes of it."""
+        scale = self._normalisation.sld
+        (z, sld), thin = self._answer(self._validation[:1])[0].double().cpu(), self._thin
+        return {
+            "z": self._shown[0, thin].tolist(),
+            "sld": self._shown[1, thin].tolist(),
+            "predicted_z": (z[thin] * scale.x.span + scale.x.min).tolist(),
+            "predicted_sld": (sld[thin] * scale.y.span + scale.y.min).tolist(),
+        }
 
     def _validation_loss(self) -> float:
         pieces = torch.split(self._validation, self._batch)

@@ -92,6 +92,19 @@ def test_leaves_a_model_that_its_manifest_proves(trained: tuple[Path, CnnResult]
     np.testing.assert_allclose(answer["z"][0], example.predicted_z, rtol=1e-3, atol=0.1)
 
 
+def test_its_validation_shows_one_held_out_film(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path, seed=3)
+    train(small(), context)
+    shown = context.previews["reflectometry.profile"]
+    assert shown["epoch"] == 3
+    sld = np.load(tmp_path / "artifacts/sld_train.npy")
+    (row,) = np.flatnonzero((sld[:, 1] == np.array(shown["sld"], dtype=np.float32)).all(axis=1))
+    assert np.array_equal(sld[row, 0], np.array(shown["z"], dtype=np.float32))
+    assert len(shown["predicted_z"]) == len(shown["predicted_sld"]) == 20
+    # In the units of the profile.
+    assert -2 < np.mean(shown["predicted_sld"]) < 8
+
+
 def test_leaves_its_curves_and_files_for_pyreflect(trained: tuple[Path, CnnResult]) -> None:
     folder, result = trained
     nr, sld = (np.load(folder / "artifacts" / name) for name in ("nr_train.npy", "sld_train.npy"))

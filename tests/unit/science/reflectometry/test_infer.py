@@ -204,6 +204,18 @@ def test_wrong_names_are_refused(tmp_path: Path, change: dict[str, object], fiel
     assert caught.value.field == field
 
 
+def test_a_stopped_job_keeps_the_curves_that_are_done(tmp_path: Path) -> None:
+    file = write(tmp_path / "films.ort", *(simulated(FILM, WATER, seed, points=30) for seed in (1, 2)))
+    context = LocalContext(tmp_path / "run", seed=3, datasets={"curves": file})
+    context.wanted = Desired.STOP
+    params = {"stack": FILM, "relation": "independent", "starts": 4, "samples": 0}
+    result = infer.run(InferParams.model_validate(params), context)
+    assert result.stopped_early
+    assert [curve.label for curve in result.curves] == ["curve-1"]
+    assert "curve-1.ort" in context.artifacts
+    assert not [name for name in context.artifacts if name.startswith("curve-2")]
+
+
 def test_a_cancelled_job_ends(tmp_path: Path) -> None:
     context = LocalContext(tmp_path, datasets={"curves": MEASURED / "e361r.txt"})
     context.wanted = Desired.CANCEL

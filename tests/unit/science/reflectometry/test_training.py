@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,45 @@ def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     resumed = LocalContext(tmp_path / "parts", seed=5)
     assert train(tiny(checkpoint_epochs=2), resumed) == whole
     assert [report["step"] for report in resumed.reports] == [15, 20]
+
+
+def test_each_validation_shows_one_held_out_film(tmp_path: Path) -> None:
+    class Watched(LocalContext):
+        def preview(self, kind: str, document: Mapping[str, Any]) -> None:
+            shown.append((kind, document))
+
+    shown: list[Any] = []
+    train(tiny(), Watched(tmp_path, seed=5))
+    assert [(kind, document["epoch"]) for kind, document in shown] == [
+        ("reflectometry.profile", epoch) for epoch in (1, 2, 3, 4)
+    ]
+    documents = [document for _, document in shown]
+    for document in documents:
+        # The same film each time, from air to silicon.
+        assert document["sld"] == documents[0]["sld"]
+        assert (document["sld"][0], document["sld"][-1]) == pytest.approx((0.0, 2.07), abs=0.05)
+        assert len(document["z"]) == len(document["sld"]) == len(document["predicted_sld"])
+    assert documents[0]["predicted_sld"] != documents[3]["predicted_sld"]
+
+
+def test_smaller_pieces_change_the_rounding_alone(tmp_path: Path) -> None:
+    pipeline = registry.pipeline(PIPELINE)
+    smaller = pipeline.with_less_memory(tiny())
+    assert smaller is not None
+    assert smaller["training"]["micro_batch"] == 4
+    whole = train(tiny(), LocalContext(tmp_path / "whole", seed=5))
+    # The last piece is smaller than the others.
+    pieces = train(tiny(micro_batch=3), LocalContext(tmp_path / "pieces", seed=5))
+    assert (whole.micro_batch, pieces.micro_batch) == (0, 3)
+    for one, other in zip(whole.losses, pieces.losses, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+        assert other.validation_loss == pytest.approx(one.validation_loss, rel=1e-3)
+    sizes = []
+    document: dict[str, Any] | None = tiny()
+    while (document := pipeline.with_less_memory(document)) is not None:
+        sizes.append(document["training"]["micro_batch"])
+    assert sizes == [4, 2, 1]
+    assert registry.pipeline("reflectometry.plan").with_less_memory({}) is None
 
 
 def test_seed_decides_and_global_state_does_not(tmp_path: Path) -> None:
