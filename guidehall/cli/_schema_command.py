@@ -25,13 +25,18 @@ _LARGEST_FILE = 8 << 20
 
 # Of what goes beside the parameters; "inputs.curves" becomes "--input curves".
 _FLAGS = {
+    "device_class": "--device-class",
     "display_name": "--name",
+    "group": "--group",
     "inputs": "--input",
     "labels": "--label",
+    "notifications": "--notify",
+    "notify": "--notify",
     "pool": "--pool",
     "priority": "--priority",
     "seed": "--seed",
-    "timeout_seconds": "--time-limit",
+    "sweep": "--sweep",
+    "timeout_seconds": "--timeout",
 }
 
 _METAVARS = {
@@ -207,11 +212,29 @@ class SchemaCommand(click.Command):
                 raise click.BadParameter(f"{error}.", ctx, option) from None
         return params
 
+    def sweep_from(self, ctx: click.Context, texts: Sequence[str]) -> dict[str, list[Any]]:
+        """The values of `--sweep` by the paths of their parameters.
+
+        Raises:
+            UsageError: no such parameter, or a value that it does not take.
+        """
+        axes = {}
+        for text in texts:
+            try:
+                field, listed = _schema.setting(ctx.meta.get(_FIELDS, []), text)
+                axes[field.indexed] = _schema.values(field, listed)
+            except ValueError as error:
+                raise click.BadParameter(
+                    f"{error}.", param_hint=f"--sweep {text.partition('=')[0]}"
+                ) from None
+        return axes
+
     def in_flags(self, error: AppError) -> AppError:
         """`error` with the names of flags in the place of the names of fields."""
         return renamed(error, self._flag_of)
 
     def _flag_of(self, field: str) -> str:
+        field = field.removeprefix("sweep.template.")
         if not field.startswith("params."):
             head, _, rest = field.partition(".")
             return f"{_FLAGS[head]} {rest}".rstrip() if head in _FLAGS else field
