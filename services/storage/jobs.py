@@ -45,6 +45,12 @@ def read_job(name: str, field: str = "job") -> Job:
     return Job(ids["project"], job_id(field, ids["job"]))
 
 
+def require_reader(principal: Principal, job: Job) -> None:
+    """Raises PermissionDenied unless the caller's token is for this job, or names it among what it opens."""
+    if principal.kind != "job" or job.name not in principal.inputs:
+        require_holder(principal, job)
+
+
 def require_holder(principal: Principal, job: Job, epoch: int | None = None) -> None:
     """Raises PermissionDenied unless the caller's token is for this job and, where given, this lease."""
     right_job = principal.job_id == job.id and principal.project in (None, job.project)

@@ -7,7 +7,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, ColumnElement, Table, and_, case, cast, delete, func, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Table,
+    and_,
+    case,
+    cast,
+    delete,
+    func,
+    not_,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,7 +38,7 @@ from services.storage.database import Database
 from services.storage.documents import Document
 from services.storage.downloads import Content
 from services.storage.intake import Anything, Claim, End, Inspector, Intake, Piece, Stored, keep
-from services.storage.jobs import Job, require_holder
+from services.storage.jobs import Job, require_holder, require_reader
 from services.storage.manifests import Manifest
 from services.storage.models import require_digest
 from services.storage.settings import LimitSettings
@@ -146,13 +159,13 @@ class Staging:
             )
 
     async def checkpoint(self, principal: Principal, job: Job, checkpoint: Checkpoint) -> Content:
-        """A checkpoint of an attempt, for a later one of the same job.
+        """A checkpoint of an attempt, for a later one of the same job or for a retry of it.
 
         Raises:
-            PermissionDenied: the token is for another job.
+            PermissionDenied: the token is for another job, and does not name this one either.
             NotFound: there is no such checkpoint.
         """
-        require_holder(principal, job)
+        require_reader(principal, job)
         query = select(objects).join(staged_objects)
         async with self._database.transaction() as connection:
             row = (await connection.execute(query.where(_is_checkpoint(job, checkpoint)))).one_or_none()
@@ -163,14 +176,18 @@ class Staging:
             row.key, row.size_bytes, row.sha256, row.media_type, f"{checkpoint.ordinal}.checkpoint"
         )
 
-    async def discard(self, job: Job, keep_checkpoint: Checkpoint | None) -> None:
+    async def discard(self, job: Job, keep_checkpoint: Checkpoint | None, job_ended: bool) -> None:
         """Drops what a job staged: all of it, or what is older than the checkpoint from which it may go on.
 
-        What is newer than that checkpoint stays: the attempt that made it may be finishing just now. Without
-        a checkpoint the job is over, and nothing can be staged for it any more.
+        What is newer than that checkpoint stays while the job goes on: the attempt that made it may be
+        finishing just now. A job that has ended, or keeps no checkpoint, can stage nothing any more.
         """
+        over = job_ended or keep_checkpoint is None
         objects_gone, results_gone = of_job(staged_objects, job), of_job(staged_results, job)
-        if keep_checkpoint is not None:
+        if keep_checkpoint is not None and job_ended:
+            # A retry may go on from it.
+            objects_gone = and_(objects_gone, not_(_is_checkpoint(job, keep_checkpoint)))
+        elif keep_checkpoint is not None:
             epoch = keep_checkpoint.epoch
             objects_gone = and_(objects_gone, or_(staged_objects.c.epoch < epoch, _earlier(keep_checkpoint)))
             results_gone = and_(results_gone, staged_results.c.epoch < epoch)
@@ -178,7 +195,7 @@ class Staging:
             await lock(connection, job)
             await drop(connection, objects_gone)
             await connection.execute(delete(staged_results).where(results_gone))
-            if keep_checkpoint is None:
+            if over:
                 done = {**_discarding(job), "content_digest": "", "resource": job.name}
                 await connection.execute(insert(requests).values(done).on_conflict_do_nothing())
         self._collector.wake()

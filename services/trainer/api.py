@@ -19,14 +19,18 @@ from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.telemetry import OpsServer
 from guidehall.science import registry
+from services.trainer.batches import Batches
+from services.trainer.control import Control
 from services.trainer.database import Database
 from services.trainer.datasets import Datasets
 from services.trainer.jobs import Jobs
 from services.trainer.journal import Journal
 from services.trainer.leases import Leases
 from services.trainer.outbox import Relay
+from services.trainer.owner_tellers import OwnerTellers
 from services.trainer.policies import POLICIES
 from services.trainer.reports import Reports
+from services.trainer.retries import Retries
 from services.trainer.servicers import jobs, pools, workers
 from services.trainer.sessions import Sessions
 from services.trainer.settings import TrainerSettings
@@ -96,6 +100,13 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             storage = StorageTellers(database, channel, settings.storage_seconds)
             for tellers in (BusTellers(database, bus).tellers(), storage.tellers()):
                 tasks.create_task(Relay(database, tellers, settings.relay).run())
+            owners = OwnerTellers(settings.notify)
+            stack.callback(owners.close)
+            # Of its own: a webhook that does not answer holds up nobody else.
+            patient = settings.relay.model_copy(
+                update={"retry_longest_seconds": settings.notify.retry_longest_seconds}
+            )
+            tasks.create_task(Relay(database, owners.tellers(), patient).run())
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             if bus is not None:
@@ -117,9 +128,16 @@ def _services(
     settings: TrainerSettings,
 ) -> list[Service]:
     """What the api answers."""
-    submissions = Submissions(database, journal, datasets, settings.jobs)
-    watching = Watching(database, settings.watch)
-    for_owners = jobs.JobsServicer(submissions, Jobs(database, journal), watching, workers_table)
+    submissions = Submissions(database, journal, datasets, settings.jobs, settings.notify)
+    for_owners = jobs.JobsServicer(
+        submissions,
+        Batches(submissions, settings.jobs),
+        Retries(database, submissions),
+        Jobs(database),
+        Control(database, journal, settings.jobs, settings.notify),
+        Watching(database, settings.watch),
+        workers_table,
+    )
     reports = Reports(database, journal, settings.lease)
     sessions = Sessions(leases, reports, database.wakes, settings.lease)
     for_workers = workers.WorkerServicer(workers_table, leases, reports, sessions, settings.lease)

@@ -8,6 +8,9 @@ from datetime import datetime
 from guidehall.core import pages
 from guidehall.core.errors import InvalidArgument
 
+# What a column of integers holds.
+_INTEGERS = 2**63
+
 
 def texts(token: str, count: int, *arguments: object) -> list[str] | None:
     """The texts by which a list goes on; None for its first page.
@@ -39,6 +42,20 @@ def time_and_id(token: str, *arguments: object) -> tuple[datetime, str] | None:
     if time.tzinfo is None:
         raise _not_ours(token)
     return time, uuid_in(cursor[1], token)
+
+
+def number(token: str, *arguments: object) -> int | None:
+    """The number below which a list goes on; None for its first page.
+
+    Raises:
+        InvalidArgument: not a token of ours for these arguments.
+    """
+    cursor = pages.cursor_of(token, *arguments)
+    if cursor is None:
+        return None
+    if len(cursor) != 1 or type(cursor[0]) is not int or not 0 <= cursor[0] < _INTEGERS:
+        raise _not_ours(token)
+    return cursor[0]
 
 
 def uuid_in(text: str, token: str) -> str:

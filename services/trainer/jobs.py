@@ -1,32 +1,35 @@
-"""Jobs as their owners see them: looked up, listed, cancelled."""
+"""Jobs as their owners see them: looked up, listed, with their attempts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guidehall.core import filters, pages
+from guidehall.core import filters, names, pages
 from guidehall.core.access import require_visible, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer import cursors
-from services.trainer.audit import audit
-from services.trainer.database import Database
-from services.trainer.journal import Journal, lock_job
+from services.trainer.checkpoints import newest_checkpoints
+from services.trainer.database import Database, Unit
+from services.trainer.documents import Document
+from services.trainer.journal import lock_job
 from services.trainer.leases import job_id_of
-from services.trainer.lifecycle import CancelRequested, State
-from services.trainer.records import Job
+from services.trainer.lifecycle import EndReason, State
+from services.trainer.records import Checkpoint, Job, worker_name
 from services.trainer.scheduler import queue_position, queue_positions
-from services.trainer.tables import jobs
+from services.trainer.tables import attempts, jobs, workers
 
 _FILTERS: Mapping[str, tuple[str, ...]] = {
-    "state": ("=", "!="),
-    "pipeline": ("=", "!="),
-    "owner": ("=", "!="),
-    "pool": ("=", "!="),
+    **dict.fromkeys(
+        ("state", "end_reason", "pipeline", "owner", "group", "pool", "batch", "retried_from"), ("=", "!=")
+    ),
     "display_name": ("=", "!=", ":"),
     "labels.*": ("=", "!="),
 }
@@ -43,10 +46,16 @@ _USUAL_ORDER = "create_time desc"
 
 @dataclass(frozen=True)
 class Seen:
-    """A job and its place in the queue; -1 when it is not queued."""
+    """A job and what is not in its row.
+
+    Attributes:
+        queue_position: how many are before it; -1 when it is not queued.
+        checkpoint: its newest that is kept.
+    """
 
     job: Job
     queue_position: int
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,25 @@ class Page:
     next_token: str
 
 
-async def find(connection: AsyncConnection, principal: Principal, name: str) -> Job:
+async def find(connection: AsyncConnection, principal: Principal, name: str, field: str = "name") -> Job:
     """A job that the caller may see.
 
     Raises:
         NotFound: there is none.
         InvalidArgument: not the form of a name.
     """
-    statement = select(jobs).where(jobs.c.id == job_id_of(name, "name"))
+    statement = select(jobs).where(jobs.c.id == job_id_of(name, field))
     row = (await connection.execute(statement)).mappings().first()
     return _visible(principal, None if row is None else Job.of(row), name)
+
+
+async def lock_visible(unit: Unit, principal: Principal, name: str) -> Job:
+    """A job that the caller may change, held against other writers until the transaction ends.
+
+    Raises:
+        As `find`.
+    """
+    return _visible(principal, await lock_job(unit.connection, job_id_of(name, "name")), name)
 
 
 def _visible(principal: Principal, job: Job | None, name: str) -> Job:
@@ -77,12 +95,37 @@ def _visible(principal: Principal, job: Job | None, name: str) -> Job:
     return job
 
 
+async def look(connection: AsyncConnection, found: Sequence[Job]) -> list[Seen]:
+    """Jobs with what is not in their rows."""
+    if len(found) == 1:
+        positions: Mapping[str, int] = {found[0].id: await queue_position(connection, found[0])}
+    else:
+        positions = await queue_positions(connection, found)
+    kept = await newest_checkpoints(connection, [job.id for job in found if job.lease_epoch])
+    return [Seen(job, positions.get(job.id, -1), kept.get(job.id)) for job in found]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One lease of a job."""
+
+    epoch: int
+    number: int
+    worker: str
+    lease_time: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+    end_reason: EndReason | None
+    error: Document | None
+    checkpoint_ordinal: int | None
+    checkpoint_step: int | None
+
+
 class Jobs:
     """The table of jobs, for owners and operators."""
 
-    def __init__(self, database: Database, journal: Journal) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._journal = journal
 
     async def get(self, principal: Principal, name: str) -> Seen:
         """One job.
@@ -91,21 +134,33 @@ class Jobs:
             NotFound: the caller sees none of this name.
         """
         async with self._database.read() as connection:
-            job = await find(connection, principal, name)
-            return Seen(job, await queue_position(connection, job))
+            return (await look(connection, [await find(connection, principal, name)]))[0]
 
-    async def cancel(self, principal: Principal, name: str) -> Seen:
-        """Asks for the end of a job; harmless to repeat, and after its end.
+    async def attempts(
+        self, principal: Principal, parent: str, size: int, token: str
+    ) -> tuple[list[Attempt], str]:
+        """Some leases of a job, newest first, and the token of the next page.
 
         Raises:
-            NotFound: the caller sees none of this name.
+            NotFound: the caller sees no such job.
+            InvalidArgument: the token is wrong.
         """
-        async with self._database.unit() as unit:
-            job = _visible(principal, await lock_job(unit.connection, job_id_of(name, "name")), name)
-            after = await self._journal.apply(unit, job, CancelRequested())
-            if after is not job:
-                audit(unit, principal, "CancelJob", name, etag_before=job.etag, etag_after=after.etag)
-            return Seen(after, await queue_position(unit.connection, after))
+        size = pages.page_size(size)
+        before = cursors.number(token, parent)
+        async with self._database.read() as connection:
+            job = await find(connection, principal, parent, "parent")
+            statement = (
+                select(attempts, workers.c.pool)
+                .join(workers, workers.c.id == attempts.c.worker_id)
+                .where(attempts.c.job_id == job.id)
+                .order_by(attempts.c.epoch.desc())
+                .limit(size + 1)
+            )
+            if before is not None:
+                statement = statement.where(attempts.c.epoch < before)
+            rows = (await connection.execute(statement)).all()
+        found = [_attempt(row) for row in rows[:size]]
+        return found, pages.next_token([found[-1].epoch], parent) if len(rows) > size else ""
 
     async def page(
         self, principal: Principal, project: str, filter_text: str, order_by: str, size: int, token: str
@@ -126,8 +181,7 @@ class Jobs:
         statement = select(jobs).where(jobs.c.project == project)
         if not sees_everything(principal):
             statement = statement.where(jobs.c.owner == principal.subject, jobs.c.owner != "")
-        for term in filters.parse(filter_text, _FILTERS):
-            statement = statement.where(_condition(term))
+        statement = statement.where(*conditions(filter_text))
         place = tuple_(column, jobs.c.id)
         if cursor is not None:
             after = tuple_(*cursor, types=(column.type, jobs.c.id.type))
@@ -138,28 +192,73 @@ class Jobs:
             # One more than wanted tells whether there is another page.
             rows = (await connection.execute(statement.order_by(*ordered).limit(size + 1))).mappings().all()
             found = [Job.of(row) for row in rows[:size]]
-            positions = await queue_positions(connection, found)
+            seen = await look(connection, found)
         next_token = ""
         if len(rows) > size:
             last = found[-1]
             time = last.create_time if column is jobs.c.create_time else last.update_time
             next_token = pages.next_token([time.isoformat(), last.id], *arguments)
-        return Page([Seen(job, positions.get(job.id, -1)) for job in found], next_token)
+        return Page(seen, next_token)
+
+
+def _attempt(row: Any) -> Attempt:
+    return Attempt(
+        row.epoch,
+        row.number,
+        worker_name(row.pool, row.worker_id),
+        row.lease_time,
+        row.start_time,
+        row.end_time,
+        EndReason(row.end_reason) if row.end_reason else None,
+        row.error,
+        row.checkpoint_ordinal,
+        row.checkpoint_step,
+    )
+
+
+def conditions(filter_text: str) -> list[ColumnElement[bool]]:
+    """What a filter asks of jobs.
+
+    Raises:
+        InvalidArgument: it is none, or asks for what no job can have.
+    """
+    return [_condition(term) for term in filters.parse(filter_text, _FILTERS)]
+
+
+_CHOICES: Mapping[str, Collection[str]] = {
+    "state": State.__members__,
+    "end_reason": EndReason.__members__,
+}
+_NAMES = {"batch": (names.BATCH, "batch"), "retried_from": (names.JOB, "job")}
+_COLUMNS = {"group": "group_name"}
 
 
 def _condition(term: filters.Term) -> ColumnElement[bool]:
     if "\x00" in term.value:
         raise InvalidArgument.field("filter", term.value, "text without NUL characters")
-    if term.field == "state" and term.value not in State.__members__:
-        raise InvalidArgument.field("filter", term.value, f"state is one of {', '.join(State.__members__)}")
+    choices = _CHOICES.get(term.field)
+    if choices is not None and term.value not in choices:
+        raise InvalidArgument.field("filter", term.value, f"{term.field} is one of {', '.join(choices)}")
     if term.field.startswith("labels."):
         has: ColumnElement[bool] = jobs.c.labels.contains({term.field.removeprefix("labels."): term.value})
         return has if term.operator == "=" else ~has
-    column = jobs.c[term.field]
+    column = jobs.c[_COLUMNS.get(term.field, term.field)]
+    value = _id_in(term) if term.field in _NAMES else term.value
     match term.operator:
         case "=":
-            return column == term.value
+            return column == value
         case "!=":
-            return column != term.value
+            # Without a value it is another one.
+            return column.is_distinct_from(value)
         case _:
-            return column.icontains(term.value, autoescape=True)
+            return column.icontains(value, autoescape=True)
+
+
+def _id_in(term: filters.Term) -> str:
+    """The id in the name that a term compares with."""
+    pattern, part = _NAMES[term.field]
+    try:
+        return str(uuid.UUID(pattern.parse(term.value, "filter")[part]))
+    except ValueError:
+        allowed = f"{term.field} is a name of the form {pattern.template}"
+        raise InvalidArgument.field("filter", term.value, allowed) from None

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Interval, delete, func, insert, literal, select, update
+from sqlalchemy import Interval, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.trainer.checkpoints import (
+    discard,
+    drop_predecessors,
+    forget_checkpoints,
+    newest_checkpoint,
+    with_kept,
+)
 from services.trainer.database import Unit
 from services.trainer.documents import Document
 from services.trainer.lifecycle import (
@@ -30,9 +37,10 @@ from services.trainer.lifecycle import (
     Submitted,
     transition,
 )
-from services.trainer.records import Job, Note, worker_name
+from services.trainer.notifications import notify
+from services.trainer.records import Checkpoint, Job, Note, worker_name
 from services.trainer.settings import LeaseSettings
-from services.trainer.tables import attempts, checkpoints, jobs
+from services.trainer.tables import attempts, jobs
 from services.trainer.wakes import job_topic, pool_topic
 
 
@@ -45,12 +53,14 @@ class Cause:
         error: why it failed.
         reported: whether the worker itself ended its attempt.
         outputs: what a finished attempt staged.
+        kept: the checkpoint that a job which fails leaves for a retry.
     """
 
     worker_id: str | None = None
     error: Document | None = None
     reported: bool = False
     outputs: Document | None = None
+    kept: Checkpoint | None = None
 
 
 NOTHING = Cause()
@@ -108,6 +118,10 @@ class Journal:
         facts, effects = transition(job.facts(), event)
         if not effects and facts == job.facts():
             return job
+        if Discard(keep_checkpoint=True) in effects:
+            kept = await newest_checkpoint(unit.connection, job.id)
+            if kept is not None:
+                cause = replace(cause, kept=kept, error=with_kept(cause.error, kept))
         notes = [_state_note(job, facts, cause)] if AppendEvent() in effects else []
         values = self._columns(job, facts, effects, cause)
         after = await append(unit, job, notes, values)
@@ -174,17 +188,19 @@ class Journal:
                     job.id,
                     {"job": job.name, "lease_epoch": epoch, "owner": job.owner, "outputs": cause.outputs},
                 )
-                await _forget_checkpoints(unit, job)
+                await forget_checkpoints(unit, job)
+                await drop_predecessors(unit, job)
             case Discard():
-                discard(unit, job)
-                await _forget_checkpoints(unit, job)
+                discard(unit, job.name, cause.kept)
+                if cause.kept is None:
+                    await forget_checkpoints(unit, job)
             case AppendEvent() | PushDesired():
                 # Appending wakes the sessions and the watchers of the job.
                 pass
 
 
 async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, Any] | None = None) -> Job:
-    """Changes a locked job and appends events to it.
+    """Changes a locked job and appends events to it; whom it tells when it has ended is told then.
 
     Returns:
         The job afterwards.
@@ -198,6 +214,8 @@ async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, 
     after = Job.of((await unit.connection.execute(statement)).mappings().one())
     unit.append_events(job.id, job.last_seq, notes)
     unit.wake(job_topic(job.id))
+    if after.complete and not job.complete:
+        notify(unit, after)
     return after
 
 
@@ -212,16 +230,6 @@ def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
     unit.send("doorbell", pool, {"wake": bool(delay_seconds)}, delay_seconds)
     if not delay_seconds:
         unit.wake(pool_topic(pool))
-
-
-def discard(unit: Unit, job: Job, keep_epoch: int = 0, keep_ordinal: int = 0) -> None:
-    """Has storage drop what a job staged: all of it, or what is older than the checkpoint to keep."""
-    unit.send("discard", job.id, {"job": job.name, "keep_epoch": keep_epoch, "keep_ordinal": keep_ordinal})
-
-
-async def _forget_checkpoints(unit: Unit, job: Job) -> None:
-    """The job has ended: nobody goes on from them."""
-    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
 
 
 def _state_note(job: Job, facts: JobFacts, cause: Cause) -> Note:

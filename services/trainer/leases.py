@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from prometheus_client import Counter, Histogram
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.dialects.postgresql import UUID
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
 from guidehall.core.errors import Aborted, AppError, NotFound
+from services.trainer.checkpoints import starting_point
 from services.trainer.database import Database, Unit
 from services.trainer.journal import Cause, Journal, lock_job
 from services.trainer.lifecycle import (
@@ -27,10 +27,10 @@ from services.trainer.lifecycle import (
     Started,
     State,
 )
-from services.trainer.records import Checkpoint, Job, ObjectRef
+from services.trainer.records import Checkpoint, Job
 from services.trainer.scheduler import next_job
 from services.trainer.settings import LeaseSettings
-from services.trainer.tables import attempts, checkpoints, jobs, worker_credentials, workers
+from services.trainer.tables import attempts, jobs, worker_credentials, workers
 from services.trainer.wakes import pool_topic
 from services.trainer.workers import Workers, require_credential
 
@@ -48,6 +48,8 @@ class Grant:
     job: Job
     job_token: str
     checkpoint: Checkpoint | None
+    # The job that made the checkpoint, when it is a retry's predecessor; else empty.
+    checkpoint_job: str
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,14 @@ class Leases:
                 return None
             job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
             await self._workers.seen(unit.connection, worker.id)
-            # The first attempt has none to go on from.
-            checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
+            checkpoint, made_by = await starting_point(unit.connection, job)
         _LEASES.labels(job.pool).inc()
         if job.lease_epoch == 1:
             _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
-        return Grant(job, self._job_token(job), checkpoint)
+        checkpoint_job = ""
+        if checkpoint is not None and made_by != job.id:
+            checkpoint_job = names.JOB.format(project=job.project, job=made_by)
+        return Grant(job, self._job_token(job, checkpoint_job), checkpoint, checkpoint_job)
 
     async def _take_back(self, unit: Unit, worker_id: str) -> None:
         """A worker that asks for a job has none: what it held is free now, not when its lease runs out."""
@@ -222,7 +226,8 @@ class Leases:
         }
         await self._journal.apply(unit, job, LeaseExpired(job.lease_epoch), Cause(error=error))
 
-    def _job_token(self, job: Job) -> str:
+    def _job_token(self, job: Job, checkpoint_job: str) -> str:
+        opens = {*job.inputs.values(), checkpoint_job} - {""}
         return self._issuer.mint(
             f"jobs/{job.id}",
             "job",
@@ -230,7 +235,7 @@ class Leases:
             audience="storage",
             job_id=job.id,
             lease_epoch=job.lease_epoch,
-            inputs=sorted(job.inputs.values()),
+            inputs=sorted(opens),
             project=job.project,
         )
 
@@ -290,18 +295,3 @@ _HEARTBEAT = text(
 ).bindparams(
     bindparam("job_id", type_=UUID(as_uuid=False)), bindparam("credential_id", type_=UUID(as_uuid=False))
 )
-
-
-async def newest_checkpoint(connection: AsyncConnection, job_id: str) -> Checkpoint | None:
-    """Where the next attempt goes on from."""
-    statement = (
-        select(checkpoints)
-        .where(checkpoints.c.job_id == job_id)
-        .order_by(checkpoints.c.epoch.desc(), checkpoints.c.ordinal.desc())
-        .limit(1)
-    )
-    row = (await connection.execute(statement)).first()
-    if row is None:
-        return None
-    content = ObjectRef(row.sha256, row.size_bytes, row.media_type)
-    return Checkpoint(row.ordinal, row.step, row.epoch, content)

@@ -242,7 +242,9 @@ class Promote:
 
 @dataclass(frozen=True)
 class Discard:
-    """Drop whatever the job staged."""
+    """Drop whatever the job staged, but perhaps for its newest checkpoint: a retry can go on from it."""
+
+    keep_checkpoint: bool = False
 
 
 Effect = (
@@ -346,7 +348,7 @@ def _leave(job: JobFacts, reason: EndReason, failures: int = 0) -> Step:
     if job.desired is Desired.CANCEL:
         return _cancelled(job, reason)
     if job.attempt_count >= job.max_attempts:
-        return _end(job, State.FAILED, EndReason.ATTEMPTS_EXHAUSTED, reason, Discard())
+        return _end(job, State.FAILED, EndReason.ATTEMPTS_EXHAUSTED, reason, Discard(keep_checkpoint=True))
     ended = EndAttempt(job.lease_epoch, reason)
     if job.desired is Desired.PAUSE:
         return replace(job, state=State.PAUSED), (ended, AppendEvent())
@@ -356,7 +358,8 @@ def _leave(job: JobFacts, reason: EndReason, failures: int = 0) -> Step:
 def _fail(job: JobFacts, reason: EndReason) -> Step:
     if job.desired is Desired.CANCEL:
         return _cancelled(job, reason)
-    return _end(job, State.FAILED, reason, reason, Discard())
+    # One that merely took too long gets further with more time.
+    return _end(job, State.FAILED, reason, reason, Discard(keep_checkpoint=reason is EndReason.TIMEOUT))
 
 
 def _cancelled(job: JobFacts, attempt_reason: EndReason) -> Step:
@@ -378,11 +381,11 @@ def _wish(job: JobFacts, event: Event) -> Step:
             if job.state in HELD:
                 return _push(job, Desired.CANCEL)
             return _cancelled(replace(job, desired=Desired.CANCEL), EndReason.CANCELLED_BY_USER)
-        case PauseRequested() if job.state not in FINAL:
+        case PauseRequested() if job.state not in FINAL or job.desired is Desired.PAUSE:
             return _pause(job)
         case ResumeRequested() if job.state not in FINAL:
             return _resume(job)
-        case StopRequested() if job.state not in FINAL:
+        case StopRequested() if job.state not in FINAL or job.desired is Desired.STOP:
             return _stop(job)
     raise _refused(job, "be paused, resumed or stopped")
 

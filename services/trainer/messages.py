@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import ListValue, Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core import names
 from services.trainer.documents import Document
-from services.trainer.jobs import Seen
+from services.trainer.jobs import Attempt, Seen
 from services.trainer.lifecycle import Desired
 from services.trainer.records import StoredEvent, worker_name
 
@@ -37,6 +37,11 @@ def struct(document: Mapping[str, Any]) -> Struct:
     return message
 
 
+def values(message: ListValue) -> list[Any]:
+    """What a list holds."""
+    return [_value(item) for item in message.values]
+
+
 def document(message: Struct) -> Document:
     """What a Struct holds."""
     return {key: _value(value) for key, value in message.fields.items()}
@@ -47,7 +52,7 @@ def _value(value: Any) -> Any:
         case "struct_value":
             return document(value.struct_value)
         case "list_value":
-            return [_value(item) for item in value.list_value.values]
+            return values(value.list_value)
         case "null_value" | None:
             return None
         case kind:
@@ -90,10 +95,47 @@ def job(seen: Seen) -> jobs_pb2.Job:
         last_seq=job.last_seq,
         etag=job.etag,
         memory_hint_bytes=job.memory_hint_bytes,
+        group=job.group_name,
+        device_class=job.device_class,
+        notifications=[jobs_pb2.Notification(**target) for target in job.notifications],
     )
     if job.retried_from:
         message.retried_from = job_name(job.project, job.retried_from)
+    if job.batch:
+        message.batch = names.BATCH.format(project=job.project, batch=job.batch)
+    if seen.checkpoint is not None:
+        message.checkpoint.CopyFrom(_checkpoint(seen.checkpoint.ordinal, seen.checkpoint.step))
     return message
+
+
+def attempt(known: Attempt) -> jobs_pb2.Attempt:
+    """A lease of a job as its owner sees it."""
+    message = jobs_pb2.Attempt(
+        lease_epoch=known.epoch,
+        number=known.number,
+        worker=known.worker,
+        lease_time=timestamp(known.lease_time),
+        start_time=timestamp(known.start_time) if known.start_time else None,
+        end_time=timestamp(known.end_time) if known.end_time else None,
+        end_reason=_end_reason(known.end_reason.value if known.end_reason else None),
+        error=_error(known.error),
+    )
+    if known.checkpoint_ordinal is not None:
+        message.checkpoint.CopyFrom(_checkpoint(known.checkpoint_ordinal, known.checkpoint_step or 0))
+    return message
+
+
+def _checkpoint(ordinal: int, step: int) -> jobs_pb2.CheckpointCommitted:
+    return jobs_pb2.CheckpointCommitted(ordinal=ordinal, step=step)
+
+
+def targets(notifications: Iterable[jobs_pb2.Notification]) -> list[dict[str, str]]:
+    """Whom to tell of a job's end, as it is stored; nobody is an empty one."""
+    found: list[dict[str, str]] = []
+    for notification in notifications:
+        kind = notification.WhichOneof("target")
+        found.append({kind: getattr(notification, kind)} if kind else {})
+    return found
 
 
 def event(name: str, stored: StoredEvent) -> jobs_pb2.JobEvent:

@@ -52,7 +52,7 @@ _SETTLE = text(
     """
 ).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 
-KINDS = ("doorbell", "events", "promote", "discard", "audit")
+KINDS = ("doorbell", "events", "promote", "discard", "audit", "notify")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from guidehall.core import names
 from services.trainer.documents import Document
-from services.trainer.lifecycle import Desired, EndReason, JobFacts, State
+from services.trainer.lifecycle import FINAL, Desired, EndReason, JobFacts, State
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Job:
     def name(self) -> str:
         """Its resource name."""
         return names.JOB.format(project=self.project, job=self.id)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow: it has ended and, if it succeeded, its result can be read."""
+        return self.state in FINAL and (self.state is not State.SUCCEEDED or self.result is not None)
 
     @property
     def etag(self) -> str:

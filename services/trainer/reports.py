@@ -7,14 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import Counter
-from sqlalchemy import delete, insert
+from sqlalchemy import insert
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
+from services.trainer.checkpoints import discard, forget_checkpoints, newest_checkpoint
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
-from services.trainer.journal import Cause, Journal, append, discard, update_attempt
-from services.trainer.leases import find_attempt, hold, newest_checkpoint
+from services.trainer.journal import Cause, Journal, append, update_attempt
+from services.trainer.leases import find_attempt, hold
 from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
 from services.trainer.records import Checkpoint, Job, Note, ObjectRef
 from services.trainer.settings import LeaseSettings
@@ -85,7 +86,7 @@ class Reports:
                 raise InvalidArgument.field("checkpoint.ordinal", checkpoint.ordinal, allowed)
             await _replace_checkpoints(unit, job, checkpoint)
             if newest is not None:
-                discard(unit, job, checkpoint.epoch, checkpoint.ordinal)
+                discard(unit, job.name, checkpoint, job_ended=False)
             kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
             await update_attempt(unit, job, epoch, kept)
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
@@ -144,7 +145,7 @@ class Reports:
 
 
 async def _replace_checkpoints(unit: Unit, job: Job, checkpoint: Checkpoint) -> None:
-    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
+    await forget_checkpoints(unit, job)
     row = {
         "job_id": job.id,
         "epoch": checkpoint.epoch,

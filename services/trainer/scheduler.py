@@ -32,6 +32,11 @@ def queue_rank(priority: int, ageing_seconds: float) -> Any:
     return func.now() - seconds((priority - NORMAL_PRIORITY) * ageing_seconds)
 
 
+def moved_rank(before: int, priority: int, ageing_seconds: float) -> Any:
+    """The place of a job that waits when its priority is changed: as if it had had it from the start."""
+    return jobs.c.queue_rank - seconds((priority - before) * ageing_seconds)
+
+
 async def next_job(connection: AsyncConnection, worker: Worker) -> Job | None:
     """The first job that `worker` can run, locked; one that another lease is just taking is passed over."""
     memory = worker.capabilities.get("device_memory_bytes") or worker.capabilities.get("memory_bytes") or 0

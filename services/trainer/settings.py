@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+import re
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from guidehall.core.settings import (
@@ -50,6 +52,11 @@ class JobSettings(_Group):
     request_id_keep_seconds: float = Field(7 * 86_400.0, gt=0, description="how long a repeat is recognised")
     ageing_seconds: float = Field(
         3600.0, gt=0, description="a job waits this much longer before it goes ahead of one a priority higher"
+    )
+    max_batch: int = Field(1000, ge=1, description="jobs that are submitted together")
+    max_batch_bytes: int = Field(16 << 20, ge=1024, description="of their parameters, together")
+    checkpoint_keep_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="how long a job that failed keeps its checkpoint for a retry"
     )
 
 
@@ -123,6 +130,42 @@ class WatchSettings(_Group):
 
     page: int = Field(500, ge=1)
     recheck_seconds: float = Field(5.0, gt=0, description="how often a watcher looks without being woken")
+    keep_seconds: float = Field(
+        30 * 86_400.0, gt=0, description="how long the events of a job are kept after its end"
+    )
+    max_events: int = Field(
+        100_000, ge=10, description="kept of one job; the oldest of one that has more are dropped"
+    )
+
+
+class NotifySettings(_Group):
+    """Telling owners that a job has ended. Neither webhooks nor e-mail unless an operator says where to."""
+
+    webhook_origins: tuple[str, ...] = Field(
+        (), description='where webhooks may be, such as ["https://hooks.example.org"]; empty allows none'
+    )
+    webhook_secret: SecretStr | None = Field(None, description="signs what is sent to webhooks")
+    webhook_ca_file: Path | None = Field(None, description="verifies webhooks instead of the system's")
+    mail_host: str | None = Field(None, description="SMTP server; empty sends no e-mail")
+    mail_port: int = Field(587, ge=1, le=65535)
+    mail_security: Literal["starttls", "tls", "none"] = "starttls"
+    mail_ca_file: Path | None = Field(None, description="verifies the SMTP server instead of the system's")
+    mail_user: str | None = None
+    mail_password: SecretStr = SecretStr("")
+    mail_from: str = Field("guidehall@localhost", pattern=r"^[^@\s]+@[^@\s]+$")
+    call_seconds: float = Field(10.0, gt=0, description="longest wait for a connection or an answer")
+    parallel: int = Field(8, ge=1)
+    retry_longest_seconds: float = Field(600.0, gt=0, description="longest wait before another try")
+    give_up_seconds: float = Field(86_400.0, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.webhook_origins and self.webhook_secret is None:
+            raise ValueError("webhook_origins needs webhook_secret: receivers must know who calls")
+        for origin in self.webhook_origins:
+            if not re.fullmatch(r"https?://[^/@?#\s]+", origin):
+                raise ValueError(f"webhook_origins: {origin!r} is not like https://hooks.example.org:8443")
+        return self
 
 
 class TrainerSettings(ServiceSettings):
@@ -146,3 +189,4 @@ class TrainerSettings(ServiceSettings):
     relay: RelaySettings = RelaySettings()
     sweep: SweepSettings = SweepSettings()
     watch: WatchSettings = WatchSettings()
+    notify: NotifySettings = NotifySettings()

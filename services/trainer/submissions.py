@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from prometheus_client import Counter
 from pydantic import ValidationError
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guidehall.core.access import owner_for
+from guidehall.core.access import owner_for, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
 from guidehall.science import registry
@@ -24,12 +21,12 @@ from services.trainer.audit import audit
 from services.trainer.database import Database, Unit
 from services.trainer.datasets import Datasets
 from services.trainer.documents import EXACT_INTEGERS, Document, canonical, digest, plain
-from services.trainer.jobs import Seen
+from services.trainer.jobs import Seen, look
 from services.trainer.journal import Journal
-from services.trainer.records import Job
-from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_position, queue_rank
-from services.trainer.settings import JobSettings
-from services.trainer.tables import jobs, request_ids
+from services.trainer.notifications import Target, check_targets
+from services.trainer.request_keys import RequestKey
+from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_rank
+from services.trainer.settings import JobSettings, NotifySettings
 from services.trainer.workers import enrolled_pools
 
 LONGEST_DISPLAY_NAME = 80
@@ -58,18 +55,35 @@ class Submission:
     timeout_seconds: int
     max_attempts: int
     memory_hint_bytes: int
+    group: str
+    device_class: str
+    notifications: Sequence[Target]
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A submission that was checked: the columns of its row, and how often it may be tried."""
+
+    values: dict[str, Any]
+    max_attempts: int
 
 
 class Submissions:
     """Checks and stores new jobs."""
 
     def __init__(
-        self, database: Database, journal: Journal, datasets: Datasets, settings: JobSettings
+        self,
+        database: Database,
+        journal: Journal,
+        datasets: Datasets,
+        settings: JobSettings,
+        notify: NotifySettings,
     ) -> None:
         self._database = database
         self._journal = journal
         self._datasets = datasets
         self._settings = settings
+        self._notify = notify
         # Those that are known to have workers; asked for again only when another is named.
         self._pools = {settings.default_pool}
 
@@ -81,26 +95,13 @@ class Submissions:
             PermissionDenied: the caller may not own a job.
             Unavailable: the database, or storage that has the inputs, cannot be reached.
         """
-        content = digest({name: plain(value, name) for name, value in asdict(submission).items()})
-        key = _RequestKey(f"{principal.kind}:{principal.subject}", request_id, content)
-        if request_id and submission.inputs:
-            # Before they are looked up: "latest" may mean another version by now.
-            async with self._database.read() as connection:
-                earlier = await key.job(connection)
-                if earlier is not None:
-                    return Seen(earlier, await queue_position(connection, earlier))
-        values = await self._values(principal, submission)
-        async with self._database.unit() as unit:
-            if request_id and not await key.claim(unit.connection, values["id"]):
-                # The same request came twice at a time, and the other one was first.
-                earlier = await key.job(unit.connection)
-                if earlier is not None:
-                    return Seen(earlier, await queue_position(unit.connection, earlier))
-            job = await self._journal.submit(unit, values, self._max_attempts(submission))
-            audit(unit, principal, "SubmitJob", job.name, etag_after=job.etag)
-            seen = Seen(job, await queue_position(unit.connection, job))
-        _SUBMITTED.labels(job.pipeline).inc()
-        return seen
+        key = RequestKey.of(principal, request_id, asdict(submission))
+        # Before inputs are looked up: "latest" may mean another version by now.
+        earlier = await self.earlier(key) if submission.inputs else []
+        made = earlier or await self.store(
+            principal, "SubmitJob", key, [await self.prepare(principal, submission)]
+        )
+        return made[0]
 
     async def check(self, principal: Principal, submission: Submission) -> Seen:
         """The job as it would be; nothing is stored.
@@ -108,25 +109,72 @@ class Submissions:
         Raises:
             As `submit`.
         """
-        values = await self._values(principal, submission)
+        return (await self.rehearse([await self.prepare(principal, submission)]))[0]
+
+    async def earlier(self, key: RequestKey) -> list[Seen]:
+        """What the same request made before.
+
+        Raises:
+            InvalidArgument: it came with other content then.
+        """
+        if not key.request_id:
+            return []
         async with self._database.read() as connection:
-            job = await self._journal.submit(Unit(connection), values, self._max_attempts(submission))
-            seen = Seen(job, await queue_position(connection, job))
+            return await look(connection, await key.made(connection))
+
+    async def store(
+        self, principal: Principal, method: str, key: RequestKey, new: Sequence[NewJob]
+    ) -> list[Seen]:
+        """Stores jobs, all or none; those that were made first when the request came before.
+
+        Raises:
+            InvalidArgument: the request id came before with other content.
+        """
+        async with self._database.unit() as unit:
+            if key.request_id and not await key.claim(unit.connection, new[0].values["id"]):
+                # The same request came before, or twice at a time and the other one was first.
+                earlier = await key.made(unit.connection)
+                if earlier:
+                    return await look(unit.connection, earlier)
+            made = [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
+            for job in made:
+                audit(unit, principal, method, job.name, etag_after=job.etag)
+            seen = await look(unit.connection, made)
+        for job in made:
+            _SUBMITTED.labels(job.pipeline).inc()
+        return seen
+
+    async def rehearse(self, new: Sequence[NewJob]) -> list[Seen]:
+        """The jobs as they would be; nothing is stored."""
+        async with self._database.read() as connection:
+            unit = Unit(connection)
+            made = [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
+            seen = await look(connection, made)
             await connection.rollback()
         return seen
 
-    async def _values(self, principal: Principal, submission: Submission) -> dict[str, Any]:
+    async def prepare(self, principal: Principal, submission: Submission) -> NewJob:
+        """Checks everything and fills in what was left to us.
+
+        Raises:
+            InvalidArgument: a field is wrong.
+            PermissionDenied: the caller may not own a job.
+            Unavailable: storage, which has the inputs, cannot be reached.
+        """
         owner = owner_for(principal)
-        pipeline = _pipeline(submission.pipeline)
+        pipeline = pipeline_named(submission.pipeline)
         self._check_fields(submission)
+        check_targets(submission.notifications, self._notify)
+        _check_group(principal, submission.group)
         await self._check_pool(submission.pool)
-        params = self._params(pipeline, submission.params)
+        params = self.params(submission.pipeline, submission.params)
         for role in submission.inputs:
             if role not in pipeline.datasets:
                 raise InvalidArgument.field(
                     "inputs", role, f"roles: {', '.join(pipeline.datasets) or 'none'}"
                 )
-        return {
+        priority = submission.priority or NORMAL_PRIORITY
+        values = {
             "id": str(uuid.uuid4()),
             "project": submission.project,
             "owner": owner,
@@ -139,11 +187,15 @@ class Submissions:
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
             "inputs": await self._datasets.pin(principal, submission.inputs),
             "pool": submission.pool or self._settings.default_pool,
-            "priority": submission.priority or NORMAL_PRIORITY,
+            "priority": priority,
             "memory_hint_bytes": submission.memory_hint_bytes,
             "timeout_seconds": submission.timeout_seconds or self._settings.default_timeout_seconds,
-            "queue_rank": queue_rank(submission.priority or NORMAL_PRIORITY, self._settings.ageing_seconds),
+            "queue_rank": queue_rank(priority, self._settings.ageing_seconds),
+            "group_name": submission.group,
+            "device_class": submission.device_class,
+            "notifications": [dict(target) for target in submission.notifications],
         }
+        return NewJob(values, submission.max_attempts or self._settings.default_max_attempts)
 
     async def _check_pool(self, pool: str) -> None:
         """A job for a pool that has no workers would wait for ever."""
@@ -154,28 +206,29 @@ class Submissions:
         if pool not in self._pools:
             raise InvalidArgument.field("pool", pool, f"one of {', '.join(sorted(self._pools))}")
 
-    def _max_attempts(self, submission: Submission) -> int:
-        return submission.max_attempts or self._settings.default_max_attempts
-
     def _check_fields(self, submission: Submission) -> None:
         settings = self._settings
-        _check_text("display_name", submission.display_name, LONGEST_DISPLAY_NAME)
-        _check_labels(submission.labels)
+        check_display_name(submission.display_name)
+        check_labels(submission.labels)
         _check_range("seed", submission.seed, EXACT_INTEGERS - 1)
-        _check_range("priority", submission.priority, HIGHEST_PRIORITY)
+        check_priority(submission.priority)
         _check_range("timeout_seconds", submission.timeout_seconds, settings.highest_timeout_seconds)
         _check_range("max_attempts", submission.max_attempts, settings.highest_max_attempts)
         _check_range("memory_hint_bytes", submission.memory_hint_bytes, EXACT_INTEGERS - 1)
 
-    def _params(self, pipeline: Pipeline, params: Document) -> Document:
-        """The parameters with every default filled in."""
+    def params(self, pipeline: str, params: Document) -> Document:
+        """The parameters with every default filled in.
+
+        Raises:
+            InvalidArgument: some are wrong, by their paths, or there is no such pipeline.
+        """
         given = plain(params, "params")
         size = len(canonical(given).encode())
         if size > self._settings.max_params_bytes:
             allowed = f"at most {self._settings.max_params_bytes} bytes"
             raise InvalidArgument.field("params", f"{size} bytes", allowed)
         try:
-            valid = pipeline.params.model_validate(given)
+            valid = pipeline_named(pipeline).params.model_validate(given)
         except ValidationError as error:
             violations = [Violation(path, reason) for path, reason in field_errors(error, "params")]
             message = "; ".join(
@@ -186,43 +239,23 @@ class Submissions:
         return filled
 
 
-@dataclass(frozen=True)
-class _RequestKey:
-    """What makes a repeated request the same one."""
+def pipeline_named(name: str) -> Pipeline:
+    """A pipeline that this installation has.
 
-    subject: str
-    request_id: str
-    content_digest: str
-
-    async def claim(self, connection: AsyncConnection, job_id: str) -> bool:
-        """Whether nobody had it before."""
-        row = asdict(self) | {"job_id": job_id}
-        claimed = await connection.execute(insert(request_ids).values(row).on_conflict_do_nothing())
-        return bool(claimed.rowcount)
-
-    async def job(self, connection: AsyncConnection) -> Job | None:
-        """The job that this request made.
-
-        Raises:
-            InvalidArgument: it came with other content then.
-        """
-        found = select(jobs, request_ids.c.content_digest).join(
-            request_ids, request_ids.c.job_id == jobs.c.id
-        )
-        mine = (request_ids.c.subject == self.subject) & (request_ids.c.request_id == self.request_id)
-        row = (await connection.execute(found.where(mine))).mappings().first()
-        if row is None:
-            return None
-        if row["content_digest"] != self.content_digest:
-            raise InvalidArgument.field("request_id", self.request_id, "a new one for another request")
-        return Job.of(row)
-
-
-def _pipeline(name: str) -> Pipeline:
+    Raises:
+        InvalidArgument: there is none of this name.
+    """
     try:
         return registry.pipeline(name)
     except UserError as error:
         raise InvalidArgument.field(error.field, name, error.allowed) from None
+
+
+def _check_group(principal: Principal, group: str) -> None:
+    """A job counts against a group of its owner's; operators may name any."""
+    if group and group not in principal.groups and not sees_everything(principal):
+        allowed = f"one of your groups ({', '.join(sorted(principal.groups)) or 'you are in none'}), or empty"
+        raise InvalidArgument.field("group", group, allowed)
 
 
 def _check_text(field: str, text: str, longest: int) -> None:
@@ -235,7 +268,18 @@ def _check_range(field: str, number: int, highest: int) -> None:
         raise InvalidArgument.field(field, number, f"0 to {highest}")
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def check_display_name(text: str) -> None:
+    """Raises InvalidArgument unless a job may be called so."""
+    _check_text("display_name", text, LONGEST_DISPLAY_NAME)
+
+
+def check_priority(priority: int) -> None:
+    """Raises InvalidArgument unless it is one."""
+    _check_range("priority", priority, HIGHEST_PRIORITY)
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises InvalidArgument unless a job may have these."""
     if len(labels) > MOST_LABELS:
         raise InvalidArgument.field("labels", f"{len(labels)} labels", f"at most {MOST_LABELS}")
     for key, value in labels.items():

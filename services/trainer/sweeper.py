@@ -16,6 +16,7 @@ from services.trainer.leases import Leases
 from services.trainer.lifecycle import HELD, TimedOut
 from services.trainer.outbox import KINDS
 from services.trainer.records import Job
+from services.trainer.retention import drop_old
 from services.trainer.settings import TrainerSettings
 from services.trainer.tables import jobs, outbox, request_ids
 from services.trainer.workers import Workers
@@ -79,6 +80,7 @@ class Sweeper:
                     next_ring = loop.time() + sweep.ring_again_seconds
                     await self.ring_again()
                     await self.purge()
+                    await drop_old(self._database, self._settings)
                     await self.measure()
                 await self._on_database(True)
             except Aborted:

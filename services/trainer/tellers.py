@@ -162,6 +162,7 @@ class StorageTellers:
             job=payload["job"],
             keep_checkpoint_epoch=payload["keep_epoch"],
             keep_checkpoint_ordinal=payload["keep_ordinal"],
+            job_ended=payload["job_ended"],
         )
         try:
             await self._staging.Discard(request, timeout=self._call_seconds)

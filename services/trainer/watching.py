@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.auth import Principal
-from guidehall.core.errors import OutOfRange
+from guidehall.core.errors import NotFound, OutOfRange
 from services.trainer.database import Database
 from services.trainer.jobs import find
-from services.trainer.lifecycle import FINAL, State
-from services.trainer.records import StoredEvent
+from services.trainer.records import Job, StoredEvent
 from services.trainer.settings import WatchSettings
 from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import job_topic
@@ -32,10 +31,12 @@ class Watching:
 
         Raises:
             NotFound: the caller sees no such job.
-            OutOfRange: the job has never had so many events.
+            OutOfRange: the job has never had so many events, or the next ones were dropped (EVENTS_DROPPED,
+                with the first that is kept as `first_seq`).
             Unavailable: the database is away, or this server is about to stop: go on from the last number.
         """
         wakes = self._database.wakes
+        seq = after_seq
         async with self._database.read() as connection:
             job = await find(connection, principal, name)
         if not 0 <= after_seq <= job.last_seq:
@@ -43,22 +44,21 @@ class Watching:
         with wakes.listening(job_topic(job.id)) as ear:
             while True:
                 ear.clear()
-                there, found = await self._look(job.id, after_seq)
+                there, found = await self._look(name, job.id, seq)
                 for event in found:
                     yield event
-                    after_seq = event.seq
-                if after_seq < there.last_seq:
+                    seq = event.seq
+                if seq < there.last_seq:
                     continue
                 if there.complete:
                     return
                 wakes.require_open()
                 await ear.listen(self._settings.recheck_seconds)
 
-    async def _look(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
-        """How far the job is, then its events: all that are counted, if the page is long enough."""
+    async def _look(self, name: str, job_id: str, after_seq: int) -> tuple[Job, list[StoredEvent]]:
+        """The job, then its events: all that it counts, if the page is long enough."""
         async with self._database.read() as connection:
-            progress = select(jobs.c.state, jobs.c.result, jobs.c.last_seq).where(jobs.c.id == job_id)
-            there = _there(*(await connection.execute(progress)).one())
+            there = await _job(connection, name, job_id)
             if there.last_seq <= after_seq:
                 return there, []
             statement = (
@@ -67,20 +67,28 @@ class Watching:
                 .order_by(job_events.c.seq)
                 .limit(self._settings.page)
             )
-            rows = await connection.execute(statement)
-            return there, [StoredEvent(*row) for row in rows]
+            found = [StoredEvent(*row) for row in await connection.execute(statement)]
+            if not found or found[0].seq != after_seq + 1:
+                # Looked at again: they may have been dropped just now.
+                raise _dropped(await _job(connection, name, job_id), after_seq)
+            return there, found
 
 
-@dataclass(frozen=True)
-class _There:
-    """How far a job is."""
+async def _job(connection: AsyncConnection, name: str, job_id: str) -> Job:
+    """The job of a watcher who may see it.
 
-    last_seq: int
-    # Whether no event can follow.
-    complete: bool
+    Raises:
+        NotFound: it was deleted meanwhile.
+    """
+    row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).mappings().first()
+    if row is None:
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+    return Job.of(row)
 
 
-def _there(state: str, result: str | None, last_seq: int) -> _There:
-    ended = State(state)
-    # A job that succeeded has one more event when its result can be read.
-    return _There(last_seq, ended in FINAL and (ended is not State.SUCCEEDED or result is not None))
+def _dropped(job: Job, after_seq: int) -> OutOfRange:
+    return OutOfRange(
+        f"after_seq: got {after_seq}; the events before {job.first_seq} have been dropped",
+        reason="EVENTS_DROPPED",
+        metadata={"first_seq": str(job.first_seq)},
+    )

@@ -117,6 +117,7 @@ def lease(grant: Grant, settings: LeaseSettings) -> workers_pb2.Lease:
                 ordinal=newest.ordinal,
                 step=newest.step,
                 lease_epoch=newest.epoch,
+                job=grant.checkpoint_job,
                 object=common_pb2.ObjectRef(
                     sha256=newest.object.sha256,
                     size_bytes=newest.object.size_bytes,

@@ -12,7 +12,7 @@ import pytest
 
 from guidehall.core.auth import KeyPair, TokenIssuer
 from guidehall.core.channels import open_channel
-from guidehall.core.errors import AppError, DataLoss, NotFound, OutOfRange
+from guidehall.core.errors import AppError, DataLoss, NotFound, OutOfRange, PermissionDenied
 from guidehall.core.settings import ChannelSettings
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.lease import CheckpointFile, LeasedJob
@@ -30,9 +30,9 @@ async def channel(storage: StorageSite) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-def client(storage: StorageSite, channel: grpc.aio.Channel, *inputs: str) -> StorageClient:
+def client(storage: StorageSite, channel: grpc.aio.Channel, *inputs: str, job_id: str = "") -> StorageClient:
     """As an attempt has it that may read `inputs`."""
-    job_id = str(uuid.uuid4())
+    job_id = job_id or str(uuid.uuid4())
     issuer = TokenIssuer("trainer", KeyPair.load(storage.identity.key_file("trainer")))
     token = issuer.mint(
         f"jobs/{job_id}",
@@ -124,17 +124,25 @@ async def test_a_dataset_that_the_job_did_not_name_does_not_exist_for_it(
 async def test_a_checkpoint_comes_back_as_it_went(
     storage: StorageSite, channel: grpc.aio.Channel, tmp_path: Path
 ) -> None:
-    staging, source = client(storage, channel), tmp_path / "checkpoint-1"
+    job_id = str(uuid.uuid4())
+    staging, source = client(storage, channel, job_id=job_id), tmp_path / "checkpoint-1"
+    job = f"projects/default/jobs/{job_id}"
     source.write_bytes(CONTENT)
     staged = await staging.stage_checkpoint(3, source, described(CONTENT))
     assert staged.sha256 == described(CONTENT).sha256
-    reference = CheckpointFile(3, 1, staged.sha256, staged.size_bytes)
+    reference = CheckpointFile(job, 3, 1, staged.sha256, staged.size_bytes)
     for _ in range(2):
         path = await staging.read_checkpoint(reference, tmp_path / "checkpoint", 8 * MIB)
         assert path.read_bytes() == CONTENT
-    other = CheckpointFile(3, 1, "0" * 64, staged.size_bytes)
+    other = CheckpointFile(job, 3, 1, "0" * 64, staged.size_bytes)
     with pytest.raises(DataLoss):
         await staging.read_checkpoint(other, tmp_path / "checkpoint", 8 * MIB)
+    # A retry reads that of the job before it, and of no other.
+    retry, stranger = client(storage, channel, job), client(storage, channel)
+    path = await retry.read_checkpoint(reference, tmp_path / "checkpoint", 8 * MIB)
+    assert path.read_bytes() == CONTENT
+    with pytest.raises(PermissionDenied):
+        await stranger.read_checkpoint(reference, tmp_path / "checkpoint", 8 * MIB)
 
 
 async def test_a_file_that_is_gone_or_a_link_is_a_loss_and_not_a_cancellation(

@@ -32,7 +32,7 @@ class Principal:
         job_id, lease_epoch: of a job's token, the attempt that it belongs to.
         pool: of a worker, where it may lease jobs.
         credential_id: the id of the token, by which it can be revoked.
-        inputs: dataset version names that a job's token opens.
+        inputs: names of what a job's token opens: dataset versions, and a job whose checkpoint it reads.
         project: of a job.
     """
 

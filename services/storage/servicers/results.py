@@ -146,7 +146,7 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
         checkpoint = None
         if request.keep_checkpoint_ordinal:
             checkpoint = Checkpoint(request.keep_checkpoint_epoch, request.keep_checkpoint_ordinal)
-        await self._staging.discard(read_job(request.job), checkpoint)
+        await self._staging.discard(read_job(request.job), checkpoint, request.job_ended)
         return staging_pb2.DiscardResponse()
 
 

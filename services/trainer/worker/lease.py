@@ -21,8 +21,9 @@ _DESIRED = {
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A committed checkpoint of an earlier attempt."""
+    """A committed checkpoint of an earlier attempt, or of the job that this one retries."""
 
+    job: str
     ordinal: int
     lease_epoch: int
     sha256: str
@@ -65,7 +66,11 @@ def leased_job(lease: workers_pb2.Lease) -> LeasedJob:
     if lease.HasField("checkpoint"):
         stored = lease.checkpoint
         checkpoint = CheckpointFile(
-            stored.ordinal, stored.lease_epoch, stored.object.sha256, stored.object.size_bytes
+            stored.job or lease.job,
+            stored.ordinal,
+            stored.lease_epoch,
+            stored.object.sha256,
+            stored.object.size_bytes,
         )
     return LeasedJob(
         job=lease.job,

@@ -58,9 +58,9 @@ class StorageClient:
         return _named_like(header.filename, target)
 
     async def read_checkpoint(self, checkpoint: CheckpointFile, target: Path, max_bytes: int) -> Path:
-        """Fetches a committed checkpoint of this job."""
+        """Fetches a committed checkpoint of this job, or of the one that it retries."""
         request = staging_pb2.ReadCheckpointRequest(
-            job=self._job.job, lease_epoch=checkpoint.lease_epoch, ordinal=checkpoint.ordinal
+            job=checkpoint.job, lease_epoch=checkpoint.lease_epoch, ordinal=checkpoint.ordinal
         )
 
         def open_at(_: int) -> Any:

@@ -122,7 +122,7 @@ def test_a_passing_failure_is_tried_again_after_a_while(reason: EndReason) -> No
 def test_the_last_permitted_attempt_is_the_last(event: Event) -> None:
     job, effects = transition(running(attempt=MAX_ATTEMPTS), event)
     assert (job.state, job.end_reason) == (State.FAILED, EndReason.ATTEMPTS_EXHAUSTED)
-    assert Discard() in effects
+    assert Discard(keep_checkpoint=True) in effects
 
 
 def test_a_lost_worker_frees_the_job_at_once() -> None:
@@ -139,8 +139,10 @@ def test_handing_back_does_not_count_as_an_attempt() -> None:
 
 
 def test_taking_too_long_is_not_tried_again() -> None:
-    job = after(running(), TimedOut(1))
+    job, effects = transition(running(), TimedOut(1))
     assert (job.state, job.end_reason) == (State.FAILED, EndReason.TIMEOUT)
+    assert Discard(keep_checkpoint=True) in effects
+    assert transition(running(), failed(EndReason.TIMEOUT)) == (job, effects)
 
 
 def test_cancelling_a_job_that_waits_ends_it() -> None:
@@ -236,6 +238,13 @@ def test_an_ended_job_takes_no_wish_but_cancel(event: Event, state: State) -> No
     with pytest.raises(FailedPrecondition):
         transition(job, event)
     assert transition(job, CancelRequested()) == (job, ())
+
+
+@pytest.mark.parametrize("event", [PauseRequested(), StopRequested()], ids=repr)
+def test_a_wish_that_comes_again_after_the_end_is_harmless(event: Event) -> None:
+    ended = after(running(), event, SUCCEEDED)
+    assert ended.state is State.SUCCEEDED
+    assert transition(ended, event) == (ended, ())
 
 
 @pytest.mark.parametrize(
@@ -341,6 +350,14 @@ def test_a_job_ends_once_and_tells_storage_once(events: list[Event], max_attempt
     if ends:
         assert isinstance(told[0], Promote) == (ends[0].state is State.SUCCEEDED)
         assert ends[0].end_reason is not None
+
+
+@given(_HISTORIES, st.integers(1, 4))
+def test_only_a_job_that_may_get_further_keeps_its_checkpoint(events: list[Event], max_attempts: int) -> None:
+    for before, _, now, effects in steps(events, max_attempts):
+        ended = now.state in FINAL and before.state not in FINAL
+        further = now.end_reason in (EndReason.TIMEOUT, EndReason.ATTEMPTS_EXHAUSTED)
+        assert (Discard(keep_checkpoint=True) in effects) == (ended and further)
 
 
 @given(_HISTORIES, st.integers(1, 4))

@@ -317,22 +317,27 @@ class DiscardRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     KEEP_CHECKPOINT_EPOCH_FIELD_NUMBER: _builtins.int
     KEEP_CHECKPOINT_ORDINAL_FIELD_NUMBER: _builtins.int
+    JOB_ENDED_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     keep_checkpoint_epoch: _builtins.int
-    """Keep this checkpoint, and what is newer, for the attempt that made it may be finishing; what is older goes.
+    """Keep this checkpoint and, while the job goes on, what is newer, for the attempt that made it may be
+    finishing; what is older goes.
     Ordinal 0 keeps none: everything that the job staged goes.
     """
     keep_checkpoint_ordinal: _builtins.int
+    job_ended: _builtins.bool
+    """The job has ended without a result: nothing but that checkpoint stays, and nothing can be staged any more."""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         keep_checkpoint_epoch: _builtins.int = ...,
         keep_checkpoint_ordinal: _builtins.int = ...,
+        job_ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "keep_checkpoint_epoch", b"keep_checkpoint_epoch", "keep_checkpoint_ordinal", b"keep_checkpoint_ordinal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "job_ended", b"job_ended", "keep_checkpoint_epoch", b"keep_checkpoint_epoch", "keep_checkpoint_ordinal", b"keep_checkpoint_ordinal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

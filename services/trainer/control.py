@@ -1,0 +1,255 @@
+"""What owners do to their jobs after submission: wishes, changes, deletion, claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, delete, false, func, select
+
+from guidehall.core.access import owner_for, require_visible
+from guidehall.core.auth import Principal
+from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
+from services.trainer.audit import audit
+from services.trainer.checkpoints import discard, newest_checkpoints
+from services.trainer.database import Database, Unit
+from services.trainer.jobs import Seen, conditions, lock_visible, look
+from services.trainer.journal import Journal, append, lock_job
+from services.trainer.leases import job_id_of
+from services.trainer.lifecycle import (
+    FINAL,
+    HELD,
+    CancelRequested,
+    Event,
+    PauseRequested,
+    ResumeRequested,
+    State,
+    StopRequested,
+)
+from services.trainer.notifications import Target, check_targets
+from services.trainer.records import Job
+from services.trainer.scheduler import NORMAL_PRIORITY, moved_rank
+from services.trainer.settings import JobSettings, NotifySettings
+from services.trainer.submissions import check_display_name, check_labels, check_priority
+from services.trainer.tables import jobs
+from services.trainer.wakes import job_topic
+
+# What each method asks the lifecycle for.
+WISHES: Mapping[str, Event] = {
+    "CancelJob": CancelRequested(),
+    "PauseJob": PauseRequested(),
+    "ResumeJob": ResumeRequested(),
+    "StopJob": StopRequested(),
+}
+UPDATABLE = ("display_name", "labels", "priority", "notifications")
+_WAITING = frozenset({State.QUEUED, State.PAUSED})
+# Deleted in one transaction.
+_PURGED_TOGETHER = 100
+
+
+@dataclass(frozen=True)
+class Update:
+    """What to change in a job; `paths` says which of it."""
+
+    paths: Sequence[str]
+    display_name: str
+    labels: Mapping[str, str]
+    priority: int
+    notifications: Sequence[Target]
+
+
+@dataclass(frozen=True)
+class Purged:
+    """How many jobs were, or would be, deleted, and how many were left alone."""
+
+    deleted: int
+    skipped_running: int
+    skipped_queued: int
+
+
+class Control:
+    """Changes to jobs, for owners and operators."""
+
+    def __init__(
+        self, database: Database, journal: Journal, settings: JobSettings, notify: NotifySettings
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._settings = settings
+        self._notify = notify
+
+    async def wish(self, principal: Principal, method: str, name: str) -> Seen:
+        """Asks for what a method of `WISHES` stands for; harmless to repeat.
+
+        Raises:
+            NotFound: the caller sees no job of this name.
+            FailedPrecondition: the job is not in a state for it.
+        """
+        async with self._database.unit() as unit:
+            job = await lock_visible(unit, principal, name)
+            after = await self._journal.apply(unit, job, WISHES[method])
+            if after is not job:
+                audit(unit, principal, method, name, etag_before=job.etag, etag_after=after.etag)
+            return (await look(unit.connection, [after]))[0]
+
+    async def update(self, principal: Principal, name: str, etag: str, change: Update) -> Seen:
+        """Changes some fields; harmless to repeat.
+
+        Raises:
+            InvalidArgument: a path or a value is wrong.
+            NotFound: the caller sees no job of this name.
+            Aborted: it has changed since the caller saw `etag`.
+            FailedPrecondition: another priority for a job that does not wait.
+        """
+        values = self._changes(change)
+        async with self._database.unit() as unit:
+            job = await lock_visible(unit, principal, name)
+            _require_etag(etag, job)
+            values = {key: value for key, value in values.items() if getattr(job, key) != value}
+            if "priority" in values:
+                values["queue_rank"] = self._moved(job, values["priority"])
+            if values:
+                after = await append(unit, job, [], values)
+                audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
+                job = after
+            return (await look(unit.connection, [job]))[0]
+
+    def _changes(self, change: Update) -> dict[str, Any]:
+        """The columns that an update sets, checked."""
+        values: dict[str, Any] = {}
+        if not change.paths:
+            raise InvalidArgument.field("update_mask", "", f"one or more of {', '.join(UPDATABLE)}")
+        for path in change.paths:
+            match path:
+                case "display_name":
+                    check_display_name(change.display_name)
+                    values[path] = change.display_name
+                case "labels":
+                    check_labels(change.labels)
+                    values[path] = dict(change.labels)
+                case "priority":
+                    check_priority(change.priority)
+                    values[path] = change.priority or NORMAL_PRIORITY
+                case "notifications":
+                    check_targets(change.notifications, self._notify)
+                    values[path] = [dict(target) for target in change.notifications]
+                case _:
+                    raise InvalidArgument.field("update_mask", path, f"one of {', '.join(UPDATABLE)}")
+        return values
+
+    def _moved(self, job: Job, priority: int) -> Any:
+        """The place in the queue that goes with another priority."""
+        if job.state not in _WAITING:
+            raise FailedPrecondition(
+                f"the priority of a job that is {job.state.value} cannot be changed: it does not wait",
+                reason="JOB_STATE",
+                metadata={"state": job.state.value},
+            )
+        return moved_rank(job.priority, priority, self._settings.ageing_seconds)
+
+    async def delete(self, principal: Principal, name: str, etag: str) -> None:
+        """Forgets a job that has ended, its events and its kept checkpoint; its result and models stay.
+
+        Raises:
+            NotFound: the caller sees no job of this name, also when it was deleted before.
+            Aborted: it has changed since the caller saw `etag`.
+            FailedPrecondition: it has not ended.
+        """
+        async with self._database.unit() as unit:
+            job = await lock_visible(unit, principal, name)
+            _require_etag(etag, job)
+            if job.state not in FINAL:
+                raise FailedPrecondition(
+                    f"a job that is {job.state.value} cannot be deleted: cancel it first",
+                    reason="JOB_STATE",
+                    metadata={"state": job.state.value},
+                )
+            await _delete(unit, principal, "DeleteJob", [job])
+
+    async def purge(
+        self, principal: Principal, project: str, filter_text: str, *, include_queued: bool, force: bool
+    ) -> Purged:
+        """Deletes the caller's own jobs that a filter matches; only counts them unless `force`.
+
+        It goes by some at a time. When it is interrupted, what is deleted stays so, and a repeat goes on.
+
+        Raises:
+            InvalidArgument: the filter is wrong.
+        """
+        owner = owner_for(principal)
+        # Guests own nothing by name: whose job it is nobody can tell.
+        mine = and_(jobs.c.project == project, jobs.c.owner == owner) if owner else false()
+        matching = and_(mine, *conditions(filter_text))
+        ended = jobs.c.state.in_([state.value for state in FINAL])
+        waiting = jobs.c.state.in_([state.value for state in _WAITING])
+        doomed = ended | waiting if include_queued else ended
+        async with self._database.read() as connection:
+            counts = select(
+                func.count(case((doomed, 1))),
+                func.count(case((jobs.c.state.in_([state.value for state in HELD]), 1))),
+                func.count(case((waiting & ~doomed, 1))),
+            )
+            found = (await connection.execute(counts.select_from(jobs).where(matching))).one()
+        deleted = found[0]
+        if force:
+            deleted = 0
+            while some := await self._purge_some(principal, matching & doomed):
+                deleted += some
+        return Purged(deleted, found[1], found[2])
+
+    async def _purge_some(self, principal: Principal, doomed: ColumnElement[bool]) -> int:
+        """Deletes a number of jobs, in one transaction."""
+        async with self._database.unit() as unit:
+            statement = (
+                select(jobs).where(doomed).order_by(jobs.c.id).limit(_PURGED_TOGETHER).with_for_update()
+            )
+            rows = (await unit.connection.execute(statement)).mappings().all()
+            # Of those that wait, this is the end; of the others nothing changes.
+            over = [await self._journal.apply(unit, Job.of(row), CancelRequested()) for row in rows]
+            await _delete(unit, principal, "PurgeJobs", over)
+        return len(over)
+
+    async def claim(self, principal: Principal, name: str) -> Seen:
+        """Makes a guest's job the caller's own: whoever knows its name may. One's own stays so.
+
+        Raises:
+            NotFound: there is none, or it is another's: nobody learns which.
+            FailedPrecondition: it is another's, and the caller may see it.
+            PermissionDenied: a guest cannot own a job.
+        """
+        owner = owner_for(principal)
+        if not owner:
+            raise PermissionDenied("a guest cannot own a job: log in first")
+        async with self._database.unit() as unit:
+            job = await lock_job(unit.connection, job_id_of(name, "name"))
+            if job is None or job.name != name or job.owner not in ("", owner):
+                require_visible(principal, None if job is None or job.name != name else job.owner, name)
+                raise FailedPrecondition(f"{name} has an owner", reason="JOB_OWNED")
+            if job.owner == "":
+                after = await append(unit, job, [], {"owner": owner})
+                audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
+                job = after
+            return (await look(unit.connection, [job]))[0]
+
+
+def _require_etag(given: str, job: Job) -> None:
+    if given and given != job.etag:
+        raise Aborted(
+            f"etag: got {given[:80]!r}, but the job has changed since; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"etag": job.etag},
+        )
+
+
+async def _delete(unit: Unit, principal: Principal, method: str, ended: Sequence[Job]) -> None:
+    """Deletes jobs that have ended, and what they kept for a retry."""
+    ids = [job.id for job in ended]
+    keeping = await newest_checkpoints(unit.connection, ids)
+    for job in ended:
+        audit(unit, principal, method, job.name, etag_before=job.etag)
+        if job.id in keeping:
+            discard(unit, job.name)
+        # Its watchers look, and find that it is gone.
+        unit.wake(job_topic(job.id))
+    await unit.connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))

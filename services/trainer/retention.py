@@ -1,0 +1,59 @@
+"""What is kept of the past, and for how long: events of ended jobs, events of very long ones, checkpoints.
+
+The events of a job that are kept are always the newest, without a gap: `jobs.first_seq` is the first of them.
+Of a job that ended long ago the last change of its state stays, so that whoever follows it learns the end.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import func, text
+
+from services.trainer.checkpoints import drop_ended_before
+from services.trainer.database import Database
+from services.trainer.journal import seconds
+from services.trainer.settings import TrainerSettings
+
+# The last events of a job: the change to its final state and, if it succeeded, that its result can be read.
+_END = "(last_seq - (result IS NOT NULL)::int)"
+_DROP = """
+    WITH cut AS (
+        UPDATE trainer.jobs SET first_seq = {first}
+        WHERE id IN (SELECT id FROM trainer.jobs WHERE {due} LIMIT :batch FOR UPDATE SKIP LOCKED)
+        RETURNING id, first_seq
+    ), dropped AS (
+        DELETE FROM trainer.job_events USING cut WHERE job_id = cut.id AND seq < cut.first_seq
+    )
+    SELECT count(*) FROM cut
+"""
+_DROP_OLD = text(
+    _DROP.format(
+        first=_END,
+        due=f"end_reason IS NOT NULL AND end_time < now() - make_interval(secs => :keep_seconds)"
+        f" AND first_seq < {_END}",
+    )
+)
+# Some more than the most are let be, so that not every event of a long job has one dropped.
+_DROP_SURPLUS = text(
+    _DROP.format(
+        first="last_seq - :most + 1",
+        due="(end_reason IS NULL OR end_time > now() - interval '1 day')"
+        " AND last_seq - first_seq + 1 > :most + :most / 10",
+    )
+)
+# Each may have as many events as are kept of one job.
+_JOBS_TOGETHER = 20
+
+
+async def drop_old(database: Database, settings: TrainerSettings) -> None:
+    """Drops what is due, some jobs in one transaction."""
+    watch = settings.watch
+    values = {"batch": _JOBS_TOGETHER, "keep_seconds": watch.keep_seconds, "most": watch.max_events}
+    for statement in (_DROP_OLD, _DROP_SURPLUS):
+        used = {name: values[name] for name in statement.compile().params}
+        while True:
+            async with database.unit() as unit:
+                dropped = (await unit.connection.execute(statement, used)).scalar_one()
+            if dropped < _JOBS_TOGETHER:
+                break
+    async with database.unit() as unit:
+        await drop_ended_before(unit, func.now() - seconds(settings.jobs.checkpoint_keep_seconds))
