@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,12 +230,20 @@ class SchemaCommand(click.Command):
                 ) from None
         return axes
 
-    def in_flags(self, error: AppError) -> AppError:
-        """`error` with the names of flags in the place of the names of fields."""
-        return renamed(error, self._flag_of)
+    def in_flags(self, error: AppError, swept: Sequence[str] = ()) -> AppError:
+        """`error` with the names of flags in the place of the names of fields.
 
-    def _flag_of(self, field: str) -> str:
+        Args:
+            swept: paths of a sweep's parameters.
+        """
+        return renamed(error, lambda field: self._flag_of(field, swept))
+
+    def _flag_of(self, field: str, swept: Sequence[str]) -> str:
         field = field.removeprefix("sweep.template.")
+        if axis := re.fullmatch(r"sweep\.axes\[(\d+)\](?:\.values\[(\d+)\])?(?:\.path)?(.*)", field):
+            number, place, rest = axis.groups()
+            nth = f", value {int(place) + 1}" if place else ""
+            return f"--sweep {swept[int(number)]}{rest}{nth}"
         if not field.startswith("params."):
             head, _, rest = field.partition(".")
             return f"{_FLAGS[head]} {rest}".rstrip() if head in _FLAGS else field

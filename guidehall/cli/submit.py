@@ -108,7 +108,7 @@ def _submit(
                 return
             job = client.submit(command.pipeline, validate_only=dry_run, **fields)
         except AppError as error:
-            raise command.in_flags(error) from error
+            raise command.in_flags(error, list(axes)) from error
         if as_json:
             (emit_line if watch and not dry_run else emit)(job)
         elif dry_run:

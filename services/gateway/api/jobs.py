@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ConfigDict, Field
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
@@ -18,58 +17,17 @@ from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
-    Body,
     Filter,
     PageSize,
     PageToken,
-    Text,
     answer,
     resource,
     returns,
 )
-from services.gateway.messages import enum_choices, enum_number, to_json, to_struct
+from services.gateway.messages import to_json
 from services.gateway.problems import NothingMore
 
 router = APIRouter(tags=["jobs"])
-
-_PRIORITY = jobs_pb2.JobPriority.DESCRIPTOR
-
-
-class SubmitJob(Body):
-    """A job to run."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]
-        },
-    )
-
-    pipeline: Text = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
-    params: dict[str, Any] = Field(default_factory=dict, description="By the pipeline's `params_schema`")
-    display_name: Text = Field("", max_length=80)
-    seed: int = Field(0, ge=0, lt=2**53, description="0 lets the server choose one")
-    inputs: dict[Text, Text] = Field(default_factory=dict, description="Dataset version names by role")
-    pool: Text = Field("", max_length=63)
-    priority: Text = Field("NORMAL", description="LOW, NORMAL or HIGH")
-    labels: dict[Text, Text] = Field(default_factory=dict)
-    timeout_seconds: int = Field(0, ge=0, lt=INT64)
-    max_attempts: int = Field(0, ge=0, le=100)
-    validate_only: bool = False
-    request_id: Text = Field("", description="UUID; a repeat answers with the first job")
-
-    def message(self) -> jobs_pb2.SubmitJobRequest:
-        """The request as the trainer takes it."""
-        fields = self.model_dump(exclude={"params", "priority"})
-        priority = enum_number(_PRIORITY, self.priority)
-        if priority is None:
-            raise InvalidArgument.field(
-                "priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY))
-            )
-        return jobs_pb2.SubmitJobRequest(
-            priority=jobs_pb2.JobPriority.ValueType(priority),
-            params=to_struct(self.params, "params"),
-            **fields,
-        )
 
 
 @router.get("/pipelines", **returns(jobs_pb2.ListPipelinesResponse))
@@ -86,13 +44,6 @@ async def get_pipeline(pipeline: str, backends: BackendsDep) -> JSONResponse:
     """One pipeline."""
     request = jobs_pb2.GetPipelineRequest(name=pipeline)
     return answer(await backends.jobs.GetPipeline(request, timeout=backends.timeouts.call))
-
-
-@router.post("/jobs", status_code=201, **returns(jobs_pb2.Job))
-async def submit_job(body: SubmitJob, backends: BackendsDep) -> JSONResponse:
-    """Submits a job; `validate_only` checks it and stores nothing."""
-    job = await backends.jobs.SubmitJob(body.message(), timeout=backends.timeouts.call)
-    return answer(job, status_code=200 if body.validate_only else 201)
 
 
 @router.get("/jobs", **returns(jobs_pb2.ListJobsResponse))
@@ -117,11 +68,15 @@ async def get_job(job: str, backends: BackendsDep) -> JSONResponse:
     return answer(await backends.jobs.GetJob(request, timeout=backends.timeouts.call))
 
 
-@router.post("/jobs/{job}:cancel", **returns(jobs_pb2.Job))
-async def cancel_job(job: str, backends: BackendsDep) -> JSONResponse:
-    """Asks for the end of a job. May be repeated."""
-    request = jobs_pb2.CancelJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.CancelJob(request, timeout=backends.timeouts.call))
+@router.get("/jobs/{job}/attempts", **returns(jobs_pb2.ListAttemptsResponse))
+async def list_attempts(
+    job: str, backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
+    """Who worked on a job, how long, and how that ended, newest first."""
+    request = jobs_pb2.ListAttemptsRequest(
+        parent=resource(JOB, job=job), page_size=page_size, page_token=page_token
+    )
+    return answer(await backends.jobs.ListAttempts(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs/{job}/result", **returns(results_pb2.Result))

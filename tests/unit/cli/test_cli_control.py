@@ -256,6 +256,25 @@ def test_a_sweep_becomes_axes_of_the_types_of_the_pipeline(peer: Peer, capsys: C
     assert capsys.readouterr().out == "2 jobs would be accepted; nothing was submitted\n"
 
 
+@pytest.mark.parametrize(
+    ("field", "flag"),
+    [
+        ("sweep.template.params.training.epochs", "--training.epochs"),
+        ("sweep.template.pool", "--pool"),
+        ("sweep.axes[1].values[2]", "--sweep training.width, value 3"),
+        ("sweep.axes[0].path", "--sweep model_name"),
+        ("sweep.axes[0]", "--sweep model_name"),
+        ("sweep.axes", "--sweep axes"),
+    ],
+)
+def test_refusals_of_a_sweep_name_flags(peer: Peer, capsys: Captured, field: str, flag: str) -> None:
+    peer.error = InvalidArgument.field(field, "x", "y")
+
+    assert run(["submit", NR_SLD, "--sweep", "model_name=a", "--sweep", "training.width=8,16,32"]) == 2
+
+    assert capsys.readouterr().err == f"guidehall: {flag}: got 'x'; allowed: y\n"
+
+
 def test_a_sweep_lists_its_jobs_with_their_values(peer: Peer, capsys: Captured) -> None:
     assert run(["submit", NR_SLD, "--sweep", "model_name=a,b"]) == 0
 
