@@ -39,7 +39,7 @@ def follow(client: Client, job: str, after_seq: int, as_json: bool) -> ExitCode:
     name = client.job(job).name
     try:
         with _view(client, name, as_json) as view:
-            _show(_kept(client, name, after_seq), view)
+            _show(client.watch(name, after_seq), after_seq, view)
     except KeyboardInterrupt:
         # The job has not noticed.
         raise KeyboardInterrupt(
@@ -49,25 +49,13 @@ def follow(client: Client, job: str, after_seq: int, as_json: bool) -> ExitCode:
     return ExitCode.DONE if client.job(name).state is JobState.SUCCEEDED else ExitCode.FAILED
 
 
-def _kept(client: Client, name: str, after_seq: int) -> Iterator[JobEvent]:
-    """The events after `after_seq`, from the oldest one that is kept."""
-    from guidehall.client.errors import OutOfRange
-
-    while True:
-        try:
-            yield from client.watch(name, after_seq)
-        except OutOfRange as error:
-            first = error.metadata.get("first_seq", "")
-            if error.reason != "EVENTS_DROPPED" or not first.isdecimal():
-                raise
-            click.echo(f"events before number {first} are no longer kept", err=True)
-            after_seq = int(first) - 1
-        else:
-            return
-
-
-def _show(events: Iterable[JobEvent], view: _View) -> None:
+def _show(events: Iterable[JobEvent], after_seq: int, view: _View) -> None:
+    """Shows the events after `after_seq`; says so where some are no longer kept."""
+    expected = after_seq + 1
     for event in events:
+        if event.seq > expected:
+            click.echo(f"events {expected} to {event.seq - 1} are no longer kept", err=True)
+        expected = event.seq + 1
         view.show(event)
 
 

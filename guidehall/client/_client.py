@@ -200,11 +200,8 @@ class Client:
     def watch(self, job: str, after_seq: int = 0) -> Iterator[types.JobEvent]:
         """Every event of a job after `after_seq`, then each new one as it happens, until the job is over.
 
-        A lost connection is taken up again where it broke: no event is missed and none comes twice.
-
-        Raises:
-            OutOfRange: reason EVENTS_DROPPED; events so old are no longer kept, those from
-                `metadata["first_seq"]` are. `job` tells where it stands.
+        A lost connection is taken up again where it broke: no event is missed and none comes twice. Only
+        events so old that they are no longer kept are passed over: then `seq` makes a step.
         """
         return self._driver.iterate(_jobs.watch(self._config, job, after_seq))
 

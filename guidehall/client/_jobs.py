@@ -17,6 +17,9 @@ _WATCH = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "WatchJob")
 _PIPELINE = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "GetPipeline")
 _PIPELINES = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListPipelines")
 
+# Why a watch is refused that would begin with events that are not kept any more.
+EVENTS_DROPPED = "EVENTS_DROPPED"
+
 
 def pipelines(config: Config) -> Operation[list[types.Pipeline]]:
     """Every pipeline."""
@@ -67,6 +70,8 @@ def _get_patiently(config: Config, name: str) -> Operation[types.Job]:
 def watch(config: Config, text: str, after_seq: int, deadline: float | None = None) -> Operation[None]:
     """Emits every event after `after_seq`, each once, whatever connection or service is lost meanwhile.
 
+    Events that the platform does not keep any more are passed over.
+
     Args:
         deadline: `time.monotonic()` after which DeadlineExceeded is raised.
     """
@@ -91,6 +96,12 @@ def watch(config: Config, text: str, after_seq: int, deadline: float | None = No
         except DeadlineExceeded:
             # A stream that lived as long as it may: the service is well, the job merely takes longer.
             patience.reset()
+        except OutOfRange as error:
+            if error.reason != EVENTS_DROPPED:
+                raise
+            # Older ones are not kept; from here on there is no gap.
+            seq = max(seq, int(error.metadata["first_seq"]) - 1)
+            continue
         except (Unavailable, Cancelled):
             if patience.exhausted:
                 raise
@@ -109,12 +120,9 @@ def _watch_seconds(config: Config, name: str, deadline: float | None) -> float:
 def _is_over(config: Config, name: str, seq: int) -> Operation[bool]:
     """Whether nothing follows event `seq`: the stream ended, but the service may only have been stopped."""
     job = yield from _get(config, name)
-    return _over(job) and job.last_seq <= seq
-
-
-def _over(job: types.Job) -> bool:
-    """Whether no event can follow: a job that succeeded has one more when its result can be read."""
-    return job.state.final and (job.state is not types.JobState.SUCCEEDED or bool(job.result))
+    if job.state is types.JobState.SUCCEEDED and not job.result:
+        return False
+    return job.state.final and job.last_seq <= seq
 
 
 def wait(config: Config, text: str, timeout: float | None) -> Operation[types.Job]:
@@ -123,15 +131,6 @@ def wait(config: Config, text: str, timeout: float | None) -> Operation[types.Jo
     name = yield from resolve(config, text)
     job = yield from _get_patiently(config, name)
     # Of what was before only the last event matters: on a job that is over it ends the stream.
-    after_seq = max(job.last_seq - 1, 0)
-    while True:
-        try:
-            yield from for_each(watch(config, name, after_seq, deadline), lambda _: None)
-        except OutOfRange:
-            # Events were dropped while no stream was open; nobody here needs them.
-            job = yield from _get_patiently(config, name)
-            if _over(job):
-                return job
-            after_seq = job.last_seq
-        else:
-            return (yield from _get_patiently(config, name))
+    events = watch(config, name, max(job.last_seq - 1, 0), deadline)
+    yield from for_each(events, lambda _: None)
+    return (yield from _get_patiently(config, name))

@@ -12,6 +12,7 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.documents import Document, canonical
 from services.trainer.jobs import Seen
+from services.trainer.journal import seconds
 from services.trainer.param_paths import Axis, blamed, combinations
 from services.trainer.request_keys import RequestKey
 from services.trainer.settings import JobSettings
@@ -73,6 +74,8 @@ class Batches:
         batch_id = str(uuid.uuid4())
         for position, item in enumerate(new):
             item.values.update(batch=batch_id, batch_position=position)
+            # All are submitted at one time: their order has to be told.
+            item.values["queue_rank"] += seconds(position * 1e-6)
         made = await self._submissions.store(principal, "BatchSubmitJobs", key, new)
         return made, _name(made)
 

@@ -207,6 +207,8 @@ class Control:
             rows = (await unit.connection.execute(statement)).mappings().all()
             # Of those that wait, this is the end; of the others nothing changes.
             over = [await self._journal.apply(unit, Job.of(row), CancelRequested()) for row in rows]
+            # Before the jobs go that the events belong to.
+            await unit.flush()
             await _delete(unit, principal, "PurgeJobs", over)
         return len(over)
 

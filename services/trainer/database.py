@@ -44,8 +44,9 @@ _FLUSH = text(
 class Unit:
     """One writing transaction: its connection, and what it appends and whom it wakes when it commits."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, sender: str) -> None:
         self.connection = connection
+        self._sender = sender
         self.topics: set[str] = set()
         # Kinds of messages that were put into the outbox.
         self.sent: set[str] = set()
@@ -71,16 +72,17 @@ class Unit:
         if notes:
             self.send("events", job_id, {"first_seq": last_seq + 1, "last_seq": last_seq + len(notes)})
 
-    async def flush(self, sender: str) -> None:
-        """Writes what was collected."""
+    async def flush(self) -> None:
+        """Writes what was collected since the last time; at the latest when the transaction commits."""
         if self._events or self._messages or self.topics:
             values = {
                 "events": self._events,
                 "messages": self._messages,
-                "topics": [f"{sender} {topic}" for topic in sorted(self.topics)],
+                "topics": [f"{self._sender} {topic}" for topic in sorted(self.topics)],
                 "channel": _CHANNEL,
             }
             await self.connection.execute(_FLUSH, values)
+            self._events, self._messages = [], []
 
 
 class Database:
@@ -100,9 +102,9 @@ class Database:
             Unavailable: the database cannot be reached.
         """
         async with transaction(self._engine) as connection:
-            unit = Unit(connection)
+            unit = Unit(connection, self._sender)
             yield unit
-            await unit.flush(self._sender)
+            await unit.flush()
         # The relay of this process tells what was sent; those of others need not be woken for it.
         for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
             self.wakes.ring(topic)

@@ -147,7 +147,7 @@ class Submissions:
     async def rehearse(self, new: Sequence[NewJob]) -> list[Seen]:
         """The jobs as they would be; nothing is stored."""
         async with self._database.read() as connection:
-            unit = Unit(connection)
+            unit = Unit(connection, "")
             made = [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
             seen = await look(connection, made)
             await connection.rollback()

@@ -262,6 +262,52 @@ async def test_a_later_attempt_reads_the_checkpoint_of_an_earlier_one(people: Pe
         await read_checkpoint(people.job(job, 2), job, 1, 4)
 
 
+async def test_a_retry_reads_the_checkpoint_of_the_job_before_it_and_nothing_else(people: People) -> None:
+    first, other, retry = (str(uuid.uuid4()) for _ in range(3))
+    for job in (first, other):
+        await people.job(job, 1).stage(job, 1, "checkpoint", "3", b"state")
+        await people.job(job, 1).stage(job, 1, "artifact", "a.txt", b"data")
+    token = people.job(retry, 1, [job_name(first)])
+    assert await read_checkpoint(token, first, 1, 3) == b"state"
+    async with refused(PermissionDenied):
+        await read_checkpoint(token, other, 1, 3)
+    # To read is all: what it stages is its own.
+    async with refused(PermissionDenied):
+        await token.stage(first, 1, "checkpoint", "4", b"state")
+    for kind in ("user", "worker"):
+        async with refused(PermissionDenied):
+            await read_checkpoint(people.caller("trainer", "x", kind, inputs=[job_name(first)]), first, 1, 3)
+
+
+async def test_of_a_job_that_has_failed_one_checkpoint_stays_and_nothing_else(people: People) -> None:
+    trainer, job = people.service("trainer"), str(uuid.uuid4())
+    token = people.job(job, 2)
+    for ordinal in (1, 2, 3):
+        await token.stage(job, 2, "checkpoint", str(ordinal), b"%d" % ordinal)
+    await token.stage(job, 2, "artifact", "a.txt", b"data")
+    await token.stage_result(job, 2, DOCUMENT)
+    keep = staging_pb2.DiscardRequest(
+        job=job_name(job), keep_checkpoint_epoch=2, keep_checkpoint_ordinal=2, job_ended=True
+    )
+    for _ in range(2):
+        await trainer.staging.Discard(keep)
+        rows = await people.site.fetch(
+            "SELECT object_id FROM storage.staged_objects WHERE job = $1 "
+            "UNION ALL SELECT 'result' FROM storage.staged_results WHERE job = $1",
+            job,
+        )
+        assert [row["object_id"] for row in rows] == ["2"]
+    assert await read_checkpoint(token, job, 2, 2) == b"2"
+    async with refused(FailedPrecondition) as refusal:
+        await token.stage(job, 2, "checkpoint", "4", b"late")
+    assert refusal[0].reason == "JOB_OVER"
+    await people.site.without_leaks()
+    await trainer.staging.Discard(staging_pb2.DiscardRequest(job=job_name(job)))
+    async with refused(NotFound):
+        await read_checkpoint(token, job, 2, 2)
+    await people.site.without_leaks()
+
+
 async def test_discarding_keeps_a_checkpoint_and_what_is_newer(people: People) -> None:
     trainer, job = people.service("trainer"), str(uuid.uuid4())
     for epoch in (1, 2):

@@ -13,10 +13,10 @@ import pytest
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import audit_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
-from guidehall.contracts.results.v1 import results_pb2
+from guidehall.contracts.results.v1 import results_pb2, staging_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import Role
-from guidehall.core.errors import InvalidArgument, NotFound
+from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from guidehall.local.backing import BackingServers
 from tests.fixtures.storage import StorageSite, Stubs, eventually, storage_site, weights
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, refused, trainer_site
@@ -41,7 +41,15 @@ def pair(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> I
     storage.start()
     port = storage.target.rpartition(":")[2]
     storage.environ["GUIDEHALL_STORAGE__GRPC__PORT"] = port
-    trainer = trainer_site(backing, folder, STORAGE__TARGET=storage.target, LEASE__SECONDS=20)
+    trainer = trainer_site(
+        backing,
+        folder,
+        STORAGE__TARGET=storage.target,
+        LEASE__SECONDS=20,
+        # Nobody listens there: whom to tell of an end stays in the outbox.
+        NOTIFY__MAIL_HOST="127.0.0.1",
+        NOTIFY__MAIL_PORT=1,
+    )
     try:
         trainer.start()
         trainer.start()
@@ -227,6 +235,63 @@ async def test_a_newer_checkpoint_replaces_the_older_one(pair: Pair, cast: Cast)
     await owner.cancel(job.name)
     await worker.finish(lease, "CANCELLED")
     await eventually(lambda: nothing_staged(pair, job))
+
+
+async def test_a_retry_goes_on_from_the_kept_checkpoint_and_its_success_drops_it(
+    pair: Pair, cast: Cast
+) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    leases = []
+    for _ in range(2):
+        job = await owner.submit(max_attempts=1)
+        lease = await worker.must_lease()
+        leases.append(lease)
+        async with attempt(pair, lease) as token:
+            staged = await token.stage(
+                id_of(job.name), 1, "checkpoint", "1", b"state of %s" % job.name.encode()
+            )
+        checkpoint = workers_pb2.CheckpointRef(ordinal=1, step=5, object=staged)
+        request = workers_pb2.CommitCheckpointRequest(job=job.name, lease_epoch=1, checkpoint=checkpoint)
+        await worker.call("CommitCheckpoint", request)
+        assert await worker.finish(lease, "FAILED", "TIMEOUT") == "FAILED"
+    first, other = (lease.job for lease in leases)
+    retry = await owner.jobs.RetryJob(jobs_pb2.RetryJobRequest(name=first), timeout=10)
+    lease = await worker.must_lease()
+    assert (lease.job, lease.checkpoint.job) == (retry.name, first)
+    async with attempt(pair, lease) as token:
+        assert await checkpoint_of(token, first) == b"state of %s" % first.encode()
+        async with refused(PermissionDenied):
+            await checkpoint_of(token, other)
+    outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
+    assert await worker.finish(lease, outputs=outputs) == "SUCCEEDED"
+    await eventually(lambda: nothing_staged(pair, jobs_pb2.Job(name=first)))
+    assert len(await staged_rows(pair, jobs_pb2.Job(name=other))) == 1
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=other), timeout=10)
+    await eventually(lambda: nothing_staged(pair, jobs_pb2.Job(name=other)))
+    await pair.storage.without_leaks()
+
+
+async def checkpoint_of(token: Stubs, job: str) -> bytes:
+    request = staging_pb2.ReadCheckpointRequest(job=job, lease_epoch=1, ordinal=1)
+    return b"".join(
+        [message.chunk.data async for message in token.staging.ReadCheckpoint(request, timeout=5)]
+    )
+
+
+async def test_of_a_success_owners_are_told_once_its_result_can_be_read(pair: Pair, cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    target = jobs_pb2.Notification(email_address="ada@example.org")
+    job = await owner.submit(notifications=[target, target])
+    lease = await worker.must_lease()
+    outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
+    await worker.finish(lease, outputs=outputs)
+    result = (await story(owner, job.name))[-1].published.result
+    rows = await pair.trainer.fetch(
+        "SELECT payload -> 'event' ->> 'result' AS result FROM trainer.outbox"
+        " WHERE kind = 'notify' AND subject LIKE $1",
+        f"{id_of(job.name)}/%",
+    )
+    assert [row["result"] for row in rows] == [result, result]
 
 
 async def nothing_staged(pair: Pair, job: jobs_pb2.Job) -> bool:

@@ -265,6 +265,36 @@ async def test_a_stopped_worker_saves_its_state_for_the_next(
     assert second.stop() == 0
 
 
+async def test_a_retry_of_a_job_that_took_too_long_goes_on_from_its_checkpoint_to_the_same_numbers(
+    sites: Sites, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
+) -> None:
+    workers()
+    params = {"steps": 60, "step_seconds": 0.1, "checkpoint_every": 5, "model_name": "retried"}
+    alone = await lone_owner.submit(params=params | {"step_seconds": 0.0}, seed=15)
+    job = await lone_owner.submit(params=params, seed=15, timeout_seconds=3)
+    told = await events(lone_owner, job.name)
+    assert states(told)[-1] == "FAILED"
+    failed = await lone_owner.get(job.name)
+    assert failed.end_reason == jobs_pb2.END_REASON_TIMEOUT
+    assert failed.checkpoint.step >= 5
+    assert f"the checkpoint at step {failed.checkpoint.step} is kept" in failed.error.message
+    request = jobs_pb2.RetryJobRequest(name=job.name, timeout_seconds=60)
+    retry = await lone_owner.jobs.RetryJob(request, timeout=10)
+    told = await events(lone_owner, retry.name)
+    assert states(told)[-1] == "SUCCEEDED"
+    lines = [event.log_line.line for event in told if event.HasField("log_line")]
+    assert f"goes on at step {failed.checkpoint.step}" in lines
+    result = await result_of(stubs, await lone_owner.get(retry.name))
+    reference = await result_of(stubs, await lone_owner.get(alone.name))
+    assert numbers(result) == numbers(reference)
+
+    async def nothing_is_kept() -> bool:
+        return not await sites.storage.fetch("SELECT 1 FROM storage.staged_objects")
+
+    await eventually(nothing_is_kept)
+    await sites.storage.without_leaks()
+
+
 async def test_storage_may_be_away_for_a_while(
     backing: BackingServers, tmp_path: Path, own_trainer: Any, make_workers: Callable[..., WorkerMaker]
 ) -> None:

@@ -437,4 +437,4 @@ def test_watch_goes_on_from_the_oldest_event_that_is_kept(
 
     said = capsys.readouterr()
     assert [json.loads(line)["seq"] for line in said.out.splitlines()] == [4, 5]
-    assert said.err == "events before number 4 are no longer kept\n"
+    assert said.err == "events 1 to 3 are no longer kept\n"
