@@ -16,11 +16,11 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # no generic before
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from guidehall.core.durations import ALLOWED, whole_seconds
+        from guidehall.core.durations import ALLOWED, seconds_in
         from guidehall.core.errors import InvalidArgument
 
         try:
-            return whole_seconds(value, self.name)
+            return seconds_in(value, self.name)
         except InvalidArgument:
             self.fail(f"{value!r} is not {ALLOWED}.", param, ctx)
 

@@ -8,7 +8,7 @@ from guidehall.client._steps import Call, Operation, Rpc, collect
 from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core import names
-from guidehall.core.durations import whole_seconds
+from guidehall.core.durations import seconds_in
 
 _POOLS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListPools")
 _WORKERS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkers")
@@ -65,7 +65,7 @@ def create_worker_credential(
 ) -> Operation[types.NewWorkerCredential]:
     """Makes a credential."""
     request = workers_pb2.CreateWorkerCredentialRequest(
-        parent=_names.pool(pool), note=note, ttl_seconds=whole_seconds(ttl, "ttl")
+        parent=_names.pool(pool), note=note, ttl_seconds=seconds_in(ttl, "ttl")
     )
     message = yield Call(_CREATE_CREDENTIAL, request, config.timeouts.call_seconds)
     return types.NewWorkerCredential(_decode.worker_credential(message.credential), message.token)

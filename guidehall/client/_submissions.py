@@ -15,7 +15,7 @@ from guidehall.client._jobs import resolve
 from guidehall.client._refusal import refusal
 from guidehall.client._steps import Call, Operation, Rpc
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from guidehall.core.durations import whole_seconds
+from guidehall.core.durations import seconds_in
 from guidehall.core.errors import InvalidArgument
 
 _SUBMIT = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "SubmitJob")
@@ -78,7 +78,7 @@ def retry(
         seed=seed,
         pool=_pool(pool),
         display_name=name,
-        timeout_seconds=whole_seconds(timeout, "timeout"),
+        timeout_seconds=seconds_in(timeout, "timeout"),
         from_start=from_start,
         request_id=_request_id(request_id),
         validate_only=validate_only,
@@ -128,7 +128,7 @@ def _request(config: Config, submission: types.Submission) -> jobs_pb2.SubmitJob
         priority=priority_number(submission.priority),
         group=submission.group,
         labels=dict(submission.labels or {}),
-        timeout_seconds=whole_seconds(submission.timeout, "timeout"),
+        timeout_seconds=seconds_in(submission.timeout, "timeout"),
         max_attempts=submission.max_attempts,
         memory_hint_bytes=submission.memory_hint_bytes,
         notifications=map(notification, submission.notify),

@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: whole seconds, or numbers with units, such as "30m" or "1h30m"."""
+"""Durations as people write them: "30m", "2h", "1d12h", "7200"."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ import re
 
 from guidehall.core.errors import InvalidArgument
 
-ALLOWED = 'seconds, or numbers with the units s, m, h, d, such as "90", "30m" or "1h30m"'
+ALLOWED = 'a duration such as "30m", "2h" or "1d12h" (d, h, m, s, in this order), or seconds such as "7200"'
 
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([smhd])")
-_WHOLE = re.compile(rf"(?:{_PART.pattern}\s*)+")
-# What a signed 64-bit field and a JSON number both hold.
-_LONGEST_SECONDS = 2**53 - 1
+_UNIT_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+# Days of more digits than this are no duration that anybody means.
+_PATTERN = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in _UNIT_SECONDS))
+_LONGEST_SECONDS = 10**12
 
 
-def whole_seconds(value: int | float | str, field: str) -> int:
-    """The length of time that `value` means, in seconds, rounded to whole ones.
+def seconds_in(value: int | float | str, field: str = "timeout") -> int:
+    """The whole seconds that `value` means; spaces around text and between its parts do not count.
+
+    Args:
+        value: seconds, or text such as "1d12h", or digits alone for seconds.
+        field: to blame.
 
     Raises:
-        InvalidArgument: no such form, negative, or longer than 2^53 seconds; names `field`.
+        InvalidArgument: not a duration.
     """
-    seconds = _parse(value.strip().lower()) if isinstance(value, str) else value
-    # A comparison with NaN is false.
-    if isinstance(value, bool) or seconds is None or not 0 <= seconds <= _LONGEST_SECONDS:
+    seconds = _seconds_of(value) if isinstance(value, str) else value
+    # NaN is not within any bounds; True is a number in Python, but no duration.
+    if isinstance(value, bool) or seconds is None or not 0 <= seconds < _LONGEST_SECONDS:
         raise InvalidArgument.field(field, value, ALLOWED)
     return round(seconds)
 
 
-def _parse(text: str) -> float | None:
-    if re.fullmatch(r"[0-9]{1,16}", text):
-        return int(text)
-    if not _WHOLE.fullmatch(text):
+def _seconds_of(text: str) -> int | None:
+    compact = "".join(text.split()).lower()
+    if re.fullmatch(r"[0-9]{1,12}", compact):
+        return int(compact)
+    parts = _PATTERN.fullmatch(compact)
+    if not compact or parts is None:
         return None
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _PART.findall(text))
+    numbers = (int(part or 0) for part in parts.groups())
+    return sum(number * unit for number, unit in zip(numbers, _UNIT_SECONDS.values(), strict=True))

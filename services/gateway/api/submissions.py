@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
-from guidehall.core.durations import ALLOWED, whole_seconds
+from guidehall.core.durations import ALLOWED, seconds_in
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import JOB
 from services.gateway.api.common import INT64, BackendsDep, Body, Text, answer, resource, returns
@@ -22,15 +22,16 @@ _PRIORITY = jobs_pb2.JobPriority.DESCRIPTOR
 
 def _seconds(value: object) -> int:
     try:
-        return whole_seconds(value, "timeout")  # type: ignore[arg-type]
-    except (InvalidArgument, TypeError):
-        raise ValueError(ALLOWED) from None
+        if isinstance(value, (int, float, str)):
+            return seconds_in(value)
+    except InvalidArgument:
+        pass
+    raise ValueError(ALLOWED)
 
 
 Seconds = Annotated[
     int,
     BeforeValidator(_seconds),
-    Field(lt=INT64),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}], "default": 0}),
 ]
 Timeout = Annotated[Seconds, Field(description=f"Longest run: {ALLOWED}; 0 is the pool's default")]

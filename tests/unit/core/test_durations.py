@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from guidehall.core.durations import whole_seconds
+from guidehall.core.durations import seconds_in
 from guidehall.core.errors import InvalidArgument
 
 
@@ -23,12 +23,13 @@ from guidehall.core.errors import InvalidArgument
         ("30m", 1800),
         (" 30 M ", 1800),
         ("2h", 7200),
-        ("1.5h", 5400),
+        ("1.5h", None),
         ("1h30m", 5400),
         ("30d", 2_592_000),
         ("1d 2h", 93_600),
-        (2**53 - 1, 2**53 - 1),
-        (2**53, None),
+        ("30m1h", None),
+        (10**12 - 1, 10**12 - 1),
+        (10**12, None),
         (-1, None),
         (math.nan, None),
         (math.inf, None),
@@ -45,8 +46,8 @@ from guidehall.core.errors import InvalidArgument
 )
 def test_a_length_of_time_is_read_or_refused(value: int | float | str, seconds: int | None) -> None:
     if seconds is not None:
-        assert whole_seconds(value, "timeout") == seconds
+        assert seconds_in(value, "timeout") == seconds
         return
     with pytest.raises(InvalidArgument) as caught:
-        whole_seconds(value, "timeout")
+        seconds_in(value, "timeout")
     assert [violation.field for violation in caught.value.violations] == ["timeout"]
