@@ -47,12 +47,15 @@ def submit_many(
         raise refusal("submissions", "there is nothing to submit: give some, or a sweep")
     request = jobs_pb2.BatchSubmitJobsRequest(
         parent=_project(config),
-        requests=[_request(config, submission) for submission in submissions],
+        requests=[
+            _request(config, submission, f"submissions[{place}].")
+            for place, submission in enumerate(submissions)
+        ],
         request_id=_request_id(request_id),
         validate_only=validate_only,
     )
     if sweep is not None:
-        request.sweep.template.CopyFrom(_request(config, sweep.template))
+        request.sweep.template.CopyFrom(_request(config, sweep.template, "sweep.template."))
         request.sweep.axes.extend(_axis(path, values) for path, values in sweep.axes.items())
         request.sweep.zipped = sweep.zipped
     message = yield Call(_BATCH, request, config.timeouts.call_seconds)
@@ -88,7 +91,7 @@ def retry(
     return _decode.job(message)
 
 
-def priority_number(text: str) -> jobs_pb2.JobPriority.ValueType:
+def priority_number(text: str, field: str = "priority") -> jobs_pb2.JobPriority.ValueType:
     """A priority by its word.
 
     Raises:
@@ -96,11 +99,11 @@ def priority_number(text: str) -> jobs_pb2.JobPriority.ValueType:
     """
     word = text.upper()
     if word not in types.Priority.__members__:
-        raise InvalidArgument.field("priority", text, "one of LOW, NORMAL, HIGH")
+        raise InvalidArgument.field(field, text, "one of LOW, NORMAL, HIGH")
     return jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{word}")
 
 
-def notification(address: str) -> jobs_pb2.Notification:
+def notification(address: str, field: str = "notify") -> jobs_pb2.Notification:
     """Who is told: a web address or an e-mail address.
 
     Raises:
@@ -111,32 +114,33 @@ def notification(address: str) -> jobs_pb2.Notification:
     if "@" in address and "/" not in address:
         return jobs_pb2.Notification(email_address=address)
     raise InvalidArgument.field(
-        "notify", address, "a web address (https://…) or an e-mail address (name@example.org)"
+        field, address, "a web address (https://…) or an e-mail address (name@example.org)"
     )
 
 
-def _request(config: Config, submission: types.Submission) -> jobs_pb2.SubmitJobRequest:
+def _request(config: Config, submission: types.Submission, place: str = "") -> jobs_pb2.SubmitJobRequest:
+    """What is sent for a submission; `place` is where among the caller's arguments it is, for refusals."""
     inputs = (submission.inputs or {}).items()
     return jobs_pb2.SubmitJobRequest(
         pipeline=submission.pipeline,
-        params=to_struct(submission.params or {}, "params"),
+        params=to_struct(submission.params or {}, f"{place}params"),
         display_name=submission.name,
         seed=submission.seed,
         inputs={role: _names.dataset_version(config, text) for role, text in inputs},
         pool=_pool(submission.pool),
         device_class=submission.device_class,
-        priority=priority_number(submission.priority),
+        priority=priority_number(submission.priority, f"{place}priority"),
         group=submission.group,
         labels=dict(submission.labels or {}),
-        timeout_seconds=seconds_in(submission.timeout, "timeout"),
+        timeout_seconds=seconds_in(submission.timeout, f"{place}timeout"),
         max_attempts=submission.max_attempts,
         memory_hint_bytes=submission.memory_hint_bytes,
-        notifications=map(notification, submission.notify),
+        notifications=[notification(address, f"{place}notify") for address in submission.notify],
     )
 
 
 def _axis(path: str, values: Sequence[Any]) -> jobs_pb2.SweepAxis:
-    filled: struct_pb2.Struct = to_struct({path: list(values)}, "sweep")
+    filled: struct_pb2.Struct = to_struct({path: list(values)}, "sweep.axes")
     return jobs_pb2.SweepAxis(path=path, values=filled.fields[path].list_value)
 
 
