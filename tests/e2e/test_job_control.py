@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from guidehall.cli._app import run
 from guidehall.cli._exit import ExitCode
 from guidehall.client import Client, JobState, Progress, StateChange
 from tests.fixtures.platform import Platform
@@ -42,8 +40,8 @@ def test_a_job_is_paused_and_resumed_over_http_and_its_events_tell(platform: Pla
             for event in _events(stream.iter_lines()):
                 seqs.append(event["seq"])
                 change = event.get("state_change", {})
-                if states[-1:] != [change.get("state", states[-1:])]:
-                    states += [change["state"]] if change else []
+                if change and states[-1:] != [change["state"]]:
+                    states.append(change["state"])
                 if "progress" in event and not asked:
                     asked.append(http.post(f"{job}:pause").json()["desired_state"])
                     # Asking again does no harm.
@@ -94,17 +92,6 @@ def test_a_batch_over_http_is_counted_and_purged(platform: Platform) -> None:
         assert http.get("/jobs", params=body).json()["jobs"] == []
 
 
-def _guidehall(platform: Platform, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "guidehall.cli", *arguments],
-        env={**os.environ, "GUIDEHALL_DATA": str(platform.data)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 def _until(client: Client, job: str, kind: type, state: JobState | None = None) -> None:
     """Returns once the job has told something of a kind, or that it is in a state."""
     after_seq = client.job(job).last_seq
@@ -116,11 +103,21 @@ def _until(client: Client, job: str, kind: type, state: JobState | None = None) 
     raise AssertionError(f"{job} is over: {client.job(job)}")
 
 
-def test_a_sweep_is_controlled_from_the_command_line(platform: Platform) -> None:
+@pytest.mark.timeout(400)
+def test_a_sweep_is_controlled_from_the_command_line(
+    platform: Platform, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within this process: dozens of new ones would take minutes on a small machine."""
+    monkeypatch.setenv("GUIDEHALL_DATA", str(platform.data))
+
+    def guidehall(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return run(arguments), *capsys.readouterr()
+
     def ok(*arguments: str) -> str:
-        done = _guidehall(platform, *arguments)
-        assert done.returncode == ExitCode.DONE, (arguments, done.stderr)
-        return done.stdout
+        code, out, err = guidehall(*arguments)
+        assert code == ExitCode.DONE, (arguments, err)
+        return out
 
     options = [f"--{name}={value}" for name, value in LONG.items()]
     swept = ok("submit", "toy.line", *options, "--sweep", "slope=1,2,3", "--timeout", "30m", "--json")
@@ -140,8 +137,7 @@ def test_a_sweep_is_controlled_from_the_command_line(platform: Platform) -> None
         queue = ok("queue")
         assert first[:8] in queue
         assert "running" in queue
-        refused = _guidehall(platform, "delete", first)
-        assert refused.returncode == ExitCode.FAILED
+        assert guidehall("delete", first)[0] == ExitCode.FAILED
         ok("stop", first)
         assert client.wait(first, timeout=60).end_reason == "STOPPED_EARLY"
         attempts = ok("attempts", first)
@@ -159,17 +155,18 @@ def test_a_sweep_is_controlled_from_the_command_line(platform: Platform) -> None
         ok("cancel", third)
         assert client.wait(third, timeout=60).state is JobState.CANCELLED
 
-    assert _guidehall(platform, "resume", third).returncode == ExitCode.FAILED
+    assert guidehall("resume", third)[0] == ExitCode.FAILED
     ok("rename", second, "renamed")
     assert "renamed" in ok("job", second)
     assert first[:8] not in ok("dead")
     assert "deleted" in ok("delete", first[:8])
-    assert _guidehall(platform, "job", first).returncode == ExitCode.NOT_FOUND
-    assert _guidehall(platform, "attempts", first).returncode == ExitCode.NOT_FOUND
+    assert guidehall("job", first)[0] == ExitCode.NOT_FOUND
+    assert guidehall("attempts", first)[0] == ExitCode.NOT_FOUND
     counted = json.loads(ok("purge", "--filter", here, "--json"))
     assert (counted["forced"], counted["deleted"]) == (False, 2)
     assert ok("purge", "--filter", here, "--older-than", "1h", "--yes") == "0 jobs deleted\n"
     assert ok("purge", "--filter", here, "--yes") == "2 jobs deleted\n"
     assert ok("jobs", "--filter", here) == "no jobs\n"
-    wrong = _guidehall(platform, "submit", "toy.line", "--sweep", "steps=0")
-    assert (wrong.returncode, "--sweep steps" in wrong.stderr) == (ExitCode.USAGE, True)
+    code, _, said = guidehall("submit", "toy.line", "--sweep", "steps=0")
+    assert code == ExitCode.USAGE
+    assert "--sweep steps" in said
