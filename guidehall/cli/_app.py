@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING
 import click
 
 import guidehall
-from guidehall.cli import data, demo, jobs, local, platform, predict, reflectometry, submit
+from guidehall.cli import (
+    control,
+    data,
+    demo,
+    jobs,
+    local,
+    platform,
+    predict,
+    queue,
+    reflectometry,
+    submit,
+    upkeep,
+    workers,
+)
 from guidehall.cli._exit import ExitCode, exit_code
 from guidehall.cli._extras import needs_more
 
@@ -82,7 +95,9 @@ def cli(**_: object) -> None:
     """
 
 
-for _module in (submit, jobs, predict, data, reflectometry, platform, local, demo):
+for _module in (
+    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, local, demo,
+):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -1,13 +1,32 @@
-"""Refusals in the words of the command line: flags in the place of the fields of a request."""
+"""Flags that several commands have, and refusals that name flags in the place of a request's fields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from guidehall.core.errors import AppError
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]  # no generic before click 8.3
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from guidehall.core.durations import ALLOWED, seconds_in
+        from guidehall.core.errors import InvalidArgument
+
+        try:
+            return seconds_in(value, self.name)
+        except InvalidArgument:
+            self.fail(f"{value!r} is not {ALLOWED}.", param, ctx)
+
+
+# Seconds, or such as "30m": in seconds.
+DURATION = _Duration()
 
 
 def renamed(error: AppError, name: Callable[[str], str]) -> AppError:

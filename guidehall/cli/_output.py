@@ -17,6 +17,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from guidehall.client import Estimate
+
 Cell = str | int | float | None
 # Wide enough for every table that goes into a file or another program: no line is broken there.
 _UNLIMITED_WIDTH = 1000
@@ -120,6 +122,28 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
     return f"{int(seconds)} s"
+
+
+def moment(time: datetime, now: datetime | None = None) -> str:
+    """Local time of day, with the date where it is not today, such as "14:05" or "Dec 3 09:30"."""
+    local = time.astimezone()
+    today = (now or datetime.now(timezone.utc)).astimezone().date() == local.date()
+    return f"{local:%H:%M}" if today else f"{local:%b} {local.day} {local:%H:%M}"
+
+
+def roughly(value: Estimate | None) -> str:
+    """An estimate in a table, such as "~14:05"; empty where nothing is known."""
+    return "" if value is None or value.time is None else f"~{moment(value.time)}"
+
+
+def estimate(value: Estimate | None) -> str:
+    """An estimate with how sure it is, such as "about 14:05, most likely 13:50 to 14:40"."""
+    if value is None or value.time is None:
+        return ""
+    said = f"about {moment(value.time)}"
+    if value.earliest_time is None or value.latest_time is None:
+        return said
+    return f"{said}, most likely {moment(value.earliest_time)} to {moment(value.latest_time)}"
 
 
 def size(count: int) -> str:

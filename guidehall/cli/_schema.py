@@ -62,6 +62,12 @@ class Field:
         """The path as people write it."""
         return ".".join(self.path)
 
+    @property
+    def indexed(self) -> str:
+        """The path as requests have it, such as "stack.layers[1].thickness"."""
+        first, *rest = self.path
+        return first + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in rest)
+
 
 def fields(schema: Mapping[str, Any]) -> list[Field]:
     """Every field of `schema`, objects before what is in them; list items have `ITEM` in their path."""
@@ -74,6 +80,37 @@ def find(known: Sequence[Field], path: Sequence[str]) -> Field | None:
         if len(field.path) == len(path) and all(map(_fits, field.path, path)):
             return replace(field, path=tuple(path))
     return None
+
+
+def setting(known: Sequence[Field], text: str) -> tuple[Field, str]:
+    """The field that `PATH=VALUE` names, and the value's text.
+
+    Raises:
+        ValueError: not of this form, or there is no such field.
+    """
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is not PATH=VALUE")
+    parts = path.strip().replace("[", ".").replace("]", "").replace("-", "_").split(".")
+    field = find(known, parts)
+    if field is None:
+        raise ValueError(f"there is no parameter {path.strip()}")
+    return field, value.strip()
+
+
+def values(field: Field, text: str) -> list[Any]:
+    """The values of a field, separated by commas, or as a JSON list.
+
+    Raises:
+        ValueError: says which value is wrong and what is allowed.
+    """
+    if text.startswith("["):
+        listed = json.loads(text)
+    else:
+        listed = [parse(field, part.strip()) for part in text.split(",")]
+    if not listed:
+        raise ValueError("at least one value is needed")
+    return list(listed)
 
 
 def _fits(known: str, part: str) -> bool:

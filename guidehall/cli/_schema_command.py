@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,18 @@ _LARGEST_FILE = 8 << 20
 
 # Of what goes beside the parameters; "inputs.curves" becomes "--input curves".
 _FLAGS = {
+    "device_class": "--device-class",
     "display_name": "--name",
+    "group": "--group",
     "inputs": "--input",
     "labels": "--label",
+    "notifications": "--notify",
+    "notify": "--notify",
     "pool": "--pool",
     "priority": "--priority",
     "seed": "--seed",
-    "timeout_seconds": "--time-limit",
+    "sweep": "--sweep",
+    "timeout_seconds": "--timeout",
 }
 
 _METAVARS = {
@@ -207,11 +213,37 @@ class SchemaCommand(click.Command):
                 raise click.BadParameter(f"{error}.", ctx, option) from None
         return params
 
-    def in_flags(self, error: AppError) -> AppError:
-        """`error` with the names of flags in the place of the names of fields."""
-        return renamed(error, self._flag_of)
+    def sweep_from(self, ctx: click.Context, texts: Sequence[str]) -> dict[str, list[Any]]:
+        """The values of `--sweep` by the paths of their parameters.
 
-    def _flag_of(self, field: str) -> str:
+        Raises:
+            UsageError: no such parameter, or a value that it does not take.
+        """
+        axes = {}
+        for text in texts:
+            try:
+                field, listed = _schema.setting(ctx.meta.get(_FIELDS, []), text)
+                axes[field.indexed] = _schema.values(field, listed)
+            except ValueError as error:
+                raise click.BadParameter(
+                    f"{error}.", param_hint=f"--sweep {text.partition('=')[0]}"
+                ) from None
+        return axes
+
+    def in_flags(self, error: AppError, swept: Sequence[str] = ()) -> AppError:
+        """`error` with the names of flags in the place of the names of fields.
+
+        Args:
+            swept: paths of a sweep's parameters.
+        """
+        return renamed(error, lambda field: self._flag_of(field, swept))
+
+    def _flag_of(self, field: str, swept: Sequence[str]) -> str:
+        field = field.removeprefix("sweep.template.")
+        if axis := re.fullmatch(r"sweep\.axes\[(\d+)\](?:\.values\[(\d+)\])?(?:\.path)?(.*)", field):
+            number, place, rest = axis.groups()
+            nth = f", value {int(place) + 1}" if place else ""
+            return f"--sweep {swept[int(number)]}{rest}{nth}"
         if not field.startswith("params."):
             head, _, rest = field.partition(".")
             return f"{_FLAGS[head]} {rest}".rstrip() if head in _FLAGS else field

@@ -5,21 +5,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from guidehall.cli._exit import ExitCode
-from guidehall.cli._output import clean, console, emit_line, number, short
+from guidehall.cli._output import clean, console, emit_line, estimate, number, short
+from guidehall.cli._spark import Course, rows_of, sparkline
 
 if TYPE_CHECKING:
-    from guidehall.client import Client, JobEvent, Progress, StateChange
+    from rich.console import RenderableType
+
+    from guidehall.client import Client, Job, JobEvent, Progress, StateChange
 
 # How many lines are enough for each phase of the work whose length is known, and how often one is else.
 _PROGRESS_LINES = 10
 _PROGRESS_LINE_SECONDS = 10.0
+# No event tells how long the queue is, or when the job is likely to end.
+_OUTLOOK_SECONDS = 5.0
 
 
 class _View(Protocol):
@@ -32,28 +38,60 @@ def follow(client: Client, job: str, after_seq: int, as_json: bool) -> ExitCode:
 
     name = client.job(job).name
     try:
-        with _view(as_json) as view:
-            _show(client.watch(name, after_seq), view)
+        with _view(client, name, as_json) as view:
+            _show(client.watch(name, after_seq), after_seq, view)
     except KeyboardInterrupt:
         # The job has not noticed.
-        raise KeyboardInterrupt(f"the job goes on; end it with: guidehall cancel {short(name)}") from None
+        raise KeyboardInterrupt(
+            f"the job goes on; look again with: guidehall watch {short(name)}, "
+            f"end it with: guidehall cancel {short(name)}"
+        ) from None
     return ExitCode.DONE if client.job(name).state is JobState.SUCCEEDED else ExitCode.FAILED
 
 
-def _show(events: Iterable[JobEvent], view: _View) -> None:
+def _show(events: Iterable[JobEvent], after_seq: int, view: _View) -> None:
+    """Shows the events after `after_seq`; says so where some are no longer kept."""
+    expected = after_seq + 1
     for event in events:
+        if event.seq > expected:
+            click.echo(f"events {expected} to {event.seq - 1} are no longer kept", err=True)
+        expected = event.seq + 1
         view.show(event)
 
 
 @contextmanager
-def _view(as_json: bool) -> Iterator[_View]:
+def _view(client: Client, name: str, as_json: bool) -> Iterator[_View]:
     if as_json:
         yield _JsonLines()
     elif sys.stdout.isatty():
-        with _Live() as live:
+        with _Live() as live, _outlook(client, name, live):
             yield live
     else:
         yield _Lines()
+
+
+@contextmanager
+def _outlook(client: Client, name: str, live: _Live) -> Iterator[None]:
+    """Shows now and then how long it is likely to take."""
+    over = Event()
+
+    def ask() -> None:
+        from guidehall.client.errors import AppError
+
+        while not over.is_set():
+            # Where a service is away, the events will tell.
+            with suppress(AppError):
+                live.look_ahead(client.job(name))
+            over.wait(_OUTLOOK_SECONDS)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        # Its call must not outlive the client; a slow one is left to die with the process.
+        thread.join(2.0)
 
 
 class _JsonLines:
@@ -86,14 +124,13 @@ class _Lines:
 
 
 class _Live:
-    """Bar, losses and newest log line at the bottom; changes of state scroll away above them."""
+    """At the bottom bar, course of the losses, newest preview and log line, and when it is likely to end;
+    changes of state scroll away above them."""
 
     def __init__(self) -> None:
-        from rich.console import Group
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
-        from rich.text import Text
 
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -104,18 +141,51 @@ class _Live:
         )
         self._bar = Bar(*columns)
         self._task = self._bar.add_task("waiting", total=None, metrics="")
-        self._log = Text("", style="dim", no_wrap=True, overflow="ellipsis")
-        self._live = Live(Group(self._bar, self._log), console=console(), refresh_per_second=8)
+        self._courses: dict[str, Course] = {}
+        self._preview: list[str] = []
+        self._log = ""
+        self._ahead = ""
+        self._console = console()
+        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._picture)
 
     def __enter__(self) -> _Live:
         self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ahead = ""
         self._live.stop()
 
+    def _picture(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        encoding = self._console.encoding
+        width = max((len(name) for name in self._courses), default=0)
+        courses = [
+            f"{name:<{width}}  {sparkline(course.values, encoding)}"
+            for name, course in self._courses.items()
+            if len(course.values) > 1
+        ]
+        lines = [*courses, *self._preview]
+        faint = [line for line in (self._log, self._ahead) if line]
+        return Group(
+            self._bar,
+            *(Text(line, no_wrap=True, overflow="crop") for line in lines),
+            *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in faint),
+        )
+
+    def look_ahead(self, job: Job) -> None:
+        """Shows when a job is likely to start and to end."""
+        words = [f"{job.queue_position} in front"] if job.queue_position >= 0 else []
+        if start := estimate(job.start_estimate):
+            words.append(f"starts {start}")
+        if end := estimate(job.end_estimate):
+            words.append(f"ends {end}")
+        self._ahead = "; ".join(words)
+
     def show(self, event: JobEvent) -> None:
-        from guidehall.client import LogLine, Progress
+        from guidehall.client import LogLine, Preview, Progress
 
         if isinstance(event.payload, Progress):
             work = event.payload
@@ -126,15 +196,27 @@ class _Live:
                 total=work.total or None,
                 metrics=metrics(work),
             )
+            for name, value in work.metrics.items():
+                self._courses.setdefault(clean(name), Course()).add(value)
         elif isinstance(event.payload, LogLine):
-            self._log.plain = clean(event.payload.line)
+            self._log = clean(event.payload.line)
+        elif isinstance(event.payload, Preview):
+            rows = rows_of(event.payload.document, self._console.encoding)
+            self._preview = [f"{clean(event.payload.kind)}, as of {clock(event.time)}", *rows]
         elif text := describe(event):
-            self._live.console.print(f"{clock(event.time)} {text}")
+            self._console.print(f"{clock(event.time)} {text}")
 
 
 def describe(event: JobEvent) -> str:
     """An event in one line; empty when it says nothing to people."""
-    from guidehall.client import CheckpointCommitted, LogLine, Progress, ResultPublished, StateChange
+    from guidehall.client import (
+        CheckpointCommitted,
+        LogLine,
+        Preview,
+        Progress,
+        ResultPublished,
+        StateChange,
+    )
 
     payload = event.payload
     if isinstance(payload, StateChange):
@@ -144,6 +226,8 @@ def describe(event: JobEvent) -> str:
         return f"{clean(payload.phase)} {payload.step}{of_total} {metrics(payload)}".strip()
     if isinstance(payload, LogLine):
         return f"| {clean(payload.line)}"
+    if isinstance(payload, Preview):
+        return f"preview {clean(payload.kind)}: {', '.join(map(clean, payload.document))}"
     if isinstance(payload, CheckpointCommitted):
         return f"checkpoint {payload.ordinal} at step {payload.step}"
     if isinstance(payload, ResultPublished):

@@ -1,4 +1,4 @@
-"""`guidehall jobs`, `job`, `watch`, `cancel`, `result`."""
+"""`guidehall jobs`, `job`, `watch`, `result`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guidehall.cli._context import connect, json_option
-from guidehall.cli._output import age, clean, duration, emit, pairs, short, size, table
+from guidehall.cli._output import (
+    age,
+    clean,
+    duration,
+    emit,
+    estimate,
+    pairs,
+    roughly,
+    short,
+    size,
+    table,
+)
 from guidehall.cli._result import show
 
 if TYPE_CHECKING:
@@ -19,15 +30,18 @@ _JOB_ID = re.compile(r"[0-9a-f-]{4,36}")
 _STATES = ("QUEUED", "LEASED", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED")
 
 
-def _checked(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    if text is None or "/" in text or _JOB_ID.fullmatch(text.strip().lower()):
-        return text
-    raise click.BadParameter(
-        f"{text!r} is neither a job's name, nor its id, nor the first 4 or more hexadecimal digits of its id."
-    )
+def checked_job(_: click.Context, __: click.Parameter, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Refuses what can be the name of no job, before a service is asked."""
+    for text in (given,) if isinstance(given, str) else given:
+        if "/" not in text and not _JOB_ID.fullmatch(text.strip().lower()):
+            raise click.BadParameter(
+                f"{text!r} is neither a job's name, nor its id, nor the first 4 or more hexadecimal digits "
+                "of its id."
+            )
+    return given
 
 
-_job_argument = click.argument("job", callback=_checked)
+job_argument = click.argument("job", callback=checked_job)
 
 
 @click.command(
@@ -39,12 +53,12 @@ Examples
 )
 @click.option("--state", type=click.Choice(_STATES, case_sensitive=False), help="Only jobs in this state.")
 @click.option(
-    "--filter", "filter_", default="", help="Terms joined by AND over state, pipeline, owner, pool, …"
+    "--filter", "filter_", default="", help="Terms joined by AND over state, pipeline, owner, pool, batch, …"
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many at most.")
 @json_option
 def jobs(state: str | None, filter_: str, limit: int, as_json: bool) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. Times with ~ are estimates."""
     terms = [f'state = "{state.upper()}"'] if state else []
     with connect() as client:
         found = list(client.jobs(" AND ".join([*terms, filter_] if filter_ else terms), limit=limit))
@@ -57,16 +71,20 @@ def jobs(state: str | None, filter_: str, limit: int, as_json: bool) -> None:
             job.display_name,
             job.pipeline,
             job.status,
-            _progress(job),
+            progress(job),
+            roughly(job.start_estimate),
+            roughly(job.end_estimate),
             age(job.create_time),
             job.owner,
         )
         for job in found
     ]
-    table(("JOB", "NAME", "PIPELINE", "STATE", "PROGRESS", "AGE", "OWNER"), rows, empty="no jobs")
+    headings = ("JOB", "NAME", "PIPELINE", "STATE", "PROGRESS", "STARTS", "ENDS", "AGE", "OWNER")
+    table(headings, rows, empty="no jobs")
 
 
-def _progress(job: Job) -> str:
+def progress(job: Job) -> str:
+    """How far a job has come: its place in the queue, or its step; empty when it is over."""
     if job.queue_position >= 0:
         return f"{job.queue_position} in front"
     if job.progress is None or job.state.final:
@@ -76,7 +94,7 @@ def _progress(job: Job) -> str:
 
 
 @click.command(epilog="\b\nExample\n  guidehall job 3f2a91c0")
-@_job_argument
+@job_argument
 @json_option
 def job(job: str, as_json: bool) -> None:
     """Show one JOB: its name, its id, or the first four or more hexadecimal digits of its id."""
@@ -98,18 +116,26 @@ def _show_job(job: Job) -> None:
             "pipeline": f"{job.pipeline} {job.pipeline_version}",
             "state": job.status,
             "ended": job.end_reason.lower().replace("_", " "),
-            "progress": _progress(job),
+            "progress": progress(job),
+            "starts": estimate(job.start_estimate),
+            "ends": estimate(job.end_estimate),
             "log": job.last_log_line,
-            "pool": job.pool,
+            "pool": f"{job.pool} (asked for {job.device_class})" if job.device_class else job.pool,
             "priority": job.priority.lower(),
             "worker": short(job.worker),
             "owner": job.owner,
+            "group": job.group,
             "seed": job.seed,
             "attempts": f"{job.attempt_count} of {job.max_attempts}",
+            "timeout": duration(job.timeout_seconds) if job.timeout_seconds else "",
+            "checkpoint": f"step {job.checkpoint.step}" if job.checkpoint else "",
+            "repeats": job.retried_from,
+            "batch": job.batch,
             "created": job.create_time.astimezone().isoformat(" ", "seconds") if job.create_time else "",
             "ran": ran,
             "inputs": ", ".join(f"{role}: {name}" for role, name in job.inputs.items()),
             "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),
+            "tells": ", ".join(job.notifications),
             "result": job.result,
         }
     )
@@ -124,7 +150,7 @@ def _show_job(job: Job) -> None:
 @click.command(
     epilog="\b\nExample\n  guidehall watch 3f2a91c0\n\nExits with 0 when the job succeeded, else with 1."
 )
-@_job_argument
+@job_argument
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Only events after this number.")
 @json_option
 @click.pass_context
@@ -136,21 +162,8 @@ def watch(ctx: click.Context, job: str, after: int, as_json: bool) -> None:
         ctx.exit(follow(client, job, after, as_json))
 
 
-@click.command(epilog="\b\nExample\n  guidehall cancel 3f2a91c0")
-@_job_argument
-@json_option
-def cancel(job: str, as_json: bool) -> None:
-    """Ask for the end of JOB. To ask again does no harm."""
-    with connect() as client:
-        found = client.cancel(job)
-    if as_json:
-        emit(found)
-    else:
-        click.echo(f"job {short(found.name)} is {found.status}")
-
-
 @click.command(epilog="\b\nExample\n  guidehall result 3f2a91c0 --artifacts out/")
-@_job_argument
+@job_argument
 @click.option(
     "--artifacts",
     type=click.Path(file_okay=False, path_type=Path),
@@ -214,4 +227,4 @@ def _save(client: Client, result: Result, folder: Path) -> None:
         client.download_artifact(result.name, artifact.filename, folder)
 
 
-COMMANDS = (jobs, job, watch, cancel, result)
+COMMANDS = (jobs, job, watch, result)

@@ -1,4 +1,4 @@
-"""`guidehall queue`, `workers`, `pipelines`, `whoami`, `version`."""
+"""`guidehall pipelines`, `whoami`, `version`."""
 
 from __future__ import annotations
 
@@ -6,57 +6,7 @@ import click
 
 import guidehall
 from guidehall.cli._context import connect, json_option
-from guidehall.cli._output import age, duration, emit, pairs, short, size, table
-
-
-@click.command(epilog="\b\nExample\n  guidehall queue")
-@json_option
-def queue(as_json: bool) -> None:
-    """Show how full each pool's queue is, and who works on it."""
-    with connect() as client:
-        pools = client.pools()
-    if as_json:
-        emit(pools)
-        return
-    rows = [
-        (
-            pool.id,
-            pool.queued_jobs,
-            duration(pool.oldest_wait_seconds) if pool.queued_jobs else "",
-            pool.running_jobs,
-            pool.paused_jobs,
-            pool.live_workers,
-            pool.idle_workers,
-        )
-        for pool in pools
-    ]
-    table(("POOL", "QUEUED", "OLDEST", "RUNNING", "PAUSED", "WORKERS", "IDLE"), rows, empty="no pools")
-
-
-@click.command(epilog="\b\nExample\n  guidehall workers --pool cpu")
-@click.option("--pool", default="", help="Only the workers of this pool.")
-@json_option
-def workers(pool: str, as_json: bool) -> None:
-    """List workers: their machines, and what they do."""
-    with connect() as client:
-        found = client.workers(pool)
-    if as_json:
-        emit(found)
-        return
-    rows = [
-        (
-            short(worker.name),
-            worker.pool.rpartition("/")[2],
-            worker.hostname,
-            worker.state.lower(),
-            worker.device_name or worker.device_class,
-            size(worker.device_memory_bytes or worker.memory_bytes),
-            short(worker.job) if worker.job else "",
-            age(worker.last_seen_time),
-        )
-        for worker in found
-    ]
-    table(("WORKER", "POOL", "HOST", "STATE", "DEVICE", "MEMORY", "JOB", "SEEN"), rows, empty="no workers")
+from guidehall.cli._output import emit, pairs, table
 
 
 @click.command(
@@ -121,4 +71,4 @@ def version(as_json: bool) -> None:
         click.echo(f"guidehall {guidehall.__version__}")
 
 
-COMMANDS = (queue, workers, pipelines, whoami, version)
+COMMANDS = (pipelines, whoami, version)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from guidehall.cli._context import connect, json_option
-from guidehall.cli._output import clean, emit, emit_line, pairs, short
+from guidehall.cli._flags import DURATION
+from guidehall.cli._output import clean, emit, emit_line, pairs, short, table
 from guidehall.cli._schema_command import SchemaCommand
 from guidehall.cli.data import key_values
+
+if TYPE_CHECKING:
+    from guidehall.client import Batch
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _from_option = click.option(
@@ -39,7 +45,30 @@ _from_option = click.option(
 @click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A word to find it by; may repeat."
 )
-@click.option("--time-limit", type=click.IntRange(min=0), default=0, metavar="SECONDS", help="Longest run.")
+@click.option(
+    "--device-class", default="", help="In the place of a pool: such as H200, or the next lower one."
+)
+@click.option("--group", default="", help="The one of your groups whose share it counts against.")
+@click.option(
+    "--timeout",
+    type=DURATION,
+    default=0,
+    help="Longest run, in seconds or such as 30m. [default: the pool's]",
+)
+@click.option(
+    "--notify",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Tell this web address or e-mail address when it has ended; may repeat.",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="PATH=V1,V2,…",
+    help="One job for each of these values; several sweeps make every combination.",
+)
+@click.option("--zip", "zipped", is_flag=True, help="Sweeps go together: first values, second values, …")
 @json_option
 @click.pass_context
 def _submit(
@@ -50,29 +79,36 @@ def _submit(
     watch: bool,
     inputs: tuple[str, ...],
     labels: tuple[str, ...],
-    time_limit: int,
+    sweeps: tuple[str, ...],
+    zipped: bool,
     as_json: bool,
     **fields: Any,
 ) -> None:
     from guidehall.cli._watch import follow
+    from guidehall.client import Submission, Sweep
     from guidehall.client.errors import AppError
 
     command = ctx.command
     assert isinstance(command, SchemaCommand)  # noqa: S101 (for the type checker)
-    params = command.params_from(ctx, file)
+    if zipped and not sweeps:
+        raise click.UsageError("--zip goes with --sweep")
+    if watch and sweeps:
+        raise click.UsageError("--watch follows one job; see those of a sweep with `guidehall jobs`")
+    fields |= {
+        "params": command.params_from(ctx, file),
+        "inputs": key_values(inputs, "--input"),
+        "labels": key_values(labels, "--label"),
+    }
+    axes = command.sweep_from(ctx, sweeps)
     with connect() as client:
         try:
-            job = client.submit(
-                command.pipeline,
-                params,
-                inputs=key_values(inputs, "--input"),
-                labels=key_values(labels, "--label"),
-                timeout_seconds=time_limit,
-                validate_only=dry_run,
-                **fields,
-            )
+            if axes:
+                sweep = Sweep(Submission(command.pipeline, **fields), axes, zipped)
+                _show_batch(client.submit_many(sweep=sweep, validate_only=dry_run), axes, as_json)
+                return
+            job = client.submit(command.pipeline, validate_only=dry_run, **fields)
         except AppError as error:
-            raise command.in_flags(error) from error
+            raise command.in_flags(error, list(axes)) from error
         if as_json:
             (emit_line if watch and not dry_run else emit)(job)
         elif dry_run:
@@ -83,6 +119,24 @@ def _submit(
                 click.echo(f"follow it with: guidehall watch {short(job.name)}")
         if watch and not dry_run:
             ctx.exit(follow(client, job.name, 0, as_json))
+
+
+def _show_batch(batch: Batch, axes: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        emit(batch)
+    elif not batch.name:
+        click.echo(f"{len(batch.jobs)} jobs would be accepted; nothing was submitted")
+    else:
+        rows = [(short(job.name), *(_value(job.params, path) for path in axes)) for job in batch.jobs]
+        table(("JOB", *axes), rows)
+        click.echo(f"see them with: guidehall jobs --filter 'batch = \"{clean(batch.name)}\"'")
+
+
+def _value(params: Any, path: str) -> str:
+    """What a job has at a parameter's path."""
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        params = params[int(part)] if isinstance(params, list) else params[part]
+    return json.dumps(params)
 
 
 class _Submit(click.Group):
@@ -128,6 +182,7 @@ Examples
   guidehall submit reflectometry.nr_sld --help
   guidehall submit reflectometry.nr_sld --from examples/film.yml --training.epochs 5 --watch
   guidehall submit reflectometry.nr_sld --from examples/film.yml --dry-run
+  guidehall submit reflectometry.nr_sld --from examples/film.yml --sweep training.epochs=5,10,20 --timeout 30m
 """,
 )
 def submit() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from guidehall.client import _jobs, _platform, _prediction, _stored, types
+from guidehall.client import _control, _jobs, _platform, _prediction, _stored, _submissions, types
 from guidehall.client._async_driver import AsyncDriver
 from guidehall.client._client import as_timeouts
 from guidehall.client._config import Config, Credentials, Timeouts, Tls
@@ -74,30 +74,49 @@ class AsyncClient:
         seed: int = 0,
         inputs: Mapping[str, str] | None = None,
         pool: str = "",
+        device_class: str = "",
         priority: str = "NORMAL",
+        group: str = "",
         labels: Mapping[str, str] | None = None,
-        timeout_seconds: int = 0,
+        timeout: int | float | str = 0,
         max_attempts: int = 0,
+        memory_hint_bytes: int = 0,
+        notify: Sequence[str] = (),
         validate_only: bool = False,
         request_id: str | None = None,
     ) -> types.Job:
         """As `Client.submit`."""
+        submission = types.Submission(
+            pipeline,
+            params,
+            name=name,
+            seed=seed,
+            inputs=inputs,
+            pool=pool,
+            device_class=device_class,
+            priority=priority,
+            group=group,
+            labels=labels,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            memory_hint_bytes=memory_hint_bytes,
+            notify=notify,
+        )
         return await self._driver.run(
-            _jobs.submit(
-                self._config,
-                pipeline,
-                params,
-                name=name,
-                seed=seed,
-                inputs=inputs,
-                pool=pool,
-                priority=priority,
-                labels=labels,
-                timeout_seconds=timeout_seconds,
-                max_attempts=max_attempts,
-                validate_only=validate_only,
-                request_id=request_id,
-            )
+            _submissions.submit(self._config, submission, validate_only, request_id)
+        )
+
+    async def submit_many(
+        self,
+        submissions: Sequence[types.Submission] = (),
+        sweep: types.Sweep | None = None,
+        *,
+        validate_only: bool = False,
+        request_id: str | None = None,
+    ) -> types.Batch:
+        """As `Client.submit_many`."""
+        return await self._driver.run(
+            _submissions.submit_many(self._config, submissions, sweep, validate_only, request_id)
         )
 
     async def job(self, job: str) -> types.Job:
@@ -120,7 +139,83 @@ class AsyncClient:
 
     async def cancel(self, job: str) -> types.Job:
         """As `Client.cancel`."""
-        return await self._driver.run(_jobs.cancel(self._config, job))
+        return await self._driver.run(_control.ask(self._config, "CancelJob", job))
+
+    async def stop(self, job: str) -> types.Job:
+        """As `Client.stop`."""
+        return await self._driver.run(_control.ask(self._config, "StopJob", job))
+
+    async def pause(self, job: str) -> types.Job:
+        """As `Client.pause`."""
+        return await self._driver.run(_control.ask(self._config, "PauseJob", job))
+
+    async def resume(self, job: str) -> types.Job:
+        """As `Client.resume`."""
+        return await self._driver.run(_control.ask(self._config, "ResumeJob", job))
+
+    async def retry(
+        self,
+        job: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        pool: str = "",
+        name: str = "",
+        timeout: int | float | str = 0,
+        from_start: bool = False,
+        validate_only: bool = False,
+        request_id: str | None = None,
+    ) -> types.Job:
+        """As `Client.retry`."""
+        return await self._driver.run(
+            _submissions.retry(
+                self._config,
+                job,
+                changes,
+                seed=seed,
+                pool=pool,
+                name=name,
+                timeout=timeout,
+                from_start=from_start,
+                validate_only=validate_only,
+                request_id=request_id,
+            )
+        )
+
+    async def update(
+        self,
+        job: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: str | None = None,
+        notify: Sequence[str] | None = None,
+        etag: str = "",
+    ) -> types.Job:
+        """As `Client.update`."""
+        return await self._driver.run(
+            _control.update(
+                self._config, job, name=name, labels=labels, priority=priority, notify=notify, etag=etag
+            )
+        )
+
+    async def delete(self, job: str, etag: str = "") -> None:
+        """As `Client.delete`."""
+        await self._driver.run(_control.delete(self._config, job, etag))
+
+    async def purge(
+        self, filter: str = "", *, include_queued: bool = False, force: bool = False
+    ) -> types.Purge:
+        """As `Client.purge`."""
+        return await self._driver.run(_control.purge(self._config, filter, include_queued, force))
+
+    async def claim(self, job: str) -> types.Job:
+        """As `Client.claim`."""
+        return await self._driver.run(_control.ask(self._config, "ClaimJob", job))
+
+    def attempts(self, job: str, limit: int | None = None) -> AsyncIterator[types.Attempt]:
+        """As `Client.attempts`."""
+        return self._driver.iterate(_control.attempts(self._config, job, limit))
 
     async def result(self, job: str) -> types.Result:
         """As `Client.result`."""
@@ -215,6 +310,32 @@ class AsyncClient:
     async def workers(self, pool: str = "") -> list[types.Worker]:
         """As `Client.workers`."""
         return await self._driver.run(_platform.workers(self._config, pool))
+
+    async def pool(self, name: str) -> types.Pool:
+        """As `Client.pool`."""
+        return await self._driver.run(_platform.pool(self._config, name))
+
+    async def drain(self, worker: str, *, release_job: bool = False) -> types.Worker:
+        """As `Client.drain`."""
+        return await self._driver.run(_platform.drain(self._config, worker, release_job))
+
+    async def reinstate(self, worker: str) -> types.Worker:
+        """As `Client.reinstate`."""
+        return await self._driver.run(_platform.reinstate(self._config, worker))
+
+    async def create_worker_credential(
+        self, pool: str, *, note: str = "", ttl: int | float | str = 0
+    ) -> types.NewWorkerCredential:
+        """As `Client.create_worker_credential`."""
+        return await self._driver.run(_platform.create_worker_credential(self._config, pool, note, ttl))
+
+    async def worker_credentials(self, pool: str = "") -> list[types.WorkerCredential]:
+        """As `Client.worker_credentials`."""
+        return await self._driver.run(_platform.worker_credentials(self._config, pool))
+
+    async def revoke_worker_credential(self, credential: str) -> types.WorkerCredential:
+        """As `Client.revoke_worker_credential`."""
+        return await self._driver.run(_platform.revoke_worker_credential(self._config, credential))
 
     async def whoami(self) -> types.Identity:
         """As `Client.whoami`."""

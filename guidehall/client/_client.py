@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from guidehall.client import _jobs, _platform, _prediction, _stored, types
+from guidehall.client import _control, _jobs, _platform, _prediction, _stored, _submissions, types
 from guidehall.client._config import Config, Credentials, Timeouts, Tls
 from guidehall.client._endpoints import Endpoints
 from guidehall.client._sync_driver import SyncDriver
@@ -95,10 +95,14 @@ class Client:
         seed: int = 0,
         inputs: Mapping[str, str] | None = None,
         pool: str = "",
+        device_class: str = "",
         priority: str = "NORMAL",
+        group: str = "",
         labels: Mapping[str, str] | None = None,
-        timeout_seconds: int = 0,
+        timeout: int | float | str = 0,
         max_attempts: int = 0,
+        memory_hint_bytes: int = 0,
+        notify: Sequence[str] = (),
         validate_only: bool = False,
         request_id: str | None = None,
     ) -> types.Job:
@@ -111,10 +115,15 @@ class Client:
             seed: every random draw comes from it; 0 lets the server choose.
             inputs: datasets that the job reads, by the role that the pipeline gives them.
             pool: queue to wait in; empty is the server's default.
+            device_class: such as "H200", in the place of a pool: the pool of that class, or of the next lower
+                one that has workers or can launch them.
             priority: LOW, NORMAL or HIGH.
+            group: the one of the caller's groups whose share and quota it counts against; empty for none.
             labels: free words to find it by.
-            timeout_seconds: longest run; 0 is the server's default.
+            timeout: longest run, in seconds or such as "30m"; 0 is the default of the pool.
             max_attempts: tries after failures that may pass; 0 is the server's default.
+            memory_hint_bytes: what it is expected to need on its device; 0 is unknown.
+            notify: who is told when it has ended: web addresses (a signed POST) and e-mail addresses.
             validate_only: check everything and store nothing.
             request_id: UUID; the same request with the same id makes one job. Made here when not given.
 
@@ -124,22 +133,51 @@ class Client:
         Raises:
             InvalidArgument: `violations` name the fields, such as "params.stack.layers[1].thickness".
         """
+        submission = types.Submission(
+            pipeline,
+            params,
+            name=name,
+            seed=seed,
+            inputs=inputs,
+            pool=pool,
+            device_class=device_class,
+            priority=priority,
+            group=group,
+            labels=labels,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            memory_hint_bytes=memory_hint_bytes,
+            notify=notify,
+        )
+        return self._driver.run(_submissions.submit(self._config, submission, validate_only, request_id))
+
+    def submit_many(
+        self,
+        submissions: Sequence[types.Submission] = (),
+        sweep: types.Sweep | None = None,
+        *,
+        validate_only: bool = False,
+        request_id: str | None = None,
+    ) -> types.Batch:
+        """Puts several jobs into the queue, all or none.
+
+            template = Submission("reflectometry.nr_sld", {"stack": ...})
+            guidehall.submit_many(sweep=Sweep(template, {"training.epochs": [5, 10, 20]}))
+
+        Args:
+            submissions: one job each.
+            sweep: further jobs, which differ in some parameters.
+            validate_only: check everything and store nothing.
+            request_id: UUID; the same request with the same id makes the jobs once. Made here when not given.
+
+        Returns:
+            The jobs, in the order of the submissions, then of the sweep.
+
+        Raises:
+            InvalidArgument: `violations` name the fields of the submission at fault.
+        """
         return self._driver.run(
-            _jobs.submit(
-                self._config,
-                pipeline,
-                params,
-                name=name,
-                seed=seed,
-                inputs=inputs,
-                pool=pool,
-                priority=priority,
-                labels=labels,
-                timeout_seconds=timeout_seconds,
-                max_attempts=max_attempts,
-                validate_only=validate_only,
-                request_id=request_id,
-            )
+            _submissions.submit_many(self._config, submissions, sweep, validate_only, request_id)
         )
 
     def job(self, job: str) -> types.Job:
@@ -153,7 +191,7 @@ class Client:
 
         Args:
             filter: terms such as `state = "RUNNING" AND pipeline = "reflectometry.nr_sld"`, over state,
-                pipeline, owner, pool, display_name and labels.KEY.
+                end_reason, pipeline, owner, group, pool, batch, retried_from, display_name and labels.KEY.
             order_by: "create_time", "update_time", either with " desc".
             limit: how many at most; None is all.
         """
@@ -162,7 +200,8 @@ class Client:
     def watch(self, job: str, after_seq: int = 0) -> Iterator[types.JobEvent]:
         """Every event of a job after `after_seq`, then each new one as it happens, until the job is over.
 
-        A lost connection is taken up again where it broke: no event is missed and none comes twice.
+        A lost connection is taken up again where it broke: no event is missed and none comes twice. Only
+        events so old that they are no longer kept are passed over: then `seq` makes a step.
         """
         return self._driver.iterate(_jobs.watch(self._config, job, after_seq))
 
@@ -176,7 +215,113 @@ class Client:
 
     def cancel(self, job: str) -> types.Job:
         """Asks for the end of a job; to ask again does no harm. `wait` tells when it is over."""
-        return self._driver.run(_jobs.cancel(self._config, job))
+        return self._driver.run(_control.ask(self._config, "CancelJob", job))
+
+    def stop(self, job: str) -> types.Job:
+        """Asks for an early end that keeps the best model so far. To ask again does no harm."""
+        return self._driver.run(_control.ask(self._config, "StopJob", job))
+
+    def pause(self, job: str) -> types.Job:
+        """Asks a job to save its state and to give up its device. To ask again does no harm."""
+        return self._driver.run(_control.ask(self._config, "PauseJob", job))
+
+    def resume(self, job: str) -> types.Job:
+        """Lets a paused job go on from where it was. To ask again does no harm."""
+        return self._driver.run(_control.ask(self._config, "ResumeJob", job))
+
+    def retry(
+        self,
+        job: str,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        pool: str = "",
+        name: str = "",
+        timeout: int | float | str = 0,
+        from_start: bool = False,
+        validate_only: bool = False,
+        request_id: str | None = None,
+    ) -> types.Job:
+        """Submits a job that has ended once more: same parameters, seed and dataset versions unless changed.
+
+        Args:
+            changes: parameters to change, by their paths, such as {"training.steps": 500}.
+            seed: another one; 0 keeps it, and with it the data.
+            pool: another one; empty keeps it, and likewise `name`.
+            timeout: another one, in seconds or such as "30m"; 0 keeps it.
+            from_start: begin anew even where a checkpoint is kept. With changes it always begins anew.
+            validate_only: check everything and store nothing.
+            request_id: UUID; the same request with the same id makes one job. Made here when not given.
+
+        Returns:
+            The new job.
+        """
+        return self._driver.run(
+            _submissions.retry(
+                self._config,
+                job,
+                changes,
+                seed=seed,
+                pool=pool,
+                name=name,
+                timeout=timeout,
+                from_start=from_start,
+                validate_only=validate_only,
+                request_id=request_id,
+            )
+        )
+
+    def update(
+        self,
+        job: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: str | None = None,
+        notify: Sequence[str] | None = None,
+        etag: str = "",
+    ) -> types.Job:
+        """Changes a job; what is None stays.
+
+        Args:
+            name: a person's name for it.
+            labels: instead of those that it has.
+            priority: LOW, NORMAL or HIGH, while it is queued.
+            notify: web addresses and e-mail addresses, instead of those that it has.
+            etag: unless empty, of the job as it must still be.
+        """
+        return self._driver.run(
+            _control.update(
+                self._config, job, name=name, labels=labels, priority=priority, notify=notify, etag=etag
+            )
+        )
+
+    def delete(self, job: str, etag: str = "") -> None:
+        """Deletes a job that has ended; its result and models stay.
+
+        Raises:
+            FailedPrecondition: it has not ended.
+            Aborted: `etag` is not empty, and the job has changed since.
+        """
+        self._driver.run(_control.delete(self._config, job, etag))
+
+    def purge(self, filter: str = "", *, include_queued: bool = False, force: bool = False) -> types.Purge:
+        """Counts, or with `force` deletes, the caller's own jobs that have ended and that `filter` finds.
+
+        Args:
+            filter: as in `jobs`.
+            include_queued: cancel and delete queued and paused ones too.
+            force: without it nothing is deleted.
+        """
+        return self._driver.run(_control.purge(self._config, filter, include_queued, force))
+
+    def claim(self, job: str) -> types.Job:
+        """Makes a guest's job the caller's own."""
+        return self._driver.run(_control.ask(self._config, "ClaimJob", job))
+
+    def attempts(self, job: str, limit: int | None = None) -> Iterator[types.Attempt]:
+        """The attempts at a job, newest first: who held it, how long, and how that ended."""
+        return self._driver.iterate(_control.attempts(self._config, job, limit))
 
     def result(self, job: str) -> types.Result:
         """What a job that succeeded left: its document, and the list of its files."""
@@ -300,6 +445,46 @@ class Client:
     def workers(self, pool: str = "") -> list[types.Worker]:
         """The workers of one pool, or of all."""
         return self._driver.run(_platform.workers(self._config, pool))
+
+    def pool(self, name: str) -> types.Pool:
+        """One queue."""
+        return self._driver.run(_platform.pool(self._config, name))
+
+    def drain(self, worker: str, *, release_job: bool = False) -> types.Worker:
+        """Takes a worker out of service: it finishes its job and takes no other.
+
+        Args:
+            worker: its name, its id, or the first four or more signs of its id.
+            release_job: its job saves its state and leaves, for another worker to go on with.
+        """
+        return self._driver.run(_platform.drain(self._config, worker, release_job))
+
+    def reinstate(self, worker: str) -> types.Worker:
+        """Takes a worker that was drained, or has quarantined itself, into service again."""
+        return self._driver.run(_platform.reinstate(self._config, worker))
+
+    def create_worker_credential(
+        self, pool: str, *, note: str = "", ttl: int | float | str = 0
+    ) -> types.NewWorkerCredential:
+        """Makes what the workers of a pool prove themselves with.
+
+        Args:
+            pool: its name or id.
+            note: what it is for, such as the machine's name.
+            ttl: how long it counts, in seconds or such as "90d"; 0 is a year.
+
+        Returns:
+            The credential with its token, which is told this once.
+        """
+        return self._driver.run(_platform.create_worker_credential(self._config, pool, note, ttl))
+
+    def worker_credentials(self, pool: str = "") -> list[types.WorkerCredential]:
+        """The credentials of the workers of one pool, or of all."""
+        return self._driver.run(_platform.worker_credentials(self._config, pool))
+
+    def revoke_worker_credential(self, credential: str) -> types.WorkerCredential:
+        """Ends a credential, named as in `drain`: what its workers hold is lost to them."""
+        return self._driver.run(_platform.revoke_worker_credential(self._config, credential))
 
     def whoami(self) -> types.Identity:
         """Who the server takes the caller for."""

@@ -90,7 +90,62 @@ def job(message: jobs_pb2.Job) -> types.Job:
         queue_position=message.queue_position,
         worker=message.worker,
         last_seq=message.last_seq,
+        lease_epoch=message.lease_epoch,
+        retried_from=message.retried_from,
+        etag=message.etag,
+        memory_hint_bytes=message.memory_hint_bytes,
+        group=message.group,
+        device_class=message.device_class,
+        notifications=tuple(filter(None, map(_target, message.notifications))),
+        batch=message.batch,
+        start_estimate=_estimate(message, "start_estimate"),
+        end_estimate=_estimate(message, "end_estimate"),
+        checkpoint=_checkpoint(message),
     )
+
+
+def _target(message: jobs_pb2.Notification) -> str:
+    return message.webhook_url or message.email_address
+
+
+def _estimate(message: jobs_pb2.Job, field: str) -> types.Estimate | None:
+    if not message.HasField(field):  # type: ignore[arg-type]
+        return None
+    value: jobs_pb2.Estimate = getattr(message, field)
+    return types.Estimate(_time(value, "time"), _time(value, "earliest_time"), _time(value, "latest_time"))
+
+
+def _checkpoint(
+    message: jobs_pb2.Job | jobs_pb2.Attempt | jobs_pb2.JobEvent,
+) -> types.CheckpointCommitted | None:
+    if not message.HasField("checkpoint"):
+        return None
+    return types.CheckpointCommitted(message.checkpoint.ordinal, message.checkpoint.step)
+
+
+def attempt(message: jobs_pb2.Attempt) -> types.Attempt:
+    """An attempt at a job."""
+    return types.Attempt(
+        lease_epoch=message.lease_epoch,
+        number=message.number,
+        worker=message.worker,
+        lease_time=_time(message, "lease_time"),
+        start_time=_time(message, "start_time"),
+        end_time=_time(message, "end_time"),
+        end_reason=_word(jobs_pb2.EndReason, message.end_reason),
+        error=_failure(message),
+        checkpoint=_checkpoint(message),
+    )
+
+
+def batch(message: jobs_pb2.BatchSubmitJobsResponse) -> types.Batch:
+    """Jobs that were submitted together."""
+    return types.Batch(message.batch, tuple(map(job, message.jobs)))
+
+
+def purge(message: jobs_pb2.PurgeJobsResponse) -> types.Purge:
+    """What a purge did, or would do."""
+    return types.Purge(message.deleted, message.skipped_running, message.skipped_queued)
 
 
 def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:
@@ -117,7 +172,7 @@ def _payload(message: jobs_pb2.JobEvent) -> types.EventPayload | None:
     if kind == "preview":
         return types.Preview(message.preview.kind, from_struct(message.preview.document))
     if kind == "checkpoint":
-        return types.CheckpointCommitted(message.checkpoint.ordinal, message.checkpoint.step)
+        return _checkpoint(message)
     if kind == "published":
         return types.ResultPublished(message.published.result, tuple(message.published.model_versions))
     return None
@@ -230,6 +285,30 @@ def pool(message: workers_pb2.Pool) -> types.Pool:
         live_workers=message.live_workers,
         idle_workers=message.idle_workers,
         oldest_wait_seconds=message.oldest_wait_seconds,
+        device_class=message.device_class,
+        default_timeout_seconds=message.default_timeout_seconds,
+        launcher=_launcher(message.launcher) if message.HasField("launcher") else None,
+    )
+
+
+def _launcher(message: workers_pb2.Launcher) -> types.Launcher:
+    return types.Launcher(
+        kind=message.kind,
+        target=message.target,
+        last_launch_time=_time(message, "last_launch_time"),
+        last_error=message.last_error,
+        waiting_for=message.waiting_for,
+    )
+
+
+def worker_credential(message: workers_pb2.WorkerCredential) -> types.WorkerCredential:
+    """A credential of workers."""
+    return types.WorkerCredential(
+        name=message.name,
+        note=message.note,
+        create_time=_time(message, "create_time"),
+        expire_time=_time(message, "expire_time"),
+        revoke_time=_time(message, "revoke_time"),
     )
 
 
@@ -251,6 +330,7 @@ def worker(message: workers_pb2.Worker) -> types.Worker:
         job=message.job,
         register_time=_time(message, "register_time"),
         last_seen_time=_time(message, "last_seen_time"),
+        quarantine_reason=message.quarantine_reason,
     )
 
 

@@ -1,25 +1,19 @@
-"""Jobs: submit, look, watch, wait, cancel."""
+"""Jobs: look, watch, wait."""
 
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Mapping
-from typing import Any
 
 from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
-from guidehall.client._documents import to_struct
 from guidehall.client._patience import Patience
 from guidehall.client._steps import Call, Emit, Open, Operation, Pause, Read, Rpc, collect, for_each
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from guidehall.core.errors import Cancelled, DeadlineExceeded, InvalidArgument, OutOfRange, Unavailable
+from guidehall.core.errors import Cancelled, DeadlineExceeded, OutOfRange, Unavailable
 
-_SUBMIT = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "SubmitJob")
 _GET = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "GetJob")
 _LIST = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListJobs")
 _WATCH = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "WatchJob")
-_CANCEL = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "CancelJob")
 _PIPELINE = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "GetPipeline")
 _PIPELINES = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListPipelines")
 
@@ -37,46 +31,6 @@ def pipeline(config: Config, name: str) -> Operation[types.Pipeline]:
     """One pipeline."""
     message = yield Call(_PIPELINE, jobs_pb2.GetPipelineRequest(name=name), config.timeouts.call_seconds)
     return _decode.pipeline(message)
-
-
-def submit(
-    config: Config,
-    pipeline: str,
-    params: Mapping[str, Any] | None,
-    *,
-    name: str,
-    seed: int,
-    inputs: Mapping[str, str] | None,
-    pool: str,
-    priority: str,
-    labels: Mapping[str, str] | None,
-    timeout_seconds: int,
-    max_attempts: int,
-    validate_only: bool,
-    request_id: str | None,
-) -> Operation[types.Job]:
-    """Submits a job, or only checks it."""
-    priority = priority.upper()
-    if priority not in types.Priority.__members__:
-        raise InvalidArgument.field("priority", priority, "one of LOW, NORMAL, HIGH")
-    request = jobs_pb2.SubmitJobRequest(
-        parent=f"projects/{config.project}",
-        pipeline=pipeline,
-        params=to_struct(params or {}, "params"),
-        display_name=name,
-        seed=seed,
-        inputs={role: _names.dataset_version(config, text) for role, text in (inputs or {}).items()},
-        pool=pool.removeprefix("pools/"),
-        priority=jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{priority}"),
-        labels=dict(labels or {}),
-        timeout_seconds=timeout_seconds,
-        max_attempts=max_attempts,
-        validate_only=validate_only,
-        # With an id of its own, a request that is sent again cannot make a second job.
-        request_id=request_id or str(uuid.uuid4()),
-    )
-    message = yield Call(_SUBMIT, request, config.timeouts.call_seconds)
-    return _decode.job(message)
 
 
 def jobs(config: Config, filter: str, order_by: str, limit: int | None) -> Operation[None]:
@@ -111,13 +65,6 @@ def _get_patiently(config: Config, name: str) -> Operation[types.Job]:
             if patience.exhausted:
                 raise
         yield Pause(patience.next_pause())
-
-
-def cancel(config: Config, text: str) -> Operation[types.Job]:
-    """Asks for the end of a job."""
-    name = yield from resolve(config, text)
-    message = yield Call(_CANCEL, jobs_pb2.CancelJobRequest(name=name), config.timeouts.call_seconds)
-    return _decode.job(message)
 
 
 def watch(config: Config, text: str, after_seq: int, deadline: float | None = None) -> Operation[None]:

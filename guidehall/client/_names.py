@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from guidehall.client import types
 from guidehall.client._config import Config
@@ -14,6 +15,8 @@ from guidehall.core.errors import InvalidArgument, NotFound
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SHORT = re.compile(r"[0-9a-f-]{4,35}")
+# Of what is listed as a whole: its ids need not be hexadecimal.
+_BEGINNING = re.compile(r"[A-Za-z0-9_-]{4,128}")
 # How many of the newest jobs a shortened id is looked for in.
 _NEWEST_JOBS = 1000
 
@@ -42,15 +45,45 @@ def job(
             field, text, "a job's name, its id, or the first 4 or more signs of its id"
         )
     candidates: list[types.Job] = yield from collect(newest(_NEWEST_JOBS))
+    return _only(text, candidates, field, "job", f" among the newest {_NEWEST_JOBS}")
+
+
+def listed(text: str, pattern: names.Pattern, kind: str, everything: Operation[list[Any]]) -> Operation[str]:
+    """Name of the one of `everything` that `text` means: its name, its id, or the first four or more signs
+    of its id.
+
+    Raises:
+        InvalidArgument: no such form, or several begin like that.
+        NotFound: none begins like that.
+    """
+    text = text.strip()
+    if "/" in text:
+        pattern.parse(text, kind)
+        return text
+    if not _BEGINNING.fullmatch(text):
+        raise InvalidArgument.field(
+            kind, text, f"a {kind}'s name, its id, or the first 4 or more signs of its id"
+        )
+    return _only(text, (yield from everything), kind, kind)
+
+
+def _only(text: str, candidates: Sequence[Any], field: str, kind: str, where: str = "") -> str:
     found = [candidate for candidate in candidates if candidate.id.startswith(text)]
     if not found:
-        raise NotFound(
-            f"no job begins with {text} among the newest {_NEWEST_JOBS}", metadata={"resource": text}
-        )
+        raise NotFound(f"no {kind} begins with {text}{where}", metadata={"resource": text})
     if len(found) > 1:
         several = ", ".join(candidate.id for candidate in found[:5])
-        raise refusal(field, f"{len(found)} jobs begin with {text}: {several}")
-    return found[0].name
+        raise refusal(field, f"{len(found)} {kind}s begin with {text}: {several}")
+    name: str = found[0].name
+    return name
+
+
+def pool(text: str) -> str:
+    """Name of the pool that `text` means: its name or its id."""
+    text = text.strip()
+    name = text if "/" in text else names.POOL.format(pool=text)
+    names.POOL.parse(name, "pool")
+    return name
 
 
 def model(config: Config, text: str) -> str:

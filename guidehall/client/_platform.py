@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from guidehall.client import _decode, _lists, types
+from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
 from guidehall.client._steps import Call, Operation, Rpc, collect
 from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
+from guidehall.core import names
+from guidehall.core.durations import seconds_in
 
 _POOLS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListPools")
 _WORKERS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkers")
+_POOL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "GetPool")
+_DRAIN = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "DrainWorker")
+_REINSTATE = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ReinstateWorker")
+_CREATE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "CreateWorkerCredential")
+_CREDENTIALS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkerCredentials")
+_REVOKE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "RevokeWorkerCredential")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -18,11 +26,65 @@ def pools(config: Config) -> Operation[list[types.Pool]]:
     return collect(_lists.items(config, _POOLS, workers_pb2.ListPoolsRequest(), "pools", _decode.pool))
 
 
+def pool(config: Config, text: str) -> Operation[types.Pool]:
+    """One pool."""
+    request = workers_pb2.GetPoolRequest(name=_names.pool(text))
+    message = yield Call(_POOL, request, config.timeouts.call_seconds)
+    return _decode.pool(message)
+
+
 def workers(config: Config, pool: str) -> Operation[list[types.Worker]]:
     """The workers of one pool, or of all."""
     # By its id on the wire; people may also give the name that `pools` answers with.
     request = workers_pb2.ListWorkersRequest(pool=pool.removeprefix("pools/"))
     return collect(_lists.items(config, _WORKERS, request, "workers", _decode.worker))
+
+
+def drain(config: Config, text: str, release_job: bool) -> Operation[types.Worker]:
+    """Takes a worker out of service."""
+    name = yield from _worker(config, text)
+    request = workers_pb2.DrainWorkerRequest(name=name, release_job=release_job)
+    message = yield Call(_DRAIN, request, config.timeouts.call_seconds)
+    return _decode.worker(message)
+
+
+def reinstate(config: Config, text: str) -> Operation[types.Worker]:
+    """Takes a worker into service again."""
+    name = yield from _worker(config, text)
+    request = workers_pb2.ReinstateWorkerRequest(name=name)
+    message = yield Call(_REINSTATE, request, config.timeouts.call_seconds)
+    return _decode.worker(message)
+
+
+def _worker(config: Config, text: str) -> Operation[str]:
+    return (yield from _names.listed(text, names.WORKER, "worker", workers(config, "")))
+
+
+def create_worker_credential(
+    config: Config, pool: str, note: str, ttl: int | float | str
+) -> Operation[types.NewWorkerCredential]:
+    """Makes a credential."""
+    request = workers_pb2.CreateWorkerCredentialRequest(
+        parent=_names.pool(pool), note=note, ttl_seconds=seconds_in(ttl, "ttl")
+    )
+    message = yield Call(_CREATE_CREDENTIAL, request, config.timeouts.call_seconds)
+    return types.NewWorkerCredential(_decode.worker_credential(message.credential), message.token)
+
+
+def worker_credentials(config: Config, pool: str) -> Operation[list[types.WorkerCredential]]:
+    """The credentials of one pool, or of all."""
+    request = workers_pb2.ListWorkerCredentialsRequest(parent=_names.pool(pool) if pool else "")
+    return collect(_lists.items(config, _CREDENTIALS, request, "credentials", _decode.worker_credential))
+
+
+def revoke_worker_credential(config: Config, text: str) -> Operation[types.WorkerCredential]:
+    """Ends a credential."""
+    name = yield from _names.listed(
+        text, names.WORKER_CREDENTIAL, "credential", worker_credentials(config, "")
+    )
+    request = workers_pb2.RevokeWorkerCredentialRequest(name=name)
+    message = yield Call(_REVOKE_CREDENTIAL, request, config.timeouts.call_seconds)
+    return _decode.worker_credential(message)
 
 
 def whoami(config: Config) -> Operation[types.Identity]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -99,6 +100,57 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class CheckpointCommitted:
+    """The job would go on from here on another worker."""
+
+    ordinal: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A time that is not certain: the middle, and an interval that holds it in 80 of 100 cases."""
+
+    time: datetime | None
+    earliest_time: datetime | None
+    latest_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be submitted, with the arguments of `Client.submit`."""
+
+    pipeline: str
+    params: Mapping[str, Any] | None = None
+    name: str = ""
+    seed: int = 0
+    inputs: Mapping[str, str] | None = None
+    pool: str = ""
+    device_class: str = ""
+    priority: str = "NORMAL"
+    group: str = ""
+    labels: Mapping[str, str] | None = None
+    timeout: int | float | str = 0
+    max_attempts: int = 0
+    memory_hint_bytes: int = 0
+    notify: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One job for each combination of the axes' values, the last axis fastest; or, zipped, for the first
+    values together, then the second ones, and so on.
+
+    `axes` has the values by the path of a parameter, such as "training.steps" or
+    "stack.layers[1].thickness".
+    """
+
+    template: Submission
+    axes: Mapping[str, Sequence[Any]]
+    zipped: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as it was when the server answered."""
 
@@ -136,6 +188,25 @@ class Job:
     worker: str
     # Sequence number of its newest event.
     last_seq: int
+    # How many leases were granted.
+    lease_epoch: int
+    # The job that this one repeats, if any.
+    retried_from: str
+    etag: str
+    memory_hint_bytes: int
+    # The group among the owner's whose share and quota it counts against.
+    group: str
+    # As asked for; its pool may be of a lower tier.
+    device_class: str
+    # Web addresses and e-mail addresses that are told when it has ended.
+    notifications: tuple[str, ...]
+    # Name of the batch of the jobs that were submitted together.
+    batch: str
+    # When it will start, while queued, and end, while it has not; None where nothing is known.
+    start_estimate: Estimate | None
+    end_estimate: Estimate | None
+    # The newest one that is kept: a retry can go on from it.
+    checkpoint: CheckpointCommitted | None
 
     @property
     def id(self) -> str:
@@ -152,6 +223,43 @@ class Job:
         if self.desired_state == "PAUSE":
             return "paused" if self.state is JobState.PAUSED else "pausing"
         return {"STOP": "stopping", "CANCEL": "cancelling"}.get(self.desired_state, self.state.value.lower())
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One lease of a job."""
+
+    lease_epoch: int
+    # Its number among those that count, from 1.
+    number: int
+    worker: str
+    lease_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    # Why it ended, such as LEASE_LOST or PAUSED; empty while it has not.
+    end_reason: str
+    error: Failure | None
+    # The newest checkpoint that it committed.
+    checkpoint: CheckpointCommitted | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that were submitted together; the name is empty when they were only checked."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Purge:
+    """How many jobs were deleted, or would be, and how many were left alone."""
+
+    deleted: int
+    # Held by a worker.
+    skipped_running: int
+    # Queued or paused.
+    skipped_queued: int
 
 
 @dataclass(frozen=True)
@@ -178,14 +286,6 @@ class Preview:
 
     kind: str
     document: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CheckpointCommitted:
-    """The job would go on from here on another worker."""
-
-    ordinal: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -348,6 +448,19 @@ class DatasetVersion:
 
 
 @dataclass(frozen=True)
+class Launcher:
+    """What starts workers for a pool that has work and none, and how that went last."""
+
+    # none, command, webhook or kubernetes.
+    kind: str
+    target: str
+    last_launch_time: datetime | None
+    last_error: str
+    # Why none is launched just now; empty when one would be.
+    waiting_for: str
+
+
+@dataclass(frozen=True)
 class Pool:
     """A queue of jobs and the workers that serve it."""
 
@@ -358,6 +471,10 @@ class Pool:
     live_workers: int
     idle_workers: int
     oldest_wait_seconds: float
+    # Such as cpu or H200; empty for none.
+    device_class: str
+    default_timeout_seconds: int
+    launcher: Launcher | None
 
     @property
     def id(self) -> str:
@@ -386,11 +503,43 @@ class Worker:
     job: str
     register_time: datetime | None
     last_seen_time: datetime | None
+    # Why it is quarantined.
+    quarantine_reason: str
 
     @property
     def id(self) -> str:
         """Last part of the name."""
         return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class WorkerCredential:
+    """What workers of a pool prove themselves with."""
+
+    name: str
+    note: str
+    create_time: datetime | None
+    expire_time: datetime | None
+    # None while it counts.
+    revoke_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def pool(self) -> str:
+        """The pool whose workers it is for."""
+        return self.name.split("/")[1]
+
+
+@dataclass(frozen=True)
+class NewWorkerCredential:
+    """A credential just made, with its token, which no service can tell again."""
+
+    credential: WorkerCredential
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True)

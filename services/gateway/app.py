@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from guidehall import __version__
 from services.gateway import problems
-from services.gateway.api import inference, jobs, storage, system
+from services.gateway.api import control, inference, jobs, pools, storage, submissions, system
 from services.gateway.api.common import DOCUMENTED
 from services.gateway.backends import Backends
 from services.gateway.messages import schema
@@ -46,7 +46,7 @@ def create_app(
 
     app = _documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, storage, inference):
+    for module in (system, jobs, submissions, control, pools, storage, inference):
         api.include_router(module.router)
     app.include_router(api)
     app.add_api_route("/", _front_page, include_in_schema=False)

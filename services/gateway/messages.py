@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -128,9 +129,30 @@ def to_struct(document: Json, field: str) -> Struct:
             names the place.
     """
     struct = Struct()
+    with _placed(field) as place:
+        _fill_struct(struct, document, place)
+    return struct
+
+
+def to_values(items: list[Any], field: str) -> ListValue:
+    """A caller's JSON array as a list of values.
+
+    Raises:
+        InvalidArgument: as `to_struct`.
+    """
+    values = ListValue()
+    with _placed(field) as place:
+        _fill_list(values, items, place)
+    return values
+
+
+@contextmanager
+def _placed(field: str) -> Iterator[list[object]]:
+    """Where in the request the block is, for it to keep; what it cannot take is refused with that place."""
     place: list[object] = [field]
     try:
-        _fill_struct(struct, document, place)
+        yield place
+        return
     except UnicodeEncodeError:
         problem = "not Unicode text: it has half of a surrogate pair"
     except OverflowError:
@@ -139,8 +161,6 @@ def to_struct(document: Json, field: str) -> Struct:
         problem = f"nested deeper than {_MAX_STRUCT_DEPTH} levels"
         # The place would be longer than any explanation.
         place = [field]
-    else:
-        return struct
     path = ".".join(str(part)[:_SHOWN_KEY_CHARACTERS] for part in place)
     raise InvalidArgument(f"{path}: {problem}", violations=[Violation(path, problem)])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,12 +27,20 @@ from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job, worker_name
 from services.trainer.tables import attempts, jobs, workers
 
+_COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_TIMES = ("create_time", "update_time", "end_time")
 _FILTERS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("state", "end_reason", "pipeline", "owner", "group", "pool", "batch", "retried_from"), ("=", "!=")
     ),
     "display_name": ("=", "!=", ":"),
     "labels.*": ("=", "!="),
+    **dict.fromkeys(_TIMES, tuple(_COMPARE)),
 }
 _ORDERS = {
     "create_time desc": (jobs.c.create_time, True),
@@ -219,6 +229,10 @@ def _condition(term: filters.Term) -> ColumnElement[bool]:
         has: ColumnElement[bool] = jobs.c.labels.contains({term.field.removeprefix("labels."): term.value})
         return has if term.operator == "=" else ~has
     column = jobs.c[_COLUMNS.get(term.field, term.field)]
+    if term.field in _TIMES:
+        # False where there is none, as in the end of what has not ended.
+        later: ColumnElement[bool] = _COMPARE[term.operator](column, _time_in(term))
+        return later
     value = _id_in(term) if term.field in _NAMES else term.value
     match term.operator:
         case "=":
@@ -228,6 +242,18 @@ def _condition(term: filters.Term) -> ColumnElement[bool]:
             return column.is_distinct_from(value)
         case _:
             return column.icontains(value, autoescape=True)
+
+
+def _time_in(term: filters.Term) -> datetime:
+    allowed = f'{term.field} with a time and its offset, such as "2030-01-31T12:00:00Z"'
+    try:
+        # Before Python 3.11 no "Z" is understood.
+        time = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", term.value))
+    except ValueError:
+        raise InvalidArgument.field("filter", term.value, allowed) from None
+    if time.tzinfo is None:
+        raise InvalidArgument.field("filter", term.value, allowed)
+    return time
 
 
 def _id_in(term: filters.Term) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import httpx
@@ -75,3 +76,28 @@ async def test_a_job_whose_numbers_are_not_finite_is_answered(cast: Cast, http: 
     answer = await http.get(f"/jobs/{job.name.rpartition('/')[2]}")
     assert answer.status_code == 200
     assert answer.json()["progress"]["metrics"] == {"loss": None, "rate": 0.5}
+
+
+async def test_a_reader_that_comes_too_late_gets_the_job_as_it_stands(
+    cast: Cast, http: httpx.AsyncClient
+) -> None:
+    owner = cast.owner()
+    job = await owner.submit()
+    await owner.cancel(job.name)
+    ended = await owner.wait(job.name, "CANCELLED")
+    job_id = job.name.rpartition("/")[2]
+    await cast.site.fetch("UPDATE trainer.jobs SET first_seq = last_seq WHERE id = $1", job_id)
+    await cast.site.fetch(
+        "DELETE FROM trainer.job_events WHERE job_id = $1 AND seq < $2", job_id, ended.last_seq
+    )
+
+    answer = await http.get(f"/jobs/{job_id}/events")
+
+    told = [
+        dict(line.split(": ", 1) for line in part.split("\n")) for part in answer.text.strip().split("\n\n")
+    ]
+    assert [(event["event"], int(event["id"])) for event in told] == [
+        ("snapshot", ended.last_seq - 1),
+        ("state_change", ended.last_seq),
+    ]
+    assert json.loads(told[0]["data"])["state"] == "CANCELLED"

@@ -370,3 +370,25 @@ async def test_a_pool_that_is_no_name_is_refused_in_lists(cast: Cast) -> None:
     operator = cast.owner("olga", Role.OPERATOR)
     async with refused(InvalidArgument):
         await operator.pools.ListWorkers(workers_pb2.ListWorkersRequest(pool="a\x00b"), timeout=5)
+
+
+async def test_jobs_are_found_by_time(cast: Cast) -> None:
+    owner = cast.owner()
+    waiting, ended = await owner.submit(), await owner.submit()
+    await owner.cancel(ended.name)
+    ended = await owner.wait(ended.name, "CANCELLED")
+
+    async def found(terms: str) -> set[str]:
+        request = jobs_pb2.ListJobsRequest(filter=f"pool = {cast.pool} AND {terms}")
+        return {job.name for job in (await owner.jobs.ListJobs(request, timeout=10)).jobs}
+
+    end = ended.end_time.ToJsonString()
+    assert end.endswith("Z")
+    assert await found(f'end_time <= "{end}"') == {ended.name}
+    assert await found(f'end_time < "{end}"') == set()
+    assert await found(f'create_time < "{end}"') == {waiting.name, ended.name}
+    assert await found('update_time > "2100-01-01T00:00:00+01:00"') == set()
+    for wrong in ("yesterday", "2030-01-01", "2030-01-01T00:00:00"):
+        async with refused(InvalidArgument) as caught:
+            await found(f'end_time < "{wrong}"')
+        assert [violation.field for violation in caught[0].violations] == ["filter"]

@@ -4,72 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import grpc
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ConfigDict, Field
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
-from guidehall.core.errors import InvalidArgument
+from guidehall.core.errors import InvalidArgument, from_rpc_error
 from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
-    Body,
     Filter,
     PageSize,
     PageToken,
-    Text,
     answer,
     resource,
     returns,
 )
-from services.gateway.messages import enum_choices, enum_number, to_json, to_struct
+from services.gateway.backends import Backends
+from services.gateway.messages import to_json
 from services.gateway.problems import NothingMore
 
 router = APIRouter(tags=["jobs"])
-
-_PRIORITY = jobs_pb2.JobPriority.DESCRIPTOR
-
-
-class SubmitJob(Body):
-    """A job to run."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"pipeline": "reflectometry.simulate", "params": {}, "display_name": "a film"}]
-        },
-    )
-
-    pipeline: Text = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
-    params: dict[str, Any] = Field(default_factory=dict, description="By the pipeline's `params_schema`")
-    display_name: Text = Field("", max_length=80)
-    seed: int = Field(0, ge=0, lt=2**53, description="0 lets the server choose one")
-    inputs: dict[Text, Text] = Field(default_factory=dict, description="Dataset version names by role")
-    pool: Text = Field("", max_length=63)
-    priority: Text = Field("NORMAL", description="LOW, NORMAL or HIGH")
-    labels: dict[Text, Text] = Field(default_factory=dict)
-    timeout_seconds: int = Field(0, ge=0, lt=INT64)
-    max_attempts: int = Field(0, ge=0, le=100)
-    validate_only: bool = False
-    request_id: Text = Field("", description="UUID; a repeat answers with the first job")
-
-    def message(self) -> jobs_pb2.SubmitJobRequest:
-        """The request as the trainer takes it."""
-        fields = self.model_dump(exclude={"params", "priority"})
-        priority = enum_number(_PRIORITY, self.priority)
-        if priority is None:
-            raise InvalidArgument.field(
-                "priority", self.priority, "one of " + ", ".join(enum_choices(_PRIORITY))
-            )
-        return jobs_pb2.SubmitJobRequest(
-            priority=jobs_pb2.JobPriority.ValueType(priority),
-            params=to_struct(self.params, "params"),
-            **fields,
-        )
 
 
 @router.get("/pipelines", **returns(jobs_pb2.ListPipelinesResponse))
@@ -86,13 +47,6 @@ async def get_pipeline(pipeline: str, backends: BackendsDep) -> JSONResponse:
     """One pipeline."""
     request = jobs_pb2.GetPipelineRequest(name=pipeline)
     return answer(await backends.jobs.GetPipeline(request, timeout=backends.timeouts.call))
-
-
-@router.post("/jobs", status_code=201, **returns(jobs_pb2.Job))
-async def submit_job(body: SubmitJob, backends: BackendsDep) -> JSONResponse:
-    """Submits a job; `validate_only` checks it and stores nothing."""
-    job = await backends.jobs.SubmitJob(body.message(), timeout=backends.timeouts.call)
-    return answer(job, status_code=200 if body.validate_only else 201)
 
 
 @router.get("/jobs", **returns(jobs_pb2.ListJobsResponse))
@@ -117,11 +71,15 @@ async def get_job(job: str, backends: BackendsDep) -> JSONResponse:
     return answer(await backends.jobs.GetJob(request, timeout=backends.timeouts.call))
 
 
-@router.post("/jobs/{job}:cancel", **returns(jobs_pb2.Job))
-async def cancel_job(job: str, backends: BackendsDep) -> JSONResponse:
-    """Asks for the end of a job. May be repeated."""
-    request = jobs_pb2.CancelJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.CancelJob(request, timeout=backends.timeouts.call))
+@router.get("/jobs/{job}/attempts", **returns(jobs_pb2.ListAttemptsResponse))
+async def list_attempts(
+    job: str, backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
+    """Who worked on a job, how long, and how that ended, newest first."""
+    request = jobs_pb2.ListAttemptsRequest(
+        parent=resource(JOB, job=job), page_size=page_size, page_token=page_token
+    )
+    return answer(await backends.jobs.ListAttempts(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs/{job}/result", **returns(results_pb2.Result))
@@ -131,6 +89,45 @@ async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
     return answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
 
 
+@dataclass
+class _Watch:
+    """The events of a job for one request; its call to the trainer ends with the request."""
+
+    backends: Backends
+    name: str
+    after_seq: int
+    _call: Any = None
+
+    def cancel(self) -> None:
+        """Ends the call, wherever its reader stands."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def server_sent(self) -> AsyncIterator[ServerSentEvent]:
+        """Every event as one that a browser understands.
+
+        Where some are no longer kept, the job as it stands takes their place, as the event "snapshot".
+        """
+        jobs = self.backends.jobs
+        while True:
+            self._call = jobs.WatchJob(jobs_pb2.WatchJobRequest(name=self.name, after_seq=self.after_seq))
+            try:
+                async for event in self._call:
+                    self.after_seq = event.seq
+                    yield ServerSentEvent(
+                        id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event)
+                    )
+                return
+            except grpc.aio.AioRpcError as error:
+                told = from_rpc_error(error)
+                if told.reason != "EVENTS_DROPPED":
+                    raise
+                self.after_seq = int(told.metadata["first_seq"]) - 1
+            request = jobs_pb2.GetJobRequest(name=self.name)
+            job = await jobs.GetJob(request, timeout=self.backends.timeouts.call)
+            yield ServerSentEvent(id=str(self.after_seq), event="snapshot", data=to_json(job))
+
+
 async def _watched(
     job: str,
     backends: BackendsDep,
@@ -138,7 +135,7 @@ async def _watched(
     after_seq: Annotated[
         int, Query(ge=0, lt=INT64, description="The same, for clients that cannot set headers")
     ] = 0,
-) -> AsyncIterator[Any]:
+) -> AsyncIterator[_Watch]:
     """The job's events, until the request is over, however it ends.
 
     Checks everything while an error can still be answered as one: a stream that has begun is a 200.
@@ -156,12 +153,12 @@ async def _watched(
     if after_seq == found.last_seq and _complete(found):
         # An EventSource takes the end of a stream for a broken one and comes again, until it is told this.
         raise NothingMore
-    events = backends.jobs.WatchJob(jobs_pb2.WatchJobRequest(name=name, after_seq=after_seq))
+    watch = _Watch(backends, name, after_seq)
     try:
-        yield events
+        yield watch
     finally:
         # Not left to the generator below, which may stand where its reader left it for a long time.
-        events.cancel()
+        watch.cancel()
 
 
 def _complete(job: jobs_pb2.Job) -> bool:
@@ -179,8 +176,8 @@ def _complete(job: jobs_pb2.Job) -> bool:
         204: {"description": "The job is over and its last event has been seen"},
     },
 )
-async def watch_job(events: Annotated[Any, Depends(_watched)]) -> AsyncIterator[ServerSentEvent]:
+async def watch_job(watch: Annotated[_Watch, Depends(_watched)]) -> AsyncIterator[ServerSentEvent]:
     """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are
-    kept alive."""
-    async for event in events:
-        yield ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))
+    kept alive. Where older events are no longer kept, one of the kind `snapshot` has the job as it stands."""
+    async for event in watch.server_sent():
+        yield event

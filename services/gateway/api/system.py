@@ -1,4 +1,4 @@
-"""Health, who the caller is, and the queue."""
+"""Health, and who the caller is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field
 
 from guidehall import __version__
 from guidehall.contracts.identity.v1 import identity_pb2
-from guidehall.contracts.workers.v1 import workers_pb2
-from services.gateway.api.common import BackendsDep, PageSize, PageToken, answer, returns
+from services.gateway.api.common import BackendsDep, answer, returns
 
 router = APIRouter(tags=["system"])
 
@@ -39,21 +38,3 @@ async def who_am_i(backends: BackendsDep) -> JSONResponse:
     return answer(
         await backends.identity.WhoAmI(identity_pb2.WhoAmIRequest(), timeout=backends.timeouts.call)
     )
-
-
-@router.get("/pools", **returns(workers_pb2.ListPoolsResponse))
-async def list_pools(
-    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
-) -> JSONResponse:
-    """How much waits and runs in each pool."""
-    request = workers_pb2.ListPoolsRequest(page_size=page_size, page_token=page_token)
-    return answer(await backends.pools.ListPools(request, timeout=backends.timeouts.call))
-
-
-@router.get("/workers", **returns(workers_pb2.ListWorkersResponse))
-async def list_workers(
-    backends: BackendsDep, pool: str = "", page_size: PageSize = 0, page_token: PageToken = ""
-) -> JSONResponse:
-    """Workers and what they do."""
-    request = workers_pb2.ListWorkersRequest(pool=pool, page_size=page_size, page_token=page_token)
-    return answer(await backends.pools.ListWorkers(request, timeout=backends.timeouts.call))

@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
+from threading import Event
 
 import pytest
+from google.protobuf import struct_pb2
 
 from guidehall.cli import _extras
 from guidehall.cli._app import cli, run
+from guidehall.cli._output import moment
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core import errors
@@ -239,7 +243,10 @@ def test_result_of_a_pipeline_that_is_gone_shows_what_is_plain(
     assert "also in the document (--json shows it): points" in shown
 
 
-@pytest.mark.parametrize("command", ["job", "cancel", "watch", "result"])
+@pytest.mark.parametrize(
+    "command",
+    ["job", "cancel", "watch", "result", "pause", "resume", "stop", "retry", "claim", "attempts", "delete"],
+)
 @pytest.mark.parametrize("text", ["zzzz", "nojob1", "0a1"])
 def test_what_names_no_job_is_refused(
     peer: Peer, capsys: pytest.CaptureFixture[str], command: str, text: str
@@ -310,7 +317,7 @@ def test_fault_of_the_command_line_shows_no_traceback(
     monkeypatch.setattr("guidehall.client._platform.pools", fault)
     monkeypatch.setenv("GUIDEHALL_ENDPOINTS", "trainer=127.0.0.1:1")
 
-    assert run(["queue"]) == 1
+    assert run(["queue", "--by-pool"]) == 1
 
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said
@@ -373,7 +380,7 @@ def test_interrupted_watch_says_that_the_job_goes_on(peer: Peer) -> None:
 
     assert watch.returncode == 130
     assert said.split("\n") == [
-        "the job goes on; end it with: guidehall cancel 0a1b2c3d",
+        "the job goes on; look again with: guidehall watch 0a1b2c3d, end it with: guidehall cancel 0a1b2c3d",
         "interrupted",
         "",
     ]
@@ -435,22 +442,79 @@ def test_looking_at_the_platform_needs_the_bare_install_alone(tmp_path: Path) ->
     assert finished.stdout.splitlines()[-1] == "[4, 0, 3]"
 
 
-def test_watch_on_a_terminal_is_a_live_bar(finished: Peer) -> None:
+_STEERING = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def _on_a_terminal(*arguments: str, seen: bytes = b"", then: Event | None = None) -> tuple[int, str]:
+    """Exit code of a command on a terminal, and everything that it ever showed there.
+
+    Sets `then` once `seen` was shown.
+    """
     terminal, inner = pty.openpty()
-    watch = subprocess.Popen(
-        [sys.executable, "-m", "guidehall.cli", "watch", JOB],
+    command = subprocess.Popen(
+        [sys.executable, "-m", "guidehall.cli", *arguments],
         stdout=inner,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"},
     )
     os.close(inner)
     shown = b""
-    with watch, os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):
+    with command, os.fdopen(terminal, "rb", buffering=0) as screen, suppress(OSError):
         # The end of a pseudo-terminal is an error.
         while part := screen.read(4096):
             shown += part
+            if then is not None and seen in _STEERING.sub(b"", shown):
+                then.set()
+    return command.returncode, _STEERING.sub(b"", shown).decode()
 
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert watch.returncode == 0
+
+def test_watch_on_a_terminal_is_a_live_bar(finished: Peer) -> None:
+    code, text = _on_a_terminal("watch", JOB)
+
+    assert code == 0
     assert re.search(r"train +[\u2501\u2578\u257a ]+ +2/5 .*train_loss=0\.0123457", text)
     assert "running on worker 1d2e3f4a" in text
     assert "\ufffd[31mhello" in text
+
+
+def test_watch_on_a_terminal_draws_losses_and_the_newest_preview(finished: Peer) -> None:
+    for seq, loss in enumerate((8.0, 6.0, 1.0), start=2):
+        step = jobs_pb2.Progress(phase="train", step=seq, total=5, metrics={"val_loss": loss})
+        finished.events.insert(seq, _event(seq, progress=step))
+    document = struct_pb2.Struct()
+    document.update({"z": [0, 10, 20], "true": [0, 3, 8], "predicted": [0, 2, 8]})
+    finished.events.insert(5, _event(5, preview=jobs_pb2.Preview(kind="profile", document=document)))
+    for seq, event in enumerate(finished.events, start=1):
+        event.seq = seq
+
+    code, text = _on_a_terminal("watch", JOB)
+
+    assert code == 0
+    assert re.search(r"val_loss +\u2588\u2586\u2581", text)
+    assert re.search(r"profile, as of .*\s+z +0 to 20\s+predicted +\u2581\u2583\u2588 0 to 8\s+true", text)
+
+
+def test_watch_on_a_terminal_tells_when_a_waiting_job_starts(peer: Peer) -> None:
+    start = datetime(2030, 1, 2, 12, tzinfo=timezone.utc)
+    peer.job.queue_position = 3
+    peer.job.start_estimate.time.FromDatetime(start)
+    peer.events = [_event(1, state_change=jobs_pb2.StateChange(state=jobs_pb2.JOB_STATE_CANCELLED))]
+    said = f"3 in front; starts about {moment(start)}"
+    # The job is over once it was said.
+    peer.may_tell.clear()
+
+    code, text = _on_a_terminal("watch", JOB, seen=said.encode(), then=peer.may_tell)
+
+    assert code == 1
+    assert said in text
+
+
+def test_watch_goes_on_from_the_oldest_event_that_is_kept(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished.first_seq = 4
+
+    assert run(["watch", JOB, "--json"]) == 0
+
+    said = capsys.readouterr()
+    assert [json.loads(line)["seq"] for line in said.out.splitlines()] == [4, 5]
+    assert said.err == "events 1 to 3 are no longer kept\n"

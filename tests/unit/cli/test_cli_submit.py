@@ -70,7 +70,7 @@ def test_json_files_and_dashes_in_flags_are_fine(peer: Peer, tmp_path: Path) -> 
 
 
 def test_what_is_not_a_parameter_goes_beside_them(peer: Peer) -> None:
-    options = "--name n --seed 7 --pool gpu --priority high --label run=12 --input curves=d@2 --time-limit 60"
+    options = "--name n --seed 7 --pool gpu --priority high --label run=12 --input curves=d@2 --timeout 1m"
 
     run(["--project", "lab", "submit", NR_SLD, "--dry-run", *options.split()])
 
@@ -132,7 +132,7 @@ def test_refusals_of_the_server_name_flags(peer: Peer, capsys: pytest.CaptureFix
     [
         ("pool", "--pool"),
         ("display_name", "--name"),
-        ("timeout_seconds", "--time-limit"),
+        ("timeout_seconds", "--timeout"),
         ("inputs.curves", "--input curves"),
         ("labels.run", "--label run"),
     ],

@@ -65,7 +65,7 @@ async def test_the_front_page_leads_to_the_documentation(client: httpx.AsyncClie
 
 async def test_every_operation_says_what_it_answers_and_how_it_fails(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    assert len(document["paths"]) >= 25
+    assert len(document["paths"]) >= 40
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert "default" in operation["responses"], f"{method} {path}"
@@ -108,6 +108,7 @@ async def test_a_bad_body_is_a_400_that_names_the_field(
 
 
 JOB = '{"pipeline": "p", '
+SWEEP = '{"sweep": {"template": {"pipeline": "p"}, "axes": [{"path": "a", "values": %s}]}}'
 TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "content": "%s"}}}'
 
 
@@ -122,7 +123,21 @@ TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "co
         ("jobs", JOB + '"priority": "\\ud800"}', "priority"),
         ("jobs", JOB + '"\\ud800": 1}', "body"),
         ("jobs", JOB + '"params": {"\\ud800": 1}}', "params.?"),
-        ("jobs", JOB + '"timeout_seconds": 9223372036854775808}', "timeout_seconds"),
+        ("jobs", JOB + '"timeout": 9223372036854775808}', "timeout"),
+        ("jobs", JOB + '"timeout": "soon"}', "timeout"),
+        ("jobs", JOB + '"timeout": null}', "timeout"),
+        ("jobs", JOB + '"timeout": -1}', "timeout"),
+        ("jobs", JOB + '"notifications": [{}]}', "notifications.0"),
+        ("jobs:batch", '{"requests": [' + JOB + '"params": {"x": "\\ud800"}}]}', "requests.0.params.x"),
+        ("jobs:batch", '{"requests": [' + JOB + '"priority": "URGENT"}]}', "requests.0.priority"),
+        ("jobs:batch", '{"sweep": {"template": {"pipeline": "p"}, "axes": []}}', "sweep.axes"),
+        ("jobs:batch", SWEEP % '["\\ud800"]', "sweep.axes.0.values.0"),
+        ("jobs:batch", SWEEP % "[]", "sweep.axes.0.values"),
+        ("jobs/a:retry", '{"param_changes": {"x": "\\ud800"}}', "param_changes.x"),
+        ("jobs/a:retry", '{"timeout": "30 weeks"}', "timeout"),
+        ("jobs:purge", '{"states": []}', "states"),
+        ("workers/cpu/w:drain", '{"now": true}', "now"),
+        ("pools/cpu/credentials", '{"ttl": "-1d"}', "ttl"),
         ("datasets", '{"description": "\\ud800"}', "description"),
         ("simulate", '{"params": {"a": [NaN]}}', "params.a.0"),
         ("predict", TENSOR % (1, "é"), "inputs.a.content"),
@@ -142,6 +157,44 @@ async def test_a_value_that_no_message_holds_is_a_400_that_names_it(
     )
     assert answer.status_code == 400, answer.text
     assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+
+
+@pytest.mark.parametrize("body", [{}, {"display_name": None}, {"priority": "URGENT"}, {"state": "PAUSED"}])
+async def test_a_change_of_nothing_or_of_what_is_fixed_is_a_400(
+    client: httpx.AsyncClient, body: dict[str, object]
+) -> None:
+    answer = await client.patch("/api/v1/jobs/a", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        *[
+            ("POST", f"jobs/a:{verb}", None)
+            for verb in ("cancel", "pause", "resume", "stop", "claim", "retry")
+        ],
+        ("POST", "jobs", {"pipeline": "p", "timeout": "30m", "notifications": [{"email_address": "a@b"}]}),
+        ("POST", "jobs:purge", {"filter": "", "force": True}),
+        ("POST", "jobs:batch", {"requests": [{"pipeline": "p", "timeout": 90}]}),
+        ("PATCH", "jobs/a", {"display_name": "", "labels": {}, "priority": "low"}),
+        ("DELETE", "jobs/a?etag=e", None),
+        ("GET", "jobs/a/attempts", None),
+        ("GET", "pools/cpu", None),
+        ("POST", "workers/cpu/w:drain", None),
+        ("POST", "workers/cpu/w:reinstate", None),
+        ("GET", "pools/-/credentials", None),
+        ("POST", "pools/cpu/credentials", {"ttl": "90d"}),
+        ("POST", "pools/cpu/credentials/c:revoke", None),
+    ],
+)
+async def test_what_is_well_formed_reaches_the_service(
+    client: httpx.AsyncClient, method: str, path: str, body: object
+) -> None:
+    answer = await client.request(method, f"/api/v1/{path}", json=body)
+    # There is none.
+    assert answer.status_code == 503, answer.text
 
 
 @pytest.mark.parametrize("path", ["jobs/a/events?after_seq", "datasets/a/versions/1/content?offset"])
@@ -270,6 +323,9 @@ async def test_a_page_of_another_site_writes_nothing(
     for method, path in (
         ("POST", "datasets/csrf/versions?filename=a.txt"),
         ("POST", "jobs/a:cancel"),
+        ("POST", "jobs:purge"),
+        ("PATCH", "jobs/a"),
+        ("DELETE", "jobs/a"),
         ("DELETE", "datasets/a"),
     ):
         answer = await client.request(method, f"/api/v1/{path}", content=b"1 2\n", headers=headers)

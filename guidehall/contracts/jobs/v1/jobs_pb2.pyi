@@ -1017,7 +1017,8 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     filter: _builtins.str
     """`field = value` terms joined by AND over state, end_reason, pipeline, owner, group, pool, batch,
-    retried_from, display_name, labels.KEY; `:` tests for containment in display_name.
+    retried_from, display_name, labels.KEY; `:` tests for containment in display_name. create_time, update_time
+    and end_time take `<`, `<=`, `>` and `>=` with a time such as "2030-01-31T12:00:00Z".
     """
     order_by: _builtins.str
     """"create_time desc" (default), "create_time", "update_time desc", "update_time"."""
