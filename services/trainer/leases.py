@@ -15,6 +15,7 @@ from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
 from guidehall.core.errors import Aborted, AppError, NotFound
+from guidehall.core.faults import fault_point
 from services.trainer.database import Database, Unit
 from services.trainer.journal import Cause, Journal, lock_job
 from services.trainer.lifecycle import (
@@ -195,6 +196,8 @@ class Leases:
             await self._workers.seen(unit.connection, worker.id)
             # The first attempt has none to go on from.
             checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
+            fault_point("trainer.lease.stored")
+        fault_point("trainer.lease.committed")
         _LEASES.labels(job.pool).inc()
         if job.lease_epoch == 1:
             _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
@@ -251,6 +254,8 @@ class Leases:
             if row is None:
                 await hold(unit, principal, name, epoch)
                 raise Aborted(f"the lease of {name} is changing hands; ask again")
+            fault_point("trainer.heartbeat.stored")
+        fault_point("trainer.heartbeat.committed")
         return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
 
     async def desired(self, name: str, epoch: int) -> Desired | None:
@@ -270,6 +275,8 @@ class Leases:
         async with self._database.unit() as unit:
             held = await hold(unit, principal, name, epoch)
             await self._journal.apply(unit, held.job, Started(epoch))
+            fault_point("trainer.start.stored")
+        fault_point("trainer.start.committed")
 
 
 # The lease, the worker's sign of life and the credential in one statement: it comes often.

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from guidehall.core.access import owner_for
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
+from guidehall.core.faults import fault_point
 from guidehall.science import registry
 from guidehall.science.pipeline import Pipeline, UserError, field_errors
 from services.trainer.audit import audit
@@ -99,6 +100,8 @@ class Submissions:
             job = await self._journal.submit(unit, values, self._max_attempts(submission))
             audit(unit, principal, "SubmitJob", job.name, etag_after=job.etag)
             seen = Seen(job, await queue_position(unit.connection, job))
+            fault_point("trainer.submit.stored")
+        fault_point("trainer.submit.committed")
         _SUBMITTED.labels(job.pipeline).inc()
         return seen
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from guidehall.core.errors import AppError, Code
+from guidehall.core.faults import fault_point
 from guidehall.science import registry
 from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
 from services.trainer.worker.child_process import ChildProcess
@@ -168,7 +169,9 @@ class Attempt:
             self._job.timeout_seconds, self._job.hang_seconds, self._settings.child.cancel_grace_seconds
         )
         supervision = Supervision(child, wishes, patience, self)
+        fault_point("worker.attempt.prepared")
         end = await supervision.run(start)
+        fault_point("worker.child.ended")
         self._session.hurry()
         self._child_is_fit = supervision.child_is_fit
         verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
@@ -304,6 +307,7 @@ class Attempt:
         """Says how it ended, until the trainer has heard it or the lease is lost."""
         await self._session.flush()
         self._session.conclude()
+        fault_point("worker.report.flushed")
         try:
             await self._tell(verdict, outputs)
         except AppError as error:
@@ -321,5 +325,6 @@ class Attempt:
                 await trainer.finish(job, verdict, outputs)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
+        fault_point("worker.report.heard")
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
         logger.info("%s: %s", job.job, how)
