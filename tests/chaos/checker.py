@@ -150,7 +150,7 @@ def _api(site: Site) -> tuple[dict[str, ApiJob], Counter[str]]:
             found[job.id] = ApiJob(job.state.value)
             if job.result:
                 result = client.result(job.id)
-                files = {a.name: a.object.sha256 for a in result.artifacts if a.name != "job.log"}
+                files = {a.filename: a.object.sha256 for a in result.artifacts if a.filename != "job.log"}
                 versions = [client.model_version(name) for name in result.model_versions]
                 weights = {version.name: version.weights.sha256 for version in versions}
                 found[job.id] = ApiJob(job.state.value, result.document, files, weights)

@@ -1,4 +1,4 @@
-"""What was done to the platform and what came of it: printed, and written as JSON if a variable says where."""
+"""What was done to the platform and what came of it: printed, and written as JSON if a variable says so."""
 
 from __future__ import annotations
 

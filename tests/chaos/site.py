@@ -161,7 +161,7 @@ class Site:
         assert ended.attempt_count == 1, "the undisturbed run was disturbed"
         result = client.result(job.id)
         self.undisturbed[key] = numbers_of(result.document) | {
-            "artifacts": {a.name: a.object.sha256 for a in result.artifacts if a.name != "job.log"},
+            "artifacts": {a.filename: a.object.sha256 for a in result.artifacts if a.filename != "job.log"},
             "weights": client.model_version(result.model_versions[0]).weights.sha256,
         }
 
