@@ -31,7 +31,8 @@ _FINAL = {"SUCCEEDED", "FAILED", "CANCELLED"}
 _HELD = {"LEASED", "RUNNING"}
 # Attempts that ended so do not count: the job was handed back.
 _UNCOUNTED = {"RELEASED", "PAUSED"}
-_TABLES = {
+# By schema, what is read.
+TABLES = {
     "trainer": ("jobs", "attempts", "job_events", "checkpoints", "outbox", "request_ids"),
     "storage": (
         "objects", "staged_objects", "staged_results", "results", "artifacts", "model_versions",
@@ -116,14 +117,13 @@ async def connect(site: Site, service: str) -> asyncpg.Connection:
 
 async def _tables(site: Site) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
-    for schema, names in _TABLES.items():
+    for schema, names in TABLES.items():
         connection = await connect(site, schema)
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 for name in names:
-                    rows[f"{schema}.{name}"] = [
-                        dict(row) for row in await connection.fetch(f"SELECT * FROM {schema}.{name}")
-                    ]
+                    found = await connection.fetch(f"SELECT * FROM {schema}.{name}")  # noqa: S608
+                    rows[f"{schema}.{name}"] = [dict(row) for row in found]
         finally:
             await connection.close()
     return rows

@@ -120,6 +120,15 @@ class Site:
                 os.kill(each, number)
         return pid
 
+    def restart(self, part: str, seconds: float = 60.0) -> None:
+        """Kills a part and returns when the next process of it is ready."""
+        before = self.send(part, signal.SIGKILL)
+        deadline = time.monotonic() + seconds
+        while self.pid(part) in (None, before):
+            assert time.monotonic() < deadline, record.read(self.data)
+            time.sleep(0.05)
+        self.wait_ready(seconds)
+
     def children(self, worker: str) -> list[int]:
         """Processes of a worker in which pipelines run or may run."""
         pid = self.pid(worker)

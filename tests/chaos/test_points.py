@@ -125,8 +125,7 @@ def _provoke(site: Site, client: Client, job: str, label: str) -> None:
         os.utime(path, (long_ago, long_ago))
         # The server knows its folders by heart, and storage looks as it starts.
         for part in ("s3", "storage"):
-            site.send(part, signal.SIGKILL)
-            site.wait_ready()
+            site.restart(part)
 
 
 def _until_step(client: Client, job: str, step: int) -> None:
