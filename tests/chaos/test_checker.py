@@ -1,4 +1,4 @@
-"""The checker finds what is planted: each kind of fault is made in the real platform, reported, and undone."""
+"""The checker finds what is planted: each kind of fault is made on the real platform, reported, undone."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Plant:
 def _event(kind: str, payload: str) -> tuple[str, ...]:
     """One more event at the end."""
     return (
-        "INSERT INTO trainer.job_events (job_id, seq, kind, payload) "
-        f"SELECT id, last_seq + 1, '{kind}', '{payload}' FROM trainer.jobs WHERE id = $1",  # noqa: S608
+        "INSERT INTO trainer.job_events (job_id, seq, kind, payload) "  # noqa: S608
+        f"SELECT id, last_seq + 1, '{kind}', '{payload}' FROM trainer.jobs WHERE id = $1",
         "UPDATE trainer.jobs SET last_seq = last_seq + 1 WHERE id = $1",
     )
 
@@ -128,7 +128,8 @@ PLANTS = {
             f"{_OBJECT} VALUES ('objects/xx/x', 'kept', 1, $1, 'x/y')",
             "INSERT INTO storage.model_versions (project, model, version, architecture, manifest, "
             "manifest_sha256, object_key, job, labels) SELECT project, model, version + 1, architecture, "
-            "manifest, manifest_sha256, 'objects/xx/x', job, labels FROM storage.model_versions WHERE job LIKE '%' || $1",
+            "manifest, manifest_sha256, 'objects/xx/x', job, labels FROM storage.model_versions "
+            "WHERE job LIKE '%' || $1",
         ),
     ),
     "result of another attempt": Plant(
