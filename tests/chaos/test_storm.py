@@ -183,17 +183,20 @@ class _Storming:
 
     def _count(self, condition: str) -> int:
         """How many jobs; -1 when the database does not answer just now."""
+        return self._ask_database(f"SELECT count(*) FROM trainer.jobs WHERE {condition}")  # noqa: S608
 
-        async def count() -> int:
+    def _ask_database(self, sql: str) -> int:
+        """A number, from PostgreSQL as its superuser; -1 when it does not answer just now."""
+
+        async def ask() -> int:
             connection = await connect(self.site, "trainer")
             try:
-                sql = f"SELECT count(*) FROM trainer.jobs WHERE {condition}"  # noqa: S608
                 return int(await connection.fetchval(sql, timeout=2))
             finally:
                 await connection.close(timeout=1)
 
         with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return asyncio.run(asyncio.wait_for(count(), 3))
+            return asyncio.run(asyncio.wait_for(ask(), 3))
         return -1
 
     # Harm -------------------------------------------------------------------------------------------------
@@ -226,9 +229,18 @@ class _Storming:
                 # A worker's child goes on, and the worker past its lease.
                 self._freeze(part, self.rng.uniform(1.0, 1.6 * LEASE_SECONDS))
             case "cut off":
-                pid = 1 if site.proxies.cut(part) else None
+                pid = self._cut_off(part)
         if pid is not None:
             self.faults.append(Fault(began, part, action, phase, running))
+
+    def _cut_off(self, part: str) -> int | None:
+        """Breaks every connection to a part; None when there was none."""
+        if part != "postgres":
+            return self.site.proxies.cut(part) or None
+        broken = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename LIKE 'guidehall_%'"
+        )
+        return max(0, self._ask_database(broken)) or None
 
     def _freeze(self, part: str, seconds: float) -> None:
         site = self.site
