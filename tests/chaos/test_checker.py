@@ -243,8 +243,10 @@ def _nothing(site: Site) -> Iterator[None]:
 def _object(site: Site) -> Iterator[None]:
     key = "objects/xx/orphan"
     s3(site).put_object(BUCKET, key, io.BytesIO(b"orphan"), 6)
-    yield
-    s3(site).remove_object(BUCKET, key)
+    try:
+        yield
+    finally:
+        s3(site).remove_object(BUCKET, key)
 
 
 @contextmanager
@@ -253,8 +255,10 @@ def _process(site: Site) -> Iterator[None]:
     command = ["sh", "-c", "sleep 120 >/dev/null 2>&1 & echo $!"]
     # Its parent ends at once.
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=10)
-    yield
-    os.kill(int(done.stdout), signal.SIGKILL)
+    try:
+        yield
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
 
 
 @contextmanager
@@ -262,9 +266,11 @@ def _folders(site: Site) -> Iterator[None]:
     folders = [site.data / "tmp" / f"guidehall-worker-left-{number}" for number in range(len(WORKERS) + 1)]
     for folder in folders:
         folder.mkdir()
-    yield
-    for folder in folders:
-        folder.rmdir()
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.rmdir()
 
 
 _OUTSIDE: dict[str, Callable[[Site], Any]] = {
@@ -297,13 +303,13 @@ async def restored(site: Site) -> AsyncIterator[None]:
             )
 
 
-async def _each(site: Site, schema: str, statement: str, before: str, after: str = "") -> None:
+async def _each(site: Site, schema: str, statement: str, *around: str) -> None:
+    """One statement for each table, after the first of `around` and before the second."""
+    of_tables = [statement.format(schema=schema, name=name) for name in TABLES[schema]]
     connection = await connect(site, schema)
     try:
         async with connection.transaction():
-            await connection.execute(before)
-            for name in TABLES[schema]:
-                await connection.execute(statement.format(schema=schema, name=name))
-            await connection.execute(after)
+            for text in (*around[:1], *of_tables, *around[1:]):
+                await connection.execute(text)
     finally:
         await connection.close()
