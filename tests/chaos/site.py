@@ -140,10 +140,14 @@ class Site:
         for part in (*SERVERS, *SERVICES, *WORKERS):
             self.send(part, signal.SIGCONT, tree=True)
 
+    def down(self) -> int:
+        """How many parts are not up just now."""
+        return sum(service.state != "ready" for service in record.read(self.data).services)
+
     def wait_ready(self, seconds: float = 90.0) -> None:
         """Waits for the supervisor to have every part up."""
         deadline = time.monotonic() + seconds
-        while any(service.state != "ready" for service in record.read(self.data).services):
+        while self.down():
             assert time.monotonic() < deadline, record.read(self.data)
             time.sleep(0.1)
 

@@ -39,6 +39,9 @@ KINDS = 6
 # Faults end after this, whatever has not ended; then everything has to.
 STORM_SECONDS = 300.0
 SETTLE_SECONDS = 240.0
+# No further fault while more parts than this are down, for at most so long.
+MOST_DOWN = 2
+RECOVERY_SECONDS = 20.0
 _RESTARTED = (*WORKERS, "trainer", "storage", *SERVERS, "gateway")
 # How often each is done, after each was done once.
 DEEDS: dict[tuple[str, str], float] = {
@@ -118,6 +121,8 @@ class _Storming:
             self._run_errands()
             self._do(*next(deeds))
             time.sleep(self.rng.uniform(0.3, 1.8))
+            # However slow the machine is: a platform that is never up does no work that could go wrong.
+            self._until_most_are_up()
             if len(self.jobs) == JOBS and not self.errands and self._all_ended():
                 break
         while len(self.jobs) < JOBS:
@@ -241,6 +246,11 @@ class _Storming:
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename LIKE 'guidehall_%'"
         )
         return max(0, self._ask_database(broken)) or None
+
+    def _until_most_are_up(self) -> None:
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while self.site.down() > MOST_DOWN and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _freeze(self, part: str, seconds: float) -> None:
         site = self.site
