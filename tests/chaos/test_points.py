@@ -44,11 +44,15 @@ _SETTLE_SECONDS = 60.0
 
 
 def waves(labels: Iterable[str]) -> list[tuple[str, ...]]:
-    """Labels of different processes together, for one job: each is ended once while the others are, too."""
-    by_process: dict[str, list[str]] = {}
+    """A few labels for one job: one of each process, and two of the trainer, which has most."""
+    lanes: dict[str, list[str]] = {}
     for label in labels:
-        by_process.setdefault(label.partition(".")[0], []).append(label)
-    return [tuple(filter(None, wave)) for wave in zip_longest(*by_process.values())]
+        lanes.setdefault(label.partition(".")[0], []).append(label)
+    trainer = lanes.pop("trainer")
+    half = (len(trainer) + 1) // 2
+    return [
+        tuple(filter(None, wave)) for wave in zip_longest(trainer[:half], trainer[half:], *lanes.values())
+    ]
 
 
 WAVES = [*((label,) for label in PROVOKED), *waves(label for label in LABELS if label not in PROVOKED)]
