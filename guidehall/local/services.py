@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from guidehall.core.faults import VARIABLE as FAULTS_VARIABLE
 from guidehall.local.access import Backing
 from guidehall.local.errors import StackError
 from guidehall.local.files import Secrets, read_json, write_json
@@ -326,7 +327,11 @@ def _environment_of(
 ) -> dict[str, str]:
     """The environment of a service: ours without the settings of others, its own, what overrides these."""
     ours = {key: value for key, value in inherited.items() if not key.startswith("GUIDEHALL_")}
-    shared = {key: value for key, value in inherited.items() if key.startswith(_SHARED_PREFIX)}
+    shared = {
+        key: value
+        for key, value in inherited.items()
+        if key.startswith(_SHARED_PREFIX) or key == FAULTS_VARIABLE
+    }
     own: dict[str, str] = {"OPS__HOST": LOOPBACK, "OPS__PORT": str(ops_port)}
     for part in settings:
         own.update(part)

@@ -32,6 +32,7 @@ from guidehall.local.logfiles import RotatingLog
 from guidehall.local.nats import NatsServer
 from guidehall.local.ports import Ports
 from guidehall.local.postgres import PostgresServer
+from guidehall.local.processes import RestartPolicy
 from guidehall.local.s3 import S3Server
 from guidehall.local.supervisor import Report, Supervisor, silent
 
@@ -76,13 +77,15 @@ class Stack:
     Only one process at a time has a stack of a folder.
     """
 
-    def __init__(self, options: Options, report: Report = silent) -> None:
+    def __init__(
+        self, options: Options, report: Report = silent, policy: RestartPolicy | None = None
+    ) -> None:
         self.options = options
         self.endpoints: dict[str, object] = {}
         self._print = report
         self._data = options.data.expanduser().resolve()
         self._done = threading.Event()
-        self._supervisor = Supervisor(self._data / "logs", report=self._report, changed=self._record)
+        self._supervisor = Supervisor(self._data / "logs", policy, self._report, self._record)
         self._log: RotatingLog | None = None
         self._lock: FolderLock | None = None
         self._recorder: record.Recorder | None = None

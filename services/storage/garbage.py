@@ -12,6 +12,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.errors import AppError, Unavailable
+from guidehall.core.faults import fault_point
 from services.storage.database import Database
 from services.storage.objects import ObjectStore
 from services.storage.settings import UpkeepSettings
@@ -99,6 +100,7 @@ class Collector:
                 except Unavailable:
                     await self._postpone(connection, row.key, row.tries)
                     break
+                fault_point("storage.garbage.removed")
                 deleted.append(row.key)
             if deleted:
                 await connection.execute(delete(objects).where(objects.c.key.in_(deleted)))

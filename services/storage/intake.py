@@ -13,6 +13,7 @@ from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.errors import Aborted, DeadlineExceeded, InvalidArgument
+from guidehall.core.faults import fault_point
 from services.storage import garbage
 from services.storage.database import Database
 from services.storage.limits import Transfers
@@ -135,8 +136,10 @@ class Intake:
                 await connection.execute(
                     insert(objects).values(key=key, state="writing", media_type=claim.media_type)
                 )
+            fault_point("storage.intake.announced")
             try:
                 stored = await self._store_in_time(key, claim, pieces, inspector, expects_end)
+                fault_point("storage.intake.written")
                 yield stored
             finally:
                 # Says so and waits for nothing: a caller that hung up can interrupt whatever waits here.

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from guidehall.contracts.events.v1 import events_pb2
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError, Unavailable
+from guidehall.core.faults import fault_point
 from guidehall.core.postgres import transaction
 from services.storage.tables import outbox
 
@@ -98,6 +99,7 @@ class Relay:
                 except Unavailable as error:
                     refused = error
                     break
+                fault_point("storage.outbox.published")
                 published.append(row.id)
                 _PUBLISHED.labels(row.subject).inc()
             if published:

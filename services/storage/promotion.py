@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
 from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from guidehall.core.faults import fault_point
 from services.storage import documents, fields, garbage, staging
 from services.storage.database import Caller, Database, Mutation
 from services.storage.jobs import Job
@@ -68,6 +69,8 @@ class Promotion:
                 return done
             promoted = await self._promote(mutation, commit)
             mutation.record(promoted.result)
+            fault_point("storage.promote.stored")
+        fault_point("storage.promote.committed")
         self._collector.wake()
         return promoted
 

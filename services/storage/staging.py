@@ -33,6 +33,7 @@ from guidehall.core.errors import (
     NotFound,
     ResourceExhausted,
 )
+from guidehall.core.faults import fault_point
 from services.storage import fields, garbage
 from services.storage.database import Database
 from services.storage.documents import Document
@@ -128,6 +129,8 @@ class Staging:
                 "manifest": output.manifest.document.value if output.manifest else None,
             }
             await connection.execute(insert(staged_objects).values(row))
+            fault_point("storage.stage.stored")
+        fault_point("storage.stage.committed")
         self._collector.wake()
         return stored
 
@@ -157,6 +160,8 @@ class Staging:
                     index_elements=["project", "job", "epoch"], set_={**values, "create_time": func.now()}
                 )
             )
+            fault_point("storage.stage_result.stored")
+        fault_point("storage.stage_result.committed")
 
     async def checkpoint(self, principal: Principal, job: Job, checkpoint: Checkpoint) -> Content:
         """A checkpoint of an attempt, for a later one of the same job or for a retry of it.
@@ -198,6 +203,8 @@ class Staging:
             if over:
                 done = {**_discarding(job), "content_digest": "", "resource": job.name}
                 await connection.execute(insert(requests).values(done).on_conflict_do_nothing())
+            fault_point("storage.discard.stored")
+        fault_point("storage.discard.committed")
         self._collector.wake()
 
     async def _require_room(self, connection: AsyncConnection, output: Output) -> None:

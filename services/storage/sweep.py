@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, select, union_all, up
 from sqlalchemy.dialects.postgresql import insert
 
 from guidehall.core.errors import AppError
+from guidehall.core.faults import fault_point
 from services.storage import garbage, staging
 from services.storage.database import Database
 from services.storage.jobs import Job
@@ -58,6 +59,7 @@ class Sweeper:
             await connection.execute(
                 delete(outbox).where(_older(outbox, upkeep.announcement_max_age_seconds))
             )
+        fault_point("storage.sweep.committed")
         await self._forget_jobs()
 
     async def _forget_jobs(self) -> None:
@@ -98,6 +100,7 @@ class Sweeper:
                 return
         if strays:
             logger.warning("%d objects that no table knows are deleted", len(strays))
+            fault_point("storage.reconcile.found")
             rows = [{"key": key, "state": "garbage", "media_type": ""} for key in strays]
             async with self._database.transaction() as connection:
                 await connection.execute(insert(objects).on_conflict_do_nothing(), rows)

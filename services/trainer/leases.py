@@ -14,6 +14,7 @@ from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
 from guidehall.core.errors import Aborted, AppError, NotFound
+from guidehall.core.faults import fault_point
 from services.trainer.checkpoints import starting_point
 from services.trainer.credentials import require_credential
 from services.trainer.database import Database, Unit
@@ -210,6 +211,8 @@ class Leases:
             job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
             await self._workers.seen(unit.connection, worker.id)
             checkpoint, made_by = await starting_point(unit.connection, job)
+            fault_point("trainer.lease.stored")
+        fault_point("trainer.lease.committed")
         _LEASES.labels(job.pool).inc()
         if job.lease_epoch == 1:
             _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
@@ -270,6 +273,8 @@ class Leases:
             if row is None:
                 await hold(unit, principal, name, epoch)
                 raise Aborted(f"the lease of {name} is changing hands; ask again")
+            fault_point("trainer.heartbeat.stored")
+        fault_point("trainer.heartbeat.committed")
         return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
 
     async def desired(self, name: str, epoch: int) -> Desired | None:
@@ -293,6 +298,8 @@ class Leases:
         async with self._database.unit() as unit:
             held = await hold(unit, principal, name, epoch)
             await self._journal.apply(unit, held.job, Started(epoch))
+            fault_point("trainer.start.stored")
+        fault_point("trainer.start.committed")
 
 
 # An operator who drains the worker may want the job to leave it: the owner still wants it to run, elsewhere.

@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from sqlalchemy import ARRAY, BigInteger, Text, bindparam, delete, text
 
 from guidehall.core.errors import AppError
+from guidehall.core.faults import fault_point
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.settings import RelaySettings
@@ -120,6 +121,8 @@ class Relay:
             Seconds until something will be, as far as is known now.
         """
         messages, pause = await self._claim()
+        if messages:
+            fault_point("trainer.outbox.claimed")
         telling = {tasks.create_task(self._tell(group)) for group in self._groups(messages)}
         if telling:
             told, slow = await asyncio.wait(telling, timeout=self._settings.patience_seconds)
@@ -190,6 +193,8 @@ class Relay:
                         "longest_seconds": settings.retry_longest_seconds,
                     }
                     await unit.connection.execute(_SETTLE, values)
+            fault_point("trainer.outbox.settled")
+        fault_point("trainer.outbox.committed")
         for item in told:
             self._count(item)
             if item.problem is not None:

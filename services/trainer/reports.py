@@ -11,6 +11,7 @@ from sqlalchemy import insert
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
+from guidehall.core.faults import fault_point
 from services.trainer.checkpoints import discard, forget_checkpoints, newest_checkpoint
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
@@ -61,6 +62,8 @@ class Reports:
                 await append(unit, held.job, fresh, _newest(fresh))
                 stored += len(fresh)
                 await update_attempt(unit, held.job, epoch, {"last_event_number": stored})
+                fault_point("trainer.events.stored")
+        fault_point("trainer.events.committed")
         return stored
 
     async def checkpoint(self, principal: Principal, name: str, epoch: int, checkpoint: Checkpoint) -> int:
@@ -91,6 +94,8 @@ class Reports:
             await update_attempt(unit, job, epoch, kept)
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
             await append(unit, job, [note])
+            fault_point("trainer.checkpoint.stored")
+        fault_point("trainer.checkpoint.committed")
         return newest.ordinal if newest else 0
 
     async def finish(
@@ -141,7 +146,10 @@ class Reports:
             if found.finished:
                 return found.job.state
             # The lifecycle refuses an attempt that does not hold the job.
-            return (await self._journal.apply(unit, found.job, event, cause)).state
+            state = (await self._journal.apply(unit, found.job, event, cause)).state
+            fault_point("trainer.finish.stored")
+        fault_point("trainer.finish.committed")
+        return state
 
 
 async def _replace_checkpoints(unit: Unit, job: Job, checkpoint: Checkpoint) -> None:

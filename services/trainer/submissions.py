@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from guidehall.core.access import owner_for, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
+from guidehall.core.faults import fault_point
 from guidehall.science import registry
 from guidehall.science.pipeline import Pipeline, UserError, field_errors
 from services.trainer.audit import audit
@@ -147,6 +148,8 @@ class Submissions:
             for job in made:
                 audit(unit, principal, method, job.name, etag_after=job.etag)
             seen = await self._queues.see_all(unit.connection, made)
+            fault_point("trainer.submit.stored")
+        fault_point("trainer.submit.committed")
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
         return seen

@@ -10,6 +10,7 @@ from prometheus_client import Gauge
 from sqlalchemy import delete, func, or_, select, text
 
 from guidehall.core.errors import Aborted, Unavailable
+from guidehall.core.faults import fault_point
 from services.trainer.database import Database
 from services.trainer.journal import Cause, Journal, ring, seconds
 from services.trainer.leases import Leases
@@ -115,6 +116,8 @@ class Sweeper:
                 else:
                     logger.warning("lease lost: %s at epoch %d", job.name, job.lease_epoch)
                     await self._leases.expire(unit, job)
+                fault_point("trainer.expire.stored")
+            fault_point("trainer.expire.committed")
 
     async def ring_again(self) -> None:
         """Rings for jobs that wait although workers idle: their doorbells got lost."""

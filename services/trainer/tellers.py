@@ -18,6 +18,7 @@ from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_
 from guidehall.contracts.results.v1 import staging_pb2, staging_pb2_grpc
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import from_rpc_error
+from guidehall.core.faults import fault_point
 from services.trainer import messages
 from services.trainer.database import Database
 from services.trainer.journal import append, lock_job
@@ -52,7 +53,9 @@ class BusTellers:
             return
         for ring in rings:
             event = _event(ring.message_id, doorbell=events_pb2.Doorbell(pool=pool))
+            fault_point("trainer.doorbell.before_ring")
             await self._bus.publish(f"jobs.{pool}", event.SerializeToString(), ring.message_id)
+            fault_point("trainer.doorbell.rung")
 
     async def events(self, appended: Sequence[Message]) -> None:
         """Events were appended to jobs; neighbouring batches of a job travel together."""
@@ -72,6 +75,7 @@ class BusTellers:
             message_id = str(uuid.uuid5(uuid.UUID(job_id), span))
             event = _event(message_id, job_events=batch)
             await self._bus.publish(f"events.job.{job_id}", event.SerializeToString(), message_id)
+            fault_point("trainer.fanout.published")
 
 
 _EVENTS = text(
@@ -140,10 +144,12 @@ class StorageTellers:
                 owner=payload["owner"],
                 outputs={key: common_pb2.ObjectRef(**ref) for key, ref in payload["outputs"].items()},
             )
+            fault_point("trainer.promote.before_call")
             try:
                 promoted = await self._staging.Promote(request, timeout=self._call_seconds)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
+            fault_point("trainer.promote.answered")
             await self._published(promotion.subject, promoted.result, list(promoted.model_versions))
 
     async def _published(self, job_id: str, result: str, model_versions: list[str]) -> None:
@@ -153,6 +159,8 @@ class StorageTellers:
                 return
             note = Note("published", {"result": result, "model_versions": model_versions})
             await append(unit, job, [note], {"result": result})
+            fault_point("trainer.publish.stored")
+        fault_point("trainer.publish.committed")
 
     async def discard(self, endings: Sequence[Message]) -> None:
         """What a job staged is of no use any more, but perhaps for one checkpoint."""
@@ -164,10 +172,12 @@ class StorageTellers:
             keep_checkpoint_ordinal=payload["keep_ordinal"],
             job_ended=payload["job_ended"],
         )
+        fault_point("trainer.discard.before_call")
         try:
             await self._staging.Discard(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        fault_point("trainer.discard.answered")
 
     async def audit(self, deeds: Sequence[Message]) -> None:
         """Who did what."""
@@ -176,6 +186,7 @@ class StorageTellers:
             await self._audit.AppendAuditEvents(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        fault_point("trainer.audit.answered")
 
 
 def _event(event_id: str, **payload: object) -> events_pb2.Event:

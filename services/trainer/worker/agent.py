@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter, Gauge
 
 from guidehall.core.errors import AppError, Code
+from guidehall.core.faults import fault_point
 from guidehall.core.telemetry import job_id
 from guidehall.science import registry
 from services.trainer.worker.attempt import Attempt, Tools
@@ -142,6 +143,7 @@ class Agent:
 
     async def _run(self, job: LeasedJob) -> bool:
         """Whether the attempt came to a report."""
+        fault_point("worker.lease.heard")
         logger.info("leased %s, attempt %d", job.job, job.attempt)
         _BUSY.set(1)
         self._attempt_limit = asyncio.timeout(None)

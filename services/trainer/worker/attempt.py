@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from guidehall.core.errors import AppError, Code
+from guidehall.core.faults import fault_point
 from guidehall.science import registry
 from services.trainer.worker.checkpoints import MEDIA_TYPE, CheckpointUploads, SavedState
 from services.trainer.worker.children import Children, Kin
@@ -170,11 +171,13 @@ class Attempt:
         start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, self._prepare())
         if isinstance(start, Finish):
             return start, {}
+        fault_point("worker.attempt.prepared")
         supervision, end = await self._supervise(start)
         while (smaller := self._smaller(start, end)) is not None:
             again = self._prepare_again(start, smaller)
             start = await wishes.unless(lambda: wishes.cancelled or wishes.draining, again)
             supervision, end = await self._supervise(start)
+        fault_point("worker.child.ended")
         self._session.hurry()
         self._child_is_fit = supervision.child_is_fit
         verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
@@ -356,6 +359,7 @@ class Attempt:
         """Says how it ended, until the trainer has heard it or the lease is lost."""
         await self._session.flush()
         self._session.conclude()
+        fault_point("worker.report.flushed")
         try:
             await self._tell(verdict, outputs)
         except AppError as error:
@@ -373,6 +377,7 @@ class Attempt:
                 await trainer.finish(job, verdict, outputs)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
+        fault_point("worker.report.heard")
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
         logger.info("%s: %s", job.job, how)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guidehall.core.errors import AppError
+from guidehall.core.faults import fault_point
 from services.trainer.worker.lease import CheckpointFile, LeasedJob
 from services.trainer.worker.retry import Pauses
 from services.trainer.worker.session import LeaseLost
@@ -84,8 +85,11 @@ class CheckpointUploads:
     async def _upload(self, state: SavedState) -> None:
         for pause in self._pauses:
             try:
+                fault_point("worker.checkpoint.told")
                 staged = await self._storage.stage_checkpoint(self._ordinal, state.file, state.described)
+                fault_point("worker.checkpoint.staged")
                 await self._commit(state, staged)
+                fault_point("worker.checkpoint.committed")
                 return
             except AppError as error:
                 logger.warning("checkpoint of %s: %s", self._job.job, error.code.name)

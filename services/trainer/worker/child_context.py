@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from guidehall.core.faults import fault_point
 from guidehall.science.pipeline import (
     ARTIFACT_NAME,
     MODEL_NAME,
@@ -148,6 +149,7 @@ class ChildContext:
             raise UserError("model_name", name, f"must match {MODEL_NAME.pattern}")
         self._claim(name, "model")
         file = self._files.write("model", weights, f"models.{name}")
+        fault_point("child.model.written")
         # As JSON says it: what storage will hold and a server will read.
         document = manifest.model_dump(mode="json")
         self._link.send(ModelWritten(name=name, manifest=document, file=file))
@@ -158,11 +160,13 @@ class ChildContext:
             raise ValueError(f"artifact name {name!r} does not match {ARTIFACT_NAME.pattern}")
         self._claim(name, "artifact")
         file = self._files.write("artifact", data, f"artifacts.{name}")
+        fault_point("child.artifact.written")
         self._link.send(ArtifactWritten(name=name, media_type=media_type, file=file))
 
     def save_checkpoint(self, state: bytes) -> None:
         """Keeps `state` for another attempt."""
         file = self._files.write("checkpoint", state, "checkpoint")
+        fault_point("child.checkpoint.written")
         self._link.send(CheckpointSaved(step=self._step, file=file))
 
     def _claim(self, name: str, kind: str) -> None:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from guidehall.core.faults import VARIABLE as FAULTS_VARIABLE
 from guidehall.science.pipeline import Desired
 from guidehall.science.registry import MODULES_VARIABLE
 from services.trainer.worker import frames
@@ -37,7 +38,7 @@ from services.trainer.worker.output_lines import LineSplitter, LinesProtocol
 from services.trainer.worker.workspace import Workspace, remove
 
 # The only variables of the worker that a child may see, beside those of the two prefixes.
-_PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", MODULES_VARIABLE)
+_PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", MODULES_VARIABLE, FAULTS_VARIABLE)
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # The folder that holds the `services` package.

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from guidehall.core.faults import fault_point
 from guidehall.science import registry
 from guidehall.science.pipeline import JobCancelled, JobPaused, UserError
 from services.trainer.worker.child_context import ChildContext
@@ -48,9 +49,11 @@ def run(start: Start, link: Link) -> End:
         _limit(start.limits)
         pipeline = registry.pipeline(start.pipeline)
         context = ChildContext(start, link)
+        fault_point("child.run.ready")
         link.send(Started())
         result = pipeline.run(start.params, context)
         document = _document(result.model_dump_json())
+        fault_point("child.run.done")
         return Succeeded(document=document, fit_for_another=before is not None and _company() == before)
     except JobCancelled:
         return Left(because="cancelled")

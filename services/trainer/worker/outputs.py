@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guidehall.core.errors import AppError, InvalidArgument
+from guidehall.core.faults import fault_point
 from services.trainer.worker.messages import ArtifactWritten, FileRef, ModelWritten
 from services.trainer.worker.retry import Pauses, until_answered
 from services.trainer.worker.storage_client import StorageClient, struct_of
@@ -94,7 +95,9 @@ async def _all(calls: Mapping[str, Call], parallel: int, pauses: Pauses) -> dict
 
     async def one(name: str, call: Call) -> StagedObject:
         async with slots:
-            return await until_answered(call, pauses, f"staging {name}")
+            staged = await until_answered(call, pauses, f"staging {name}")
+            fault_point("worker.output.staged")
+            return staged
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.errors import AppError
+from guidehall.core.faults import fault_point
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.events import Event, EventBuffer
 from services.trainer.worker.lease import LeasedJob, desired_of
@@ -163,6 +164,7 @@ class Session:
     async def _send_all(self, call: Any) -> None:
         hello = workers_pb2.SessionHello(job=self._job.job, lease_epoch=self._job.epoch)
         await self._write(call, workers_pb2.SessionRequest(hello=hello))
+        fault_point("worker.session.greeted")
         loop = asyncio.get_running_loop()
         next_heartbeat = loop.time() + self._job.heartbeat_seconds
         while True:
@@ -172,9 +174,11 @@ class Session:
             while self._events.waiting:
                 batch = _batch(*self._events.take())
                 await self._write(call, workers_pb2.SessionRequest(events=batch))
+                fault_point("worker.events.sent")
             if loop.time() >= next_heartbeat:
                 beat = workers_pb2.Heartbeat(step=self._step)
                 await self._write(call, workers_pb2.SessionRequest(heartbeat=beat))
+                fault_point("worker.heartbeat.sent")
                 next_heartbeat = loop.time() + self._job.heartbeat_seconds
             await self._pause(next_heartbeat)
 

@@ -1,0 +1,149 @@
+"""A process is killed at every labelled point between two effects; one job, one result, nothing left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+
+import pytest
+
+from guidehall.client import Client, JobState
+from guidehall.local.s3 import BUCKET
+from tests.chaos.checker import settled_findings
+from tests.chaos.points import points
+from tests.chaos.report import Report
+from tests.chaos.site import WORKERS, Site, insist
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
+
+SEED = 3
+PARAMS = {"steps": 20, "step_seconds": 0.1, "checkpoint_every": 4}
+LABELS = sorted(point.label for point in points())
+# Of these the second visit: an earlier checkpoint exists then, or the session has begun.
+_SECOND = ("checkpoint", "heartbeat", "events", "stage.", "intake")
+# A job alone does not lead there; see `_provoke`.
+PROVOKED = ("trainer.expire.stored", "trainer.expire.committed", "storage.reconcile.found")
+# Where the end of a job differs for one that its owner cancels.
+OF_CANCELLED = (
+    "trainer.finish.stored",
+    "trainer.finish.committed",
+    "trainer.discard.before_call",
+    "trainer.discard.answered",
+    "storage.discard.stored",
+    "storage.discard.committed",
+    "worker.child.ended",
+    "worker.report.flushed",
+    "worker.report.heard",
+)
+_HIT_SECONDS = 60.0
+_SETTLE_SECONDS = 60.0
+
+
+def waves(labels: Iterable[str]) -> list[tuple[str, ...]]:
+    """A few labels for one job: one of each process, and two of the trainer, which has most."""
+    lanes: dict[str, list[str]] = {}
+    for label in labels:
+        lanes.setdefault(label.partition(".")[0], []).append(label)
+    trainer = lanes.pop("trainer")
+    half = (len(trainer) + 1) // 2
+    return [
+        tuple(filter(None, wave)) for wave in zip_longest(trainer[:half], trainer[half:], *lanes.values())
+    ]
+
+
+WAVES = [*((label,) for label in PROVOKED), *waves(label for label in LABELS if label not in PROVOKED)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> str:
+    """Key of the numbers that every job here has to find."""
+    with site.client() as client:
+        site.learn(client, "points", PARAMS | {"model_name": "undisturbed"}, SEED)
+    return "points"
+
+
+@pytest.fixture(autouse=True)
+def disarmed(site: Site) -> Iterator[None]:
+    """No test begins before the last one's victims are back."""
+    site.wait_ready()
+    yield
+    site.faults.disarm()
+
+
+@pytest.mark.parametrize("labels", WAVES, ids="+".join)
+def test_killed_at_points(site: Site, undisturbed: str, report: Report, labels: tuple[str, ...]) -> None:
+    began = time.time()
+    for label in labels:
+        report.points.setdefault(label, 0)
+        site.faults.arm(label, visit=2 if any(part in label for part in _SECOND) else 1)
+    with site.client() as client:
+        params = PARAMS | {"model_name": labels[0].replace(".", "-").replace("_", "-")}
+        job = site.submit(client, params, numbers=undisturbed, seed=SEED)
+        _provoke(site, client, job.id, labels[0])
+        for label in labels:
+            _wait_for_hit(site, label, began)
+            report.points[label] += 1
+        ended = insist(lambda: client.wait(job.id, timeout=90))
+    assert ended.state is JobState.SUCCEEDED
+    assert settled_findings(site, _SETTLE_SECONDS) == []
+
+
+@pytest.mark.parametrize("labels", waves(OF_CANCELLED), ids="+".join)
+def test_killed_at_points_while_a_job_is_cancelled(site: Site, labels: tuple[str, ...]) -> None:
+    with site.client() as client:
+        params = PARAMS | {"model_name": "cancelled", "steps": 1000}
+        job = site.submit(client, params, numbers="", states=("CANCELLED",))
+        _until_step(client, job.id, 6)
+        began = time.time()
+        for label in labels:
+            site.faults.arm(label)
+        insist(lambda: client.cancel(job.id))
+        for label in labels:
+            _wait_for_hit(site, label, began)
+        ended = insist(lambda: client.wait(job.id, timeout=90))
+    assert ended.state is JobState.CANCELLED
+    assert settled_findings(site, _SETTLE_SECONDS) == []
+
+
+def test_every_label_of_the_code_is_in_a_wave() -> None:
+    assert sorted(label for wave in WAVES for label in wave) == LABELS
+
+
+def _provoke(site: Site, client: Client, job: str, label: str) -> None:
+    """Sees to it that the point is reached, where a job alone does not."""
+    if label.startswith("trainer.expire."):
+        _until_step(client, job, 6)
+        for worker in WORKERS:
+            site.send(worker, signal.SIGKILL)
+    if label == "storage.reconcile.found":
+        # The bucket holds something that nobody knows, and it is old.
+        key = "objects/00/" + "0" * 32
+        path = site.data / "s3" / "buckets" / BUCKET / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"stray")
+        long_ago = time.time() - 10 * 86_400
+        os.utime(path, (long_ago, long_ago))
+        # The server knows its folders by heart, and storage looks as it starts.
+        for part in ("s3", "storage"):
+            site.restart(part)
+
+
+def _until_step(client: Client, job: str, step: int) -> None:
+    for event in client.watch(job):
+        if getattr(event.payload, "step", 0) >= step:
+            return
+
+
+def _wait_for_hit(site: Site, label: str, since: float) -> None:
+    deadline = time.monotonic() + _HIT_SECONDS
+    pause = threading.Event()
+    while True:
+        hit = site.faults.acted(label)
+        if hit is not None and hit.time >= since:
+            return
+        assert time.monotonic() < deadline, f"nobody came to {label}"
+        pause.wait(0.1)
