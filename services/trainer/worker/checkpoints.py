@@ -106,4 +106,6 @@ class CheckpointUploads:
             if is_stale(error):
                 raise LeaseLost(error.message) from None
             raise
-        self.committed = CheckpointFile(self._ordinal, self._job.epoch, staged.sha256, staged.size_bytes)
+        self.committed = CheckpointFile(
+            self._job.job, self._ordinal, self._job.epoch, staged.sha256, staged.size_bytes
+        )
