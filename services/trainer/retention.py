@@ -17,7 +17,7 @@ from services.trainer.settings import TrainerSettings
 _END = "(last_seq - (result IS NOT NULL)::int)"
 _DROP = """
     WITH cut AS (
-        UPDATE trainer.jobs SET first_seq = {first}
+        UPDATE trainer.jobs SET first_seq = least({first}, first_seq + :step)
         WHERE id IN (SELECT id FROM trainer.jobs WHERE {due} LIMIT :batch FOR UPDATE SKIP LOCKED)
         RETURNING id, first_seq
     ), dropped AS (
@@ -40,20 +40,21 @@ _DROP_SURPLUS = text(
         " AND last_seq - first_seq + 1 > :most + :most / 10",
     )
 )
-# Each may have as many events as are kept of one job.
-_JOBS_TOGETHER = 20
+# In one transaction: it must not take long, however many events a job has.
+_JOBS_TOGETHER, _EVENTS_TOGETHER = 20, 5000
 
 
 async def drop_old(database: Database, settings: TrainerSettings) -> None:
-    """Drops what is due, some jobs in one transaction."""
+    """Drops what is due, a part of it in each transaction."""
     watch = settings.watch
-    values = {"batch": _JOBS_TOGETHER, "keep_seconds": watch.keep_seconds, "most": watch.max_events}
-    for statement in (_DROP_OLD, _DROP_SURPLUS):
-        used = {name: values[name] for name in statement.compile().params}
-        while True:
+    bounds = {"batch": _JOBS_TOGETHER, "step": _EVENTS_TOGETHER}
+    for statement, limit in (
+        (_DROP_OLD, {"keep_seconds": watch.keep_seconds}),
+        (_DROP_SURPLUS, {"most": watch.max_events}),
+    ):
+        cut = 1
+        while cut:
             async with database.unit() as unit:
-                dropped = (await unit.connection.execute(statement, used)).scalar_one()
-            if dropped < _JOBS_TOGETHER:
-                break
+                cut = (await unit.connection.execute(statement, bounds | limit)).scalar_one()
     async with database.unit() as unit:
         await drop_ended_before(unit, func.now() - seconds(settings.jobs.checkpoint_keep_seconds))

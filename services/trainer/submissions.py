@@ -166,8 +166,15 @@ class Submissions:
             await connection.rollback()
         return seen
 
-    async def prepare(self, principal: Principal, submission: Submission) -> NewJob:
+    async def prepare(
+        self, principal: Principal, submission: Submission, pinned: dict[str, str] | None = None
+    ) -> NewJob:
         """Checks everything and fills in what was left to us.
+
+        Args:
+            principal: who submits.
+            submission: what is asked for.
+            pinned: what names of dataset versions mean to all that is submitted together.
 
         Raises:
             InvalidArgument: a field is wrong.
@@ -204,7 +211,9 @@ class Submissions:
             "params": params,
             "params_digest": digest(params),
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
-            "inputs": await self._datasets.pin(principal, submission.inputs),
+            "inputs": await self._datasets.pin(
+                principal, submission.inputs, {} if pinned is None else pinned
+            ),
             "pool": pool,
             "device_class": device_class,
             "group_name": submission.group,

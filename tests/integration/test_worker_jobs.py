@@ -277,9 +277,10 @@ async def test_a_retry_of_a_job_that_took_too_long_goes_on_from_its_checkpoint_t
     sites: Sites, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
 ) -> None:
     workers()
-    params = {"steps": 60, "step_seconds": 0.1, "checkpoint_every": 5, "model_name": "retried"}
+    params = {"steps": 200, "step_seconds": 0.05, "checkpoint_every": 5, "model_name": "retried"}
     alone = await lone_owner.submit(params=params | {"step_seconds": 0.0}, seed=15)
-    job = await lone_owner.submit(params=params, seed=15, timeout_seconds=3)
+    await events(lone_owner, alone.name)
+    job = await lone_owner.submit(params=params, seed=15, timeout_seconds=5)
     told = await events(lone_owner, job.name)
     assert states(told)[-1] == "FAILED"
     failed = await lone_owner.get(job.name)
