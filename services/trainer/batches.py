@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +37,7 @@ class Batch:
     sweep: Sweep | None
 
 
-# A submission, and the names of its fields in the request that holds it.
+# A submission, and what gives the names of its fields in the request that holds it.
 _Item = tuple[Submission, Callable[[str], str]]
 
 
@@ -64,11 +65,20 @@ class Batches:
         key = RequestKey.of(principal, request_id, asdict(batch))
         if not validate_only and (earlier := await self._submissions.earlier(key)):
             return earlier, _name(earlier)
-        new = [await self._prepare(principal, *item) for item in self._items(batch)]
-        size = sum(len(canonical(item.values["params"])) for item in new)
-        if size > self._settings.max_batch_bytes:
-            allowed = f"at most {self._settings.max_batch_bytes} bytes of parameters together"
-            raise InvalidArgument.field("requests", f"{size} bytes", allowed)
+        new: list[NewJob] = []
+        pinned: dict[str, str] = {}
+        size = 0
+        for submission, rename in self._items(batch):
+            try:
+                new.append(await self._submissions.prepare(principal, submission, pinned))
+            except InvalidArgument as error:
+                raise blamed(error, rename) from None
+            size += len(canonical(new[-1].values["params"]))
+            if size > self._settings.max_batch_bytes:
+                allowed = f"at most {self._settings.max_batch_bytes} bytes of parameters together"
+                raise InvalidArgument.field(rename("params"), f"{size} bytes", allowed)
+            # Checking takes a while: others are answered in between.
+            await asyncio.sleep(0)
         if validate_only:
             return await self._submissions.rehearse(new), ""
         batch_id = str(uuid.uuid4())
@@ -110,14 +120,6 @@ class Batches:
             return self._submissions.params(template.pipeline, template.params)
         except InvalidArgument:
             return None
-
-    async def _prepare(
-        self, principal: Principal, submission: Submission, rename: Callable[[str], str]
-    ) -> NewJob:
-        try:
-            return await self._submissions.prepare(principal, submission)
-        except InvalidArgument as error:
-            raise blamed(error, rename) from None
 
 
 def _in_request(place: int, field: str) -> str:

@@ -22,8 +22,15 @@ class Datasets:
         self._stub = datasets_pb2_grpc.DatasetsServiceStub(channel)
         self._call_seconds = call_seconds
 
-    async def pin(self, principal: Principal, inputs: Mapping[str, str]) -> dict[str, str]:
+    async def pin(
+        self, principal: Principal, inputs: Mapping[str, str], pinned: dict[str, str]
+    ) -> dict[str, str]:
         """The same inputs with "latest" made a number.
+
+        Args:
+            principal: who wants to read them.
+            inputs: names of versions by role.
+            pinned: what names mean that the caller was told before; what is found out is added.
 
         Raises:
             InvalidArgument: too many, or a version that is not there or that the caller may not read.
@@ -31,7 +38,10 @@ class Datasets:
         """
         if len(inputs) > MOST_INPUTS:
             raise InvalidArgument.field("inputs", f"{len(inputs)} inputs", f"at most {MOST_INPUTS}")
-        return {role: await self._pin(principal, f"inputs.{role}", name) for role, name in inputs.items()}
+        for role, name in inputs.items():
+            if name not in pinned:
+                pinned[name] = await self._pin(principal, f"inputs.{role}", name)
+        return {role: pinned[name] for role, name in inputs.items()}
 
     async def _pin(self, principal: Principal, field: str, name: str) -> str:
         names.version_of(names.DATASET_VERSION.parse(name, field), field)

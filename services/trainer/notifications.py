@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from urllib.parse import SplitResult, urlsplit
 
 from guidehall.core.errors import InvalidArgument
 from services.trainer.database import Unit
 from services.trainer.documents import Document
+from services.trainer.origins import origin
 from services.trainer.records import Job
 from services.trainer.settings import NotifySettings
 
 MOST_NOTIFICATIONS = 8
-_LONGEST_URL = 2000
 _LONGEST_ADDRESS = 254
 _ADDRESS = re.compile(r"[A-Za-z0-9_+=.%-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # {"webhook_url": ...} or {"email_address": ...}
 Target = Mapping[str, str]
@@ -50,26 +48,6 @@ def _check_url(path: str, url: str, settings: NotifySettings) -> None:
     if origin(url) not in settings.webhook_origins:
         allowed = f"a URL at one of {', '.join(settings.webhook_origins)}"
         raise InvalidArgument.field(path, url, allowed)
-
-
-def origin(url: str) -> str | None:
-    """Scheme, host and port of a URL as the settings have them; None for what is no plain http(s) URL."""
-    if len(url) > _LONGEST_URL or not url.isascii() or not url.isprintable() or set(url) & set(' "<>\\'):
-        return None
-    try:
-        parts = urlsplit(url)
-        port = port_of(parts)
-    except ValueError:
-        return None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or "@" in parts.netloc:
-        return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + ("" if port == _DEFAULT_PORTS[parts.scheme] else f":{port}")
-
-
-def port_of(parts: SplitResult) -> int:
-    """The port that a URL means."""
-    return parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
 
 
 def _check_address(path: str, address: str, settings: NotifySettings) -> None:

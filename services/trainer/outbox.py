@@ -192,6 +192,9 @@ class Relay:
                     await unit.connection.execute(_SETTLE, values)
         for item in told:
             self._count(item)
+            if item.problem is not None:
+                # It is due again sooner than was known when it was claimed.
+                self._database.wakes.ring(outbox_topic(item.messages[0].kind))
 
     def _count(self, told: _Told) -> None:
         kind = told.messages[0].kind

@@ -27,7 +27,8 @@ from prometheus_client import Counter
 
 from guidehall.core.errors import AppError, InvalidArgument, Unavailable
 from services.trainer.documents import Document
-from services.trainer.notifications import check_targets, port_of
+from services.trainer.notifications import check_targets
+from services.trainer.origins import port_of
 from services.trainer.outbox import Message, Teller
 from services.trainer.settings import NotifySettings
 

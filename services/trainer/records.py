@@ -81,8 +81,8 @@ class Job:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow: it has ended and, if it succeeded, its result can be read."""
-        return self.state in FINAL and (self.state is not State.SUCCEEDED or self.result is not None)
+        """Whether nothing can follow."""
+        return is_complete(self.state, self.result)
 
     @property
     def etag(self) -> str:
@@ -165,6 +165,11 @@ class Worker:
     def name(self) -> str:
         """Its resource name."""
         return names.WORKER.format(pool=self.pool, worker=self.id)
+
+
+def is_complete(state: State, result: str | None) -> bool:
+    """Whether nothing can follow in a job: a success has one more event, when its result can be read."""
+    return state in FINAL and (state is not State.SUCCEEDED or result is not None)
 
 
 def worker_name(pool: str, worker_id: str | None) -> str:

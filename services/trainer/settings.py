@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,6 +19,7 @@ from guidehall.core.settings import (
     ServiceSettings,
     TelemetrySettings,
 )
+from services.trainer.origins import origin
 
 POOL_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
 
@@ -162,9 +162,11 @@ class NotifySettings(_Group):
     def _consistent(self) -> Self:
         if self.webhook_origins and self.webhook_secret is None:
             raise ValueError("webhook_origins needs webhook_secret: receivers must know who calls")
-        for origin in self.webhook_origins:
-            if not re.fullmatch(r"https?://[^/@?#\s]+", origin):
-                raise ValueError(f"webhook_origins: {origin!r} is not like https://hooks.example.org:8443")
+        for given in self.webhook_origins:
+            if origin(given) != given:
+                raise ValueError(
+                    f"webhook_origins: {given!r} is not like https://hooks.example.org or http://10.0.0.7:8080"
+                )
         return self
 
 

@@ -153,8 +153,15 @@ class Submissions:
             await connection.rollback()
         return seen
 
-    async def prepare(self, principal: Principal, submission: Submission) -> NewJob:
+    async def prepare(
+        self, principal: Principal, submission: Submission, pinned: dict[str, str] | None = None
+    ) -> NewJob:
         """Checks everything and fills in what was left to us.
+
+        Args:
+            principal: who submits.
+            submission: what is asked for.
+            pinned: what names of dataset versions mean to all that is submitted together.
 
         Raises:
             InvalidArgument: a field is wrong.
@@ -185,7 +192,9 @@ class Submissions:
             "params": params,
             "params_digest": digest(params),
             "seed": submission.seed or secrets.randbelow(_SEEDS) + 1,
-            "inputs": await self._datasets.pin(principal, submission.inputs),
+            "inputs": await self._datasets.pin(
+                principal, submission.inputs, {} if pinned is None else pinned
+            ),
             "pool": submission.pool or self._settings.default_pool,
             "priority": priority,
             "memory_hint_bytes": submission.memory_hint_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,7 +12,8 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import NotFound, OutOfRange
 from services.trainer.database import Database
 from services.trainer.jobs import find
-from services.trainer.records import Job, StoredEvent
+from services.trainer.lifecycle import State
+from services.trainer.records import StoredEvent, is_complete
 from services.trainer.settings import WatchSettings
 from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import job_topic
@@ -36,7 +38,6 @@ class Watching:
             Unavailable: the database is away, or this server is about to stop: go on from the last number.
         """
         wakes = self._database.wakes
-        seq = after_seq
         async with self._database.read() as connection:
             job = await find(connection, principal, name)
         if not 0 <= after_seq <= job.last_seq:
@@ -44,21 +45,21 @@ class Watching:
         with wakes.listening(job_topic(job.id)) as ear:
             while True:
                 ear.clear()
-                there, found = await self._look(name, job.id, seq)
+                there, found = await self._look(name, job.id, after_seq)
                 for event in found:
                     yield event
-                    seq = event.seq
-                if seq < there.last_seq:
+                    after_seq = event.seq
+                if after_seq < there.last_seq:
                     continue
                 if there.complete:
                     return
                 wakes.require_open()
                 await ear.listen(self._settings.recheck_seconds)
 
-    async def _look(self, name: str, job_id: str, after_seq: int) -> tuple[Job, list[StoredEvent]]:
-        """The job, then its events: all that it counts, if the page is long enough."""
+    async def _look(self, name: str, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
+        """How far the job is, then its events: all that are counted, if the page is long enough."""
         async with self._database.read() as connection:
-            there = await _job(connection, name, job_id)
+            there = await _progress(connection, name, job_id)
             if there.last_seq <= after_seq:
                 return there, []
             statement = (
@@ -70,25 +71,36 @@ class Watching:
             found = [StoredEvent(*row) for row in await connection.execute(statement)]
             if not found or found[0].seq != after_seq + 1:
                 # Looked at again: they may have been dropped just now.
-                raise _dropped(await _job(connection, name, job_id), after_seq)
+                raise _dropped(await _progress(connection, name, job_id), after_seq)
             return there, found
 
 
-async def _job(connection: AsyncConnection, name: str, job_id: str) -> Job:
-    """The job of a watcher who may see it.
+@dataclass(frozen=True)
+class _There:
+    """How far a job is."""
+
+    first_seq: int
+    last_seq: int
+    # Whether no event can follow.
+    complete: bool
+
+
+async def _progress(connection: AsyncConnection, name: str, job_id: str) -> _There:
+    """How far the job of a watcher is who may see it.
 
     Raises:
         NotFound: it was deleted meanwhile.
     """
-    row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).mappings().first()
+    columns = select(jobs.c.state, jobs.c.result, jobs.c.first_seq, jobs.c.last_seq)
+    row = (await connection.execute(columns.where(jobs.c.id == job_id))).first()
     if row is None:
         raise NotFound(f"{name} does not exist", metadata={"resource": name})
-    return Job.of(row)
+    return _There(row.first_seq, row.last_seq, is_complete(State(row.state), row.result))
 
 
-def _dropped(job: Job, after_seq: int) -> OutOfRange:
+def _dropped(there: _There, after_seq: int) -> OutOfRange:
     return OutOfRange(
-        f"after_seq: got {after_seq}; the events before {job.first_seq} have been dropped",
+        f"after_seq: got {after_seq}; the events before {there.first_seq} have been dropped",
         reason="EVENTS_DROPPED",
-        metadata={"first_seq": str(job.first_seq)},
+        metadata={"first_seq": str(there.first_seq)},
     )

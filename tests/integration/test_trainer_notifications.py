@@ -138,7 +138,7 @@ async def site(own_trainer: Callable[..., TrainerSite], tmp_path: Path) -> Async
                 NOTIFY__MAIL_SECURITY="none",
                 NOTIFY__MAIL_FROM="jobs@example.org",
                 NOTIFY__RETRY_LONGEST_SECONDS=0.5,
-                NOTIFY__GIVE_UP_SECONDS=3,
+                NOTIFY__GIVE_UP_SECONDS=8,
             )
             await asyncio.to_thread(trainer.start)
             cast = Cast(trainer)
@@ -178,7 +178,7 @@ async def test_a_webhook_that_fails_first_is_called_again_and_can_tell_who_calls
 async def test_everybody_named_is_told_each_by_himself(site: Site) -> None:
     owner = site.cast.owner()
     site.mailbox.turn_away = 1
-    site.hook.answers = [500] * 5
+    site.hook.answers = [500] * 3
     both = [
         jobs_pb2.Notification(webhook_url=f"{site.hook.origin}/ended"),
         jobs_pb2.Notification(email_address="ada@example.org"),
@@ -197,7 +197,7 @@ async def test_everybody_named_is_told_each_by_himself(site: Site) -> None:
     assert job.name in mail.get_content()
     assert mail["Message-ID"].endswith("@example.org>")
     assert site.mailbox.conversations == 2
-    await site.hook.wait(6)
+    await site.hook.wait(4)
     await untold(site, 0)
     assert len(site.mailbox.mails) == 1
 

@@ -115,6 +115,24 @@ async def test_the_newest_version_of_a_dataset_is_pinned(cast: Cast, ada: Stubs)
     assert dict((await owner.submit(inputs={"points": latest})).inputs) == {"points": second.name}
 
 
+async def test_all_jobs_of_a_batch_read_the_same_version(pair: Pair, cast: Cast, ada: Stubs) -> None:
+    dataset = f"d-{uuid.uuid4().hex[:8]}"
+    first = await ada.upload(dataset, b"1 2\n")
+    latest = f"projects/default/datasets/{dataset}/versions/latest"
+    await cast.credential()
+    template = jobs_pb2.SubmitJobRequest(pipeline="toy.line", pool=cast.pool, inputs={"points": latest})
+    sweep = jobs_pb2.Sweep(template=template)
+    sweep.axes.add(path="steps").values.extend([1, 2, 3])
+    request = jobs_pb2.BatchSubmitJobsRequest(sweep=sweep)
+    answer = await cast.owner().jobs.BatchSubmitJobs(request, timeout=10)
+    assert [dict(job.inputs) for job in answer.jobs] == [{"points": first.name}] * 3
+    template.inputs["points"] = latest.replace(dataset, "none-such")
+    request = jobs_pb2.BatchSubmitJobsRequest(requests=[template])
+    async with refused(InvalidArgument) as found:
+        await cast.owner().jobs.BatchSubmitJobs(request, timeout=10)
+    assert [item.field for item in found[0].violations] == ["requests[0].inputs.points"]
+
+
 async def test_a_jobs_token_opens_its_inputs_and_no_others(pair: Pair, cast: Cast, ada: Stubs) -> None:
     owner, worker = cast.owner(), await cast.worker()
     mine, other = [await ada.upload(f"d-{uuid.uuid4().hex[:8]}", b"1 2\n") for _ in range(2)]

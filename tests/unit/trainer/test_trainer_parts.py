@@ -126,6 +126,10 @@ _LEAST = {
         {"RELAY__CLAIM_SECONDS": "10"},
         {"LEASE__SECOND": "10"},
         {"JOBS__DEFAULT_POOL": "no pool"},
+        {"NOTIFY__WEBHOOK_ORIGINS": '["https://hooks.example.org"]'},
+        {"NOTIFY__WEBHOOK_ORIGINS": '["hooks.example.org"]', "NOTIFY__WEBHOOK_SECRET": "x"},
+        {"NOTIFY__WEBHOOK_ORIGINS": '["https://hooks.example.org/"]', "NOTIFY__WEBHOOK_SECRET": "x"},
+        {"NOTIFY__WEBHOOK_ORIGINS": '["https://hooks.example.org:443"]', "NOTIFY__WEBHOOK_SECRET": "x"},
     ],
     ids=str,
 )
