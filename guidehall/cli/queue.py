@@ -69,7 +69,7 @@ def _show_jobs(jobs: list[Job]) -> None:
         )
         for job in jobs
     ]
-    headings = ("JOB", "NAME", "PIPELINE", "POOL", "STATE", "PROGRESS", "STARTS", "ENDS", "OWNER")
+    headings = ("JOB", "NAME", "PIPELINE", "POOL", "STATE", "PROGRESS", "START", "END", "OWNER")
     table(headings, rows, empty="nothing runs or waits")
 
 

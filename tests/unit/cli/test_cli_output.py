@@ -72,7 +72,7 @@ def test_documents_are_json_whatever_is_in_them() -> None:
 def test_documents_hold_ids_enums_arrays_and_paths() -> None:
     document = _output.document(
         {
-            "pool": Pool("pools/cpu", 1, 2, 3, 4, 5, 6.0),
+            "pool": Pool("pools/cpu", 1, 2, 3, 4, 5, 6.0, "cpu", 60, None),
             "state": JobState.FAILED,
             "array": np.array([[1.0, np.inf]]),
             "object": StoredObject("ab", 1, "text/plain"),
