@@ -27,18 +27,18 @@ def run(params: LineParams, context: Context) -> LineResult:
     center, spread = x.mean(), x.std()
     state = np.zeros(2)
     saved = context.checkpoint.load()
-    step = 0
-    if saved is not None:
-        step, state = json.loads(saved)["step"], np.array(json.loads(saved)["state"])
-        context.log(f"goes on at step {step}")
     t = (x - center) / spread
-    loss = float(np.mean((state[0] * t + state[1] - y) ** 2))
+    step, loss = 0, float(np.mean(y**2))
+    if saved is not None:
+        step, state, loss = (json.loads(saved)[key] for key in ("step", "state", "loss"))
+        state = np.array(state)
+        context.log(f"goes on at step {step}")
     while step < params.steps:
         desired = context.desired()
         if desired is Desired.CANCEL:
             raise JobCancelled
         if desired is Desired.PAUSE:
-            context.checkpoint.save(_state(step, state))
+            context.checkpoint.save(_state(step, state, loss))
             raise JobPaused
         if desired is Desired.STOP:
             break
@@ -48,7 +48,7 @@ def run(params: LineParams, context: Context) -> LineResult:
         step += 1
         context.progress(step, params.steps, phase="train", train_loss=loss)
         if step % params.checkpoint_every == 0:
-            context.checkpoint.save(_state(step, state))
+            context.checkpoint.save(_state(step, state, loss))
         time.sleep(params.step_seconds)
     slope, intercept = float(state[0] / spread), float(state[1] - state[0] / spread * center)
     context.log(f"slope {slope:.4f}, intercept {intercept:.4f}")
@@ -70,8 +70,9 @@ def _points(params: LineParams, context: Context) -> tuple[np.ndarray, np.ndarra
     return x, params.slope * x + params.intercept + params.noise * generator.standard_normal(len(x))
 
 
-def _state(step: int, state: np.ndarray) -> bytes:
-    return json.dumps({"step": step, "state": state.tolist()}).encode()
+def _state(step: int, state: np.ndarray, loss: float) -> bytes:
+    # The loss too: after the last step there is no other to take it from.
+    return json.dumps({"step": step, "state": state.tolist(), "loss": loss}).encode()
 
 
 def _publish(params: LineParams, context: Context, slope: float, intercept: float, loss: float) -> None:
