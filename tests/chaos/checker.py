@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import asyncpg
 from minio import Minio
 
-from guidehall.client.errors import AppError
+from guidehall.client import Client, Job
+from guidehall.client.errors import AppError, NotFound
 from guidehall.local.descendants import descendants
 from guidehall.local.files import Secrets, read_json
 from guidehall.local.s3 import ACCESS_KEY, BUCKET
@@ -149,12 +151,18 @@ def _api(site: Site) -> tuple[dict[str, ApiJob], Counter[str]]:
             listed[job.id] += 1
             found[job.id] = ApiJob(job.state.value)
             if job.result:
-                result = client.result(job.id)
-                files = {a.filename: a.object.sha256 for a in result.artifacts if a.filename != "job.log"}
-                versions = [client.model_version(name) for name in result.model_versions]
-                weights = {version.name: version.weights.sha256 for version in versions}
-                found[job.id] = ApiJob(job.state.value, result.document, files, weights)
+                # What is not there is for the judge.
+                with suppress(NotFound):
+                    found[job.id] = _api_result(client, job)
     return found, listed
+
+
+def _api_result(client: Client, job: Job) -> ApiJob:
+    result = client.result(job.id)
+    files = {a.filename: a.object.sha256 for a in result.artifacts if a.filename != "job.log"}
+    versions = [client.model_version(name) for name in result.model_versions]
+    weights = {version.name: version.weights.sha256 for version in versions}
+    return ApiJob(job.state.value, result.document, files, weights)
 
 
 def _strays(site: Site) -> dict[int, str]:

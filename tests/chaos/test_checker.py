@@ -170,7 +170,7 @@ PLANTS = {
     "staged object left": Plant(
         "is still staged",
         storage=(
-            f"{_OBJECT} VALUES ('objects/xx/x', 'kept', 1, '0', 'x/y')",
+            f"{_OBJECT} VALUES ('objects/xx/x', 'kept', 1, $1, 'x/y')",
             "INSERT INTO storage.staged_objects (project, job, epoch, kind, object_id, object_key) "
             "VALUES ('default', $1, 1, 'artifact', 'a.npy', 'objects/xx/x')",
         ),

@@ -18,7 +18,7 @@ from tests.chaos.points import points
 from tests.chaos.report import Report
 from tests.chaos.site import WORKERS, Site, insist
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(420)]
 
 SEED = 3
 PARAMS = {"steps": 20, "step_seconds": 0.1, "checkpoint_every": 4}
@@ -39,7 +39,7 @@ OF_CANCELLED = (
     "worker.report.flushed",
     "worker.report.heard",
 )
-_HIT_SECONDS = 60.0
+_HIT_SECONDS = 90.0
 _SETTLE_SECONDS = 60.0
 
 
@@ -87,7 +87,7 @@ def test_killed_at_points(site: Site, undisturbed: str, report: Report, labels: 
         for label in labels:
             _wait_for_hit(site, label, began)
             report.points[label] += 1
-        ended = insist(lambda: client.wait(job.id, timeout=90))
+        ended = insist(lambda: client.wait(job.id, timeout=120))
     assert ended.state is JobState.SUCCEEDED
     assert settled_findings(site, _SETTLE_SECONDS) == []
 
@@ -104,7 +104,7 @@ def test_killed_at_points_while_a_job_is_cancelled(site: Site, labels: tuple[str
         insist(lambda: client.cancel(job.id))
         for label in labels:
             _wait_for_hit(site, label, began)
-        ended = insist(lambda: client.wait(job.id, timeout=90))
+        ended = insist(lambda: client.wait(job.id, timeout=120))
     assert ended.state is JobState.CANCELLED
     assert settled_findings(site, _SETTLE_SECONDS) == []
 

@@ -25,15 +25,15 @@ def run(params: LineParams, context: Context) -> LineResult:
     center, spread = x.mean(), x.std()
     state = np.zeros(2)
     saved = context.checkpoint.load()
-    step = 0
-    if saved is not None:
-        step, state = json.loads(saved)["step"], np.array(json.loads(saved)["state"])
-        context.log(f"goes on at step {step}")
     t = (x - center) / spread
-    loss = float(np.mean((state[0] * t + state[1] - y) ** 2))
+    step, loss = 0, float(np.mean(y**2))
+    if saved is not None:
+        step, state, loss = (json.loads(saved)[key] for key in ("step", "state", "loss"))
+        state = np.array(state)
+        context.log(f"goes on at step {step}")
     while step < params.steps:
         # Saves when it is time, and leaves when that is wanted; true to end early.
-        if obey(context, lambda: _state(step, state)):  # noqa: B023 (called at once)
+        if obey(context, lambda: _state(step, state, loss)):  # noqa: B023 (called at once)
             break
         residual = state[0] * t + state[1] - y
         state = state - 0.2 * np.array([np.mean(residual * t), np.mean(residual)])
@@ -42,7 +42,7 @@ def run(params: LineParams, context: Context) -> LineResult:
         context.progress(step, params.steps, phase="train", train_loss=loss)
         context.preview("toy.line", {"slope": float(state[0] / spread), "step": step})
         if step % params.checkpoint_every == 0:
-            context.checkpoint.save(_state(step, state))
+            context.checkpoint.save(_state(step, state, loss))
         time.sleep(params.step_seconds)
     slope, intercept = float(state[0] / spread), float(state[1] - state[0] / spread * center)
     context.log(f"slope {slope:.4f}, intercept {intercept:.4f}")
@@ -64,8 +64,9 @@ def _points(params: LineParams, context: Context) -> tuple[np.ndarray, np.ndarra
     return x, params.slope * x + params.intercept + params.noise * generator.standard_normal(len(x))
 
 
-def _state(step: int, state: np.ndarray) -> bytes:
-    return json.dumps({"step": step, "state": state.tolist()}).encode()
+def _state(step: int, state: np.ndarray, loss: float) -> bytes:
+    # The loss too: after the last step there is no other to take it from.
+    return json.dumps({"step": step, "state": state.tolist(), "loss": loss}).encode()
 
 
 def _publish(params: LineParams, context: Context, slope: float, intercept: float, loss: float) -> None:
