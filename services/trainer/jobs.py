@@ -98,7 +98,8 @@ class Jobs:
             after = await self._journal.apply(unit, job, CancelRequested())
             if after is not job:
                 audit(unit, principal, "CancelJob", name, etag_before=job.etag, etag_after=after.etag)
-            return await self._queues.see(unit.connection, after)
+        async with self._database.read() as connection:
+            return await self._queues.see(connection, after)
 
     async def page(
         self, principal: Principal, project: str, filter_text: str, order_by: str, size: int, token: str

@@ -110,9 +110,10 @@ class Submissions:
             await self._pools.require_room(unit.connection, principal, values["owner"], values["pool"])
             job = await self._journal.submit(unit, values, self._max_attempts(submission))
             audit(unit, principal, "SubmitJob", job.name, etag_after=job.etag)
-            seen = await self._queues.see(unit.connection, job)
         _SUBMITTED.labels(job.pipeline).inc()
-        return seen
+        # Afterwards: workers need not wait for what is only told.
+        async with self._database.read() as connection:
+            return await self._queues.see(connection, job)
 
     async def check(self, principal: Principal, submission: Submission) -> Seen:
         """The job as it would be; nothing is stored.
