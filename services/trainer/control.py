@@ -93,7 +93,8 @@ class Control:
             after = await self._journal.apply(unit, job, WISHES[method])
             if after is not job:
                 audit(unit, principal, method, name, etag_before=job.etag, etag_after=after.etag)
-            return await self._queues.see(unit.connection, after)
+        async with self._database.read() as connection:
+            return await self._queues.see(connection, after)
 
     async def update(self, principal: Principal, name: str, etag: str, change: Update) -> Seen:
         """Changes some fields; harmless to repeat.
@@ -115,7 +116,8 @@ class Control:
                 after = await append(unit, job, [], values)
                 audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-            return await self._queues.see(unit.connection, job)
+        async with self._database.read() as connection:
+            return await self._queues.see(connection, job)
 
     def _changes(self, change: Update) -> dict[str, Any]:
         """The columns that an update sets, checked."""
@@ -234,7 +236,8 @@ class Control:
                 after = await append(unit, job, [], {"owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-            return await self._queues.see(unit.connection, job)
+        async with self._database.read() as connection:
+            return await self._queues.see(connection, job)
 
 
 def _require_etag(given: str, job: Job) -> None:

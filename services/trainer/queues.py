@@ -70,7 +70,9 @@ class _Queue:
     time: float
     order: Order
     places: Mapping[str, int]
+    # Of those that wait; and all that occur, also among those that run.
     pipelines: Mapping[str, str]
+    every_pipeline: frozenset[str]
 
     def position(self, job: Job) -> int:
         """How many of those remembered come before a queued job."""
@@ -147,16 +149,17 @@ class Queues:
         now = time.monotonic()
         if known is not None and len(known.places) > _SHORT_QUEUE and now - known.time < _REMEMBER_SECONDS:
             return known
-        rows = (await connection.execute(_QUEUED, {"pool": pool})).all()
-        held = (await connection.execute(_HELD_SHARES, {"pool": pool})).all()
+        rows = (await connection.execute(_ACTIVE, {"pool": pool})).all()
+        queued = [row for row in rows if row.state == State.QUEUED.value]
         order = Order(
-            [Claim(str(row.id), row.owner, row.group_name, row.queue_rank) for row in rows],
-            [(row.owner, row.group_name) for row in held],
+            [Claim(str(row.id), row.owner, row.group_name, row.queue_rank) for row in queued],
+            [(row.owner, row.group_name) for row in rows if row.state != State.QUEUED.value],
             self._settings.pool(pool),
             self._settings.jobs.share_seconds,
         )
         places = {turn[-1]: place for place, turn in enumerate(order.turns)}
-        queue = _Queue(now, order, places, {str(row.id): row.pipeline for row in rows})
+        pipelines = {str(row.id): row.pipeline for row in queued}
+        queue = _Queue(now, order, places, pipelines, frozenset(row.pipeline for row in rows))
         self._queues[pool] = queue
         return queue
 
@@ -165,6 +168,9 @@ class Queues:
         now = time.monotonic()
         if known is not None and now - known.time < _REMEMBER_SECONDS:
             return known
+        finished = await self._finished(connection, pool, sorted(queue.every_pipeline))
+        if not finished:
+            return _Outlook(now, Forecast(Durations([]), [], 0, []), {})
         values = {"pool": pool, "lost_seconds": self._settings.lease.seconds}
         workers = (await connection.execute(_WORKERS, values)).scalar_one()
         held = (await connection.execute(_HELD, {"pool": pool})).all()
@@ -180,8 +186,6 @@ class Queues:
         ids = [turn[-1] for turn in queue.order.turns]
         sizes = await self._queued_sizes(connection, ids[:MOST_PLAYED])
         in_order = [(queue.pipelines[job_id], sizes.get(job_id, {})) for job_id in ids]
-        pipelines = {pipeline for pipeline, _ in in_order} | {job.pipeline for job in running}
-        finished = await self._finished(connection, pool, sorted(pipelines))
         forecast = await asyncio.to_thread(
             lambda: Forecast(Durations(finished), running, int(workers), in_order)
         )
@@ -238,16 +242,10 @@ def _fraction(progress: Document | None) -> float:
     return float(min(1.0, max(0.0, progress["step"] / progress["total"])))
 
 
-_QUEUED = text(
+_ACTIVE = text(
     """
-    SELECT id, owner, group_name, queue_rank, pipeline FROM trainer.jobs
-    WHERE state = 'QUEUED' AND pool = :pool
-    """
-)
-_HELD_SHARES = text(
-    """
-    SELECT owner, group_name FROM trainer.jobs
-    WHERE pool = :pool AND state IN ('LEASED', 'RUNNING') AND end_reason IS NULL
+    SELECT id, owner, group_name, queue_rank, pipeline, state FROM trainer.jobs
+    WHERE pool = :pool AND state IN ('QUEUED', 'LEASED', 'RUNNING') AND end_reason IS NULL
     """
 )
 _HELD = text(

@@ -147,12 +147,13 @@ class Submissions:
             made = await self._take_in(unit, principal, new)
             for job in made:
                 audit(unit, principal, method, job.name, etag_after=job.etag)
-            seen = await self._queues.see_all(unit.connection, made)
             fault_point("trainer.submit.stored")
         fault_point("trainer.submit.committed")
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
-        return seen
+        # Afterwards: workers need not wait for what is only told.
+        async with self._database.read() as connection:
+            return await self._queues.see_all(connection, made)
 
     async def rehearse(self, principal: Principal, new: Sequence[NewJob]) -> list[Seen]:
         """The jobs as they would be; nothing is stored.
