@@ -74,8 +74,8 @@ PREVIEW_KIND = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 MAX_PREVIEW_BYTES = 64 << 10
 CHECKPOINT_SECONDS = 60.0
-# Of the time of a run, what making and writing checkpoints may take. Bringing them to storage costs about as
-# much again.
+# Of the time of a run, what making and writing checkpoints may take: with the worker's part, which takes them
+# to storage beside the run, it shall stay below 3 %.
 _SAVING_SHARE = 0.01
 
 
