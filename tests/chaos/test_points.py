@@ -27,6 +27,8 @@ LABELS = sorted(point.label for point in points())
 _SECOND = ("checkpoint", "heartbeat", "events", "stage.", "intake")
 # A job alone does not lead there; see `_provoke`.
 PROVOKED = ("trainer.expire.stored", "trainer.expire.committed", "storage.reconcile.found")
+# The worker does not hear of its report if the trainer is killed over it for longer than the lease lasts.
+ALONE = (*PROVOKED, "worker.report.heard")
 # Where the end of a job differs for one that its owner cancels.
 OF_CANCELLED = (
     "trainer.finish.stored",
@@ -55,7 +57,7 @@ def waves(labels: Iterable[str]) -> list[tuple[str, ...]]:
     ]
 
 
-WAVES = [*((label,) for label in PROVOKED), *waves(label for label in LABELS if label not in PROVOKED)]
+WAVES = [*((label,) for label in ALONE), *waves(label for label in LABELS if label not in ALONE)]
 
 
 @pytest.fixture(scope="module")
