@@ -2,8 +2,8 @@
 
 A list of objects may say `show` in its JSON Schema: "table" (an object is a line), "columns" (an object is a
 column, and one alone is not worth a table) or "sections" (each object is shown like a document of its own). A
-single object may say "sections", too, or "pairs" (the names and values in it). What says nothing and is neither
-a number nor a word is for `--json`.
+single object may say "sections", too, or "pairs" (the names and values in it). What says nothing and is
+neither a number nor a word is for `--json`.
 """
 
 from __future__ import annotations

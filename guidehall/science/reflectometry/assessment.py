@@ -1,4 +1,4 @@
-"""How good the answers of a trained network are, and how long they took to come by: the same of every kind."""
+"""How good the answers of a trained network are, and how long they took: the same of every kind."""
 
 from __future__ import annotations
 

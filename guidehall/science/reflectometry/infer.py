@@ -30,7 +30,7 @@ from guidehall.science.reflectometry.infer_params import (
     probe_of,
     with_layers,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tie
+from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, Tie
 from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
 
 ROLE = "curves"
@@ -52,13 +52,13 @@ def run(params: InferParams, context: Context) -> InferResult:
     evidence: list[LayerEvidence] = []
     fitted: list[FittedCurve] = []
     if params.layer_counts:
-        evidence = list(_layer_evidence(params, measured, context))
+        evidence = _evidence(params, measured, context)
     for solution, items in _solutions(params, measured, context):
         for name, data, media_type in joint_files(items, solution.analyses):
             context.artifact(name, data, media_type)
         for item, analysis, film in zip(items, solution.analyses, solution.films, strict=True):
             label = f"curve-{len(fitted) + 1}"
-            fitted.append(_fitted(label, item, analysis))
+            fitted.append(_fitted(label, item, analysis, script_notes(params.instrument)))
             for name, data, media_type in answer_files(
                 label, params.stack, params.instrument, item, analysis, film
             ):
@@ -122,33 +122,52 @@ def _options(params: InferParams, context: Context) -> dict[str, Any]:
     }
 
 
+def _evidence(params: InferParams, measured: Sequence[Measured], context: Context) -> list[LayerEvidence]:
+    """How many layers each curve supports, or all contrasts together."""
+    together = params.relation == "contrasts"
+    cases = [("", measured)] if together else [(item.name, [item]) for item in measured]
+    for item in measured:
+        if item.curve.dr is None:
+            raise UserError("layer_counts", params.layer_counts, f"curve {item.name} needs dr")
+    total = len(cases) * params.layer_counts
+    return [
+        found
+        for place, (name, items) in enumerate(cases)
+        for found in _layer_evidence(params, name, items, context, place * params.layer_counts, total)
+    ]
+
+
 def _layer_evidence(
-    params: InferParams, measured: Sequence[Measured], context: Context
+    params: InferParams, name: str, items: Sequence[Measured], context: Context, done: int, total: int
 ) -> Iterator[LayerEvidence]:
-    """Of 1 to n layers like the first of the stack, explaining all curves as contrasts of one film."""
+    """Of 1 to n layers like the first of the stack, explaining the curves as contrasts of one film.
+
+    Args:
+        name: of the one curve.
+        done, total: how many numbers of layers were tried before, and will have been tried in the end.
+    """
     options = _options(params, context)
-    items = measured if params.relation == "contrasts" else measured[:1]
     found: list[tuple[int, float, float]] = []
     for count in range(1, params.layer_counts + 1):
         raise_if_cancelled(context)
-        context.progress(count - 1, params.layer_counts, phase="count layers")
+        context.progress(done + count - 1, total, phase="count layers")
         stack, samples = with_layers(params.stack, count), max(params.samples, _EVIDENCE_SAMPLES)
         solution = solve(stack, measured=items, samples=samples, **options)
-        if solution.posterior is None:
-            raise UserError("layer_counts", params.layer_counts, "the curves need dr")
+        assert solution.posterior is not None  # noqa: S101 (the curves have dr)
         found.append((count, solution.posterior.log_evidence, solution.modes[0].chi_square))
     best = max(log_evidence for _, log_evidence, _ in found)
-    total = sum(math.exp(log_evidence - best) for _, log_evidence, _ in found)
+    whole = sum(math.exp(log_evidence - best) for _, log_evidence, _ in found)
     for count, log_evidence, chi_square in found:
         yield LayerEvidence(
+            curve=name,
             layers=count,
             log_evidence=log_evidence,
-            probability=math.exp(log_evidence - best) / total,
+            probability=math.exp(log_evidence - best) / whole,
             chi_square=chi_square,
         )
 
 
-def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
+def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]) -> FittedCurve:
     names = [parameter.name for parameter in analysis.parameters]
     error = analysis.mean_abs_log10_error
     return FittedCurve(
@@ -164,7 +183,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations
         ],
-        notes=list(analysis.notes),
+        notes=[*analysis.notes, *more],
     )
 
 
@@ -195,14 +214,33 @@ def answer_files(
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
     yield f"{label}-parameters.csv", export.parameters_csv(analysis.parameters), "text/csv"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
-    if curve.dr is None or _beyond_scripts(instrument, item, analysis):
+    if curve.dr is None or script_notes(instrument):
         return
+    if not instrument.segments:
+        curve = replace(curve, segment=None)
     values = {parameter.name: parameter.value for parameter in analysis.parameters}
-    scale = values.get("scale", item.own.get("scale", instrument.scale).min)
-    background = values.get("background", item.own.get("background", instrument.background).min)
-    free = _plain_bounds(stack, analysis)
+    known = {
+        "scale": instrument.scale,
+        "background": instrument.background,
+        "q_offset": instrument.q_offset,
+        **instrument.segment_bounds,
+        **item.own,
+    }
+
+    def value(name: str) -> float:
+        """What was found, or where the bounds fix it; a further segment has those of the first by default."""
+        return values.get(name, known.get(name, known[name.partition("[")[0]]).min)
+
+    count = 1 if curve.segment is None else int(curve.segment.max()) + 1
+    numbers = ["", *(f"[{number}]" for number in range(2, count + 1))]
+    options: dict[str, Any] = {
+        "scale": [value(f"scale{number}") for number in numbers],
+        "background": [value(f"background{number}") for number in numbers],
+        "q_offset": value("q_offset"),
+        "free": _plain_bounds(stack, analysis),
+    }
     for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
-        text = script(curve, film, scale=scale, background=background, free=free)
+        text = script(curve, film, **options)
         yield f"{label}-{package}.py", text.encode(), "text/x-python"
 
 
@@ -213,12 +251,15 @@ def joint_files(items: Sequence[Measured], analyses: Sequence[Analysis]) -> Iter
         yield from plots.files("joint", plots.joint_answer(names, curves, analyses))
 
 
-def _beyond_scripts(instrument: Instrument, item: Measured, analysis: Analysis) -> bool:
-    """Whether the instrument does what the scripts do not say."""
-    zero = Range(min=0.0, max=0.0)
-    several = any("[" in parameter.name for parameter in analysis.parameters)
-    q_offset = item.own.get("q_offset", instrument.q_offset)
-    return several or q_offset != zero or instrument.footprint_q != zero
+def script_notes(instrument: Instrument) -> tuple[Note, ...]:
+    """Why there are no scripts to check a fit, where the instrument does what they cannot say."""
+    if instrument.footprint_q == Range(min=0.0, max=0.0):
+        return ()
+    message = (
+        "refl1d and refnx cannot say footprint_q, a footprint that acts before the resolution: there are no"
+        " scripts to check this fit"
+    )
+    return (Note("NO_SCRIPTS", message),)
 
 
 def _plain_bounds(stack: StackPrior, analysis: Analysis) -> dict[str, tuple[float, float]] | None:
