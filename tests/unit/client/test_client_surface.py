@@ -61,6 +61,7 @@ METHODS = [
     "analyze",
     "cancel",
     "close",
+    "dataset_from_result",
     "dataset_version",
     "dataset_versions",
     "datasets",
