@@ -233,8 +233,10 @@ def test_a_set_of_curves_can_be_used_again(tmp_path: Path) -> None:
     nr, sld = (np.load(artifacts / name, allow_pickle=False) for name in ("nr_train.npy", "sld_train.npy"))
     assert (nr.dtype, nr.shape, sld.dtype, sld.shape) == (np.float32, (30, 2, 48), np.float32, (30, 2, 900))
     np.testing.assert_array_equal(nr[:, 1], np.load(curves)[:, 6:])
-    np.testing.assert_allclose(sld[:, 1, 0], 2.07, atol=1e-3)
-    np.testing.assert_allclose(sld[:, 1, -1], 0.0, atol=1e-3)
+    # They end three roughnesses beyond the outer interfaces, where 0.135 % of a step of at most 6 is left.
+    np.testing.assert_allclose(sld[:, 1, 0], 2.07, atol=0.0082)
+    np.testing.assert_allclose(sld[:, 1, -1], 0.0, atol=0.0082)
+    assert (sld[:, 1].max(1) > 2.9).all()
     cnn = {"curves_from_datasets": True, "network": {"layers": 1, "width": 4, "kernel": 3}}
     files = {"nr_train": artifacts / "nr_train.npy", "sld_train": artifacts / "sld_train.npy"}
     learnt = registry.pipeline("reflectometry.pyreflect_cnn").run(
