@@ -33,12 +33,14 @@ class Platform:
         self.jobs: Any = jobs_pb2_grpc.JobsServiceStub(self._channel)
         self._pools: Any = workers_pb2_grpc.PoolsServiceStub(self._channel)
         self.progress = 0
+        self._newest: jobs_pb2.Job | None = None
 
     def submit(self, address: str, **params: float) -> jobs_pb2.Job:
         """See `Queue`, like the following."""
         request = jobs_pb2.SubmitJobRequest(pipeline=noop.PIPELINE)
         request.params.update({"address": address, "progress": self.progress, **params})
-        return self.jobs.SubmitJob(request)
+        self._newest = self.jobs.SubmitJob(request)
+        return self._newest
 
     def wait(self, job: object) -> None:
         assert isinstance(job, jobs_pb2.Job)
@@ -46,7 +48,9 @@ class Platform:
             pass
 
     def drained(self) -> None:
-        """Results can be read, too."""
+        """Results can be read, too. Waits for the newest job first: asking often would cost the others time."""
+        if self._newest is not None:
+            self.wait(self._newest)
         while self._unfinished():
             time.sleep(_POLL_SECONDS)
         newest = jobs_pb2.ListJobsRequest(page_size=_LARGEST_PAGE)
