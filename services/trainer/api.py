@@ -94,8 +94,11 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(database.listener(settings.postgres).run())
             storage = StorageTellers(database, channel, settings.storage_seconds)
-            for tellers in (BusTellers(database, bus).tellers(), storage.tellers()):
-                tasks.create_task(Relay(database, tellers, settings.relay).run())
+            relay = settings.relay
+            # Somebody waits for a result; the others have heard by themselves of what the bus is told.
+            leisurely = {**BusTellers(database, bus).tellers(), **storage.deeds()}
+            for tellers, pace in ((storage.endings(), relay.pace_seconds), (leisurely, relay.leisure_seconds)):
+                tasks.create_task(Relay(database, tellers, relay, pace).run())
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             if bus is not None:

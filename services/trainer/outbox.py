@@ -89,29 +89,42 @@ class _Told:
 
 
 class Relay:
-    """Tells what is in the outbox, of some kinds."""
+    """Tells what is in the outbox, of some kinds.
 
-    def __init__(self, database: Database, tellers: Mapping[str, Teller], settings: RelaySettings) -> None:
+    The first message after a silence is told at once. What follows it within `pace_seconds` waits for their
+    end, to be told together: a round costs as much for one message as for many.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        tellers: Mapping[str, Teller],
+        settings: RelaySettings,
+        pace_seconds: float,
+    ) -> None:
         self._database = database
         self._tellers = tellers
         self._settings = settings
+        self._pace_seconds = pace_seconds
         self._at_once = asyncio.Semaphore(settings.parallel)
         # Kinds that failed last, so that an outage is logged once.
         self._failing: set[str] = set()
 
     async def run(self) -> None:
         """Tells until the process is about to end, and what is being told then to its end."""
-        wakes = self._database.wakes
+        wakes, loop = self._database.wakes, asyncio.get_running_loop()
         with wakes.listening(*map(outbox_topic, self._tellers)) as ear:
             async with asyncio.TaskGroup() as tasks:
                 while not wakes.closed:
                     ear.clear()
+                    began = loop.time()
                     try:
                         pause = await self._round(tasks)
                     except AppError:
                         pause = self._settings.idle_seconds
                     if pause > 0:
                         await ear.listen(pause)
+                        await asyncio.sleep(began + self._pace_seconds - loop.time())
 
     async def _round(self, tasks: asyncio.TaskGroup) -> float:
         """Tells what is due.
