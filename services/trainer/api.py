@@ -97,8 +97,8 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             relay = settings.relay
             # Somebody waits for a result; the others have heard by themselves of what the bus is told.
             leisurely = {**BusTellers(database, bus).tellers(), **storage.deeds()}
-            for tellers, pace in ((storage.endings(), relay.pace_seconds), (leisurely, relay.leisure_seconds)):
-                tasks.create_task(Relay(database, tellers, relay, pace).run())
+            for told, pace in ((storage.endings(), relay.pace_seconds), (leisurely, relay.leisure_seconds)):
+                tasks.create_task(Relay(database, told, relay, pace).run())
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             if bus is not None:

@@ -89,6 +89,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, wakes: Wakes) -> None:
         self.wakes = wakes
         self._engine = engine
+        # Takes its connections from the same pool.
+        self._one_by_one = engine.execution_options(isolation_level="AUTOCOMMIT")
         # Tells our own notifications from those of other replicas.
         self._sender = uuid.uuid4().hex[:8]
 
@@ -108,10 +110,17 @@ class Database:
             self.wakes.ring(topic)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A reading transaction."""
+    async def statements(self) -> AsyncIterator[AsyncConnection]:
+        """Statements that are each a transaction: to read, or to write by a single one that wakes nobody."""
+        async with transaction(self._one_by_one) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction of which nothing remains."""
         async with transaction(self._engine) as connection:
             yield connection
+            await connection.rollback()
 
     def listener(self, settings: PostgresSettings) -> Listener:
         """Rings here what other replicas rang."""

@@ -246,18 +246,19 @@ class Leases:
             "credential_id": principal.credential_id,
             "lease_seconds": self._settings.seconds,
         }
-        async with self._database.unit() as unit:
-            row = (await unit.connection.execute(_HEARTBEAT, values)).first()
-            if row is None:
+        async with self._database.statements() as connection:
+            row = (await connection.execute(_HEARTBEAT, values)).first()
+        if row is None:
+            async with self._database.unit() as unit:
                 await hold(unit, principal, name, epoch)
-                raise Aborted(f"the lease of {name} is changing hands; ask again")
+            raise Aborted(f"the lease of {name} is changing hands; ask again")
         return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
 
     async def desired(self, name: str, epoch: int) -> Desired | None:
         """What the owner of a held job wants; None when this attempt does not hold it any more."""
         held = (jobs.c.lease_epoch == epoch) & jobs.c.state.in_([state.value for state in HELD])
         statement = select(jobs.c.desired).where(held, jobs.c.id == job_id_of(name))
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             found = (await connection.execute(statement)).scalar_one_or_none()
         return None if found is None else Desired(found)
 

@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter
-from sqlalchemy import ARRAY, BigInteger, Text, bindparam, delete, text
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
 
 from guidehall.core.errors import AppError
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.settings import RelaySettings
-from services.trainer.tables import outbox
 from services.trainer.wakes import outbox_topic
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,10 @@ _CLAIM = text(
     FROM (SELECT) AS always LEFT JOIN claimed ON true ORDER BY id
     """
 ).bindparams(bindparam("kinds", type_=ARRAY(Text)))
-_SETTLE = text(
+_DROP = text("DELETE FROM trainer.outbox WHERE id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+_PUT_OFF = text(
     """
     UPDATE trainer.outbox SET last_error = :problem, next_time = now() + make_interval(
         secs => least(:first_seconds * power(2, least(tries, 20) - 1), :longest_seconds))
@@ -150,8 +152,8 @@ class Relay:
             "kinds": list(self._tellers),
             "batch": settings.batch,
         }
-        async with self._database.unit() as unit:
-            rows = (await unit.connection.execute(_CLAIM, values)).all()
+        async with self._database.statements() as connection:
+            rows = (await connection.execute(_CLAIM, values)).all()
         messages = [Message(*row[:-1]) for row in rows if row.id is not None]
         if len(messages) == settings.batch:
             return messages, 0.0
@@ -191,9 +193,9 @@ class Relay:
         """Drops what was told and puts off what was not."""
         done = [message.id for item in told if item.problem is None for message in item.messages]
         settings = self._settings
-        async with self._database.unit() as unit:
+        async with self._database.statements() as connection:
             if done:
-                await unit.connection.execute(delete(outbox).where(outbox.c.id.in_(done)))
+                await connection.execute(_DROP, {"ids": done})
             for item in told:
                 if item.problem is not None:
                     values = {
@@ -202,7 +204,7 @@ class Relay:
                         "first_seconds": settings.retry_first_seconds,
                         "longest_seconds": settings.retry_longest_seconds,
                     }
-                    await unit.connection.execute(_SETTLE, values)
+                    await connection.execute(_PUT_OFF, values)
         for item in told:
             self._count(item)
 

@@ -85,7 +85,7 @@ class Submissions:
         key = _RequestKey(f"{principal.kind}:{principal.subject}", request_id, content)
         if request_id and submission.inputs:
             # Before they are looked up: "latest" may mean another version by now.
-            async with self._database.read() as connection:
+            async with self._database.statements() as connection:
                 earlier = await key.job(connection)
                 if earlier is not None:
                     return Seen(earlier, await queue_position(connection, earlier))
@@ -109,11 +109,9 @@ class Submissions:
             As `submit`.
         """
         values = await self._values(principal, submission)
-        async with self._database.read() as connection:
+        async with self._database.rehearsal() as connection:
             job = await self._journal.submit(Unit(connection), values, self._max_attempts(submission))
-            seen = Seen(job, await queue_position(connection, job))
-            await connection.rollback()
-        return seen
+            return Seen(job, await queue_position(connection, job))
 
     async def _values(self, principal: Principal, submission: Submission) -> dict[str, Any]:
         owner = owner_for(principal)
@@ -149,7 +147,7 @@ class Submissions:
         """A job for a pool that has no workers would wait for ever."""
         if not pool or pool in self._pools:
             return
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             self._pools |= await enrolled_pools(connection)
         if pool not in self._pools:
             raise InvalidArgument.field("pool", pool, f"one of {', '.join(sorted(self._pools))}")

@@ -60,7 +60,7 @@ class BusTellers:
         if self._bus is None:
             return
         for ranges in _portions(appended):
-            async with self._database.read() as connection:
+            async with self._database.statements() as connection:
                 rows = (await connection.execute(_EVENTS, {"ranges": ranges})).all()
             for job_id, told in groupby(rows, key=lambda row: str(row.job_id)):
                 await self._publish(job_id, told)

@@ -36,7 +36,7 @@ class Watching:
             Unavailable: the database is away, or this server is about to stop: go on from the last number.
         """
         wakes = self._database.wakes
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             job = await find(connection, principal, name)
         if not 0 <= after_seq <= job.last_seq:
             raise OutOfRange(f"after_seq: got {after_seq}; the job has {job.last_seq} events")
@@ -56,7 +56,7 @@ class Watching:
 
     async def _look(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
         """How far the job is, then its events: all that are counted, if the page is long enough."""
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             progress = select(jobs.c.state, jobs.c.result, jobs.c.last_seq).where(jobs.c.id == job_id)
             there = _there(*(await connection.execute(progress)).one())
             if there.last_seq <= after_seq:

@@ -200,20 +200,20 @@ class Workers:
                 tuple_(workers.c.pool, workers.c.id)
                 > tuple_(*after, types=(workers.c.pool.type, workers.c.id.type))
             )
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [_worker(row) for row in rows]
 
     async def pools(self, after: str, size: int) -> list[Pool]:
         """Pools that have jobs to do or workers, by name, beginning after `after`."""
         values = {"lost_seconds": self._settings.seconds, "after": after, "size": size}
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = await connection.execute(_POOLS, values)
             return [Pool(**row) for row in rows.mappings()]
 
     async def live_by_pipeline(self) -> Mapping[tuple[str, str], int]:
         """How many live workers offer each (name, version) of a pipeline."""
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = await connection.execute(_OFFERS, {"lost_seconds": self._settings.seconds})
             return {(row.name, row.version): row.live for row in rows}
 
