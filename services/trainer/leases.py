@@ -77,6 +77,21 @@ class Held:
     stored_number: int
 
 
+# Both rows are locked: what is read of the attempt must be as new as what is read of the job.
+_ATTEMPT = (
+    select(jobs, attempts.c.finished, attempts.c.last_event_number)
+    .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == bindparam("epoch")))
+    .join(workers, workers.c.id == attempts.c.worker_id)
+    .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        worker_credentials.c.id == bindparam("credential_id"),
+        worker_credentials.c.revoke_time.is_(None),
+    )
+    .with_for_update(of=(jobs, attempts))
+)
+
+
 async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
     """The job of an attempt of the caller's.
 
@@ -85,20 +100,8 @@ async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) 
         StaleEpoch: no such attempt, or another worker's.
         Unauthenticated: the caller's credential was revoked.
     """
-    # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
-    statement = (
-        select(jobs, attempts.c.finished, attempts.c.last_event_number)
-        .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == epoch))
-        .join(workers, workers.c.id == attempts.c.worker_id)
-        .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
-        .where(
-            jobs.c.id == job_id_of(name),
-            worker_credentials.c.id == principal.credential_id,
-            worker_credentials.c.revoke_time.is_(None),
-        )
-        .with_for_update(of=(jobs, attempts))
-    )
-    row = (await unit.connection.execute(statement)).mappings().first()
+    values = {"job_id": job_id_of(name), "epoch": epoch, "credential_id": principal.credential_id}
+    row = (await unit.connection.execute(_ATTEMPT, values)).mappings().first()
     if row is None:
         raise await _reason_for_none(unit, principal, name, epoch)
     job = Job.of(row)
@@ -189,10 +192,10 @@ class Leases:
             await self._take_back(unit, worker.id)
             waiting = await next_job(unit.connection, worker)
             if waiting is None:
-                await self._workers.seen(unit.connection, worker.id)
+                unit.see(worker.id)
                 return None
             job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
-            await self._workers.seen(unit.connection, worker.id)
+            unit.see(worker.id)
             # The first attempt has none to go on from.
             checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
         _LEASES.labels(job.pool).inc()

@@ -13,7 +13,7 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
-from services.trainer.journal import Cause, Journal, append, discard, update_attempt
+from services.trainer.journal import Cause, Journal, append, discard
 from services.trainer.leases import find_attempt, hold, newest_checkpoint
 from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
 from services.trainer.records import Checkpoint, Job, Note, ObjectRef
@@ -59,7 +59,7 @@ class Reports:
             if fresh:
                 await append(unit, held.job, fresh, _newest(fresh))
                 stored += len(fresh)
-                await update_attempt(unit, held.job, epoch, {"last_event_number": stored})
+                unit.change_attempt(held.job.id, epoch, {"last_event_number": stored})
         return stored
 
     async def checkpoint(self, principal: Principal, name: str, epoch: int, checkpoint: Checkpoint) -> int:
@@ -87,7 +87,7 @@ class Reports:
             if newest is not None:
                 discard(unit, job, checkpoint.epoch, checkpoint.ordinal)
             kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
-            await update_attempt(unit, job, epoch, kept)
+            unit.change_attempt(job.id, epoch, kept)
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
             await append(unit, job, [note])
         return newest.ordinal if newest else 0

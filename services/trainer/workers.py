@@ -166,11 +166,6 @@ class Workers:
             raise NotFound(f"{name} is not registered", reason="WORKER_UNKNOWN", metadata={"resource": name})
         return _worker(row)
 
-    async def seen(self, connection: AsyncConnection, worker_id: str) -> None:
-        """Something was heard of it. Comes after any lock on a job: a heartbeat takes them in that order."""
-        statement = update(workers).where(workers.c.id == worker_id).values(last_seen_time=func.now())
-        await connection.execute(statement)
-
     @staticmethod
     def _own(principal: Principal, name: str) -> Any:
         ids = names.WORKER.parse(name, "worker")
