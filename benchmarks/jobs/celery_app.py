@@ -10,5 +10,9 @@ from benchmarks.jobs.peers import CELERY_URL
 from benchmarks.jobs.started import started as noop_started
 
 _URL = os.environ[CELERY_URL]
-app = Celery("benchmarks", broker=f"redis+socket://{_URL}?virtual_host=1", backend=f"redis+socket://{_URL}?virtual_host=1")
+app = Celery(
+    "benchmarks",
+    broker=f"redis+socket://{_URL}?virtual_host=1",
+    backend=f"redis+socket://{_URL}?virtual_host=1",
+)
 started = app.task(noop_started, name="started")

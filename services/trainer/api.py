@@ -123,7 +123,7 @@ def _services(
     submissions = Submissions(database, journal, datasets, settings.jobs)
     watching = Watching(database, settings.watch)
     for_owners = jobs.JobsServicer(submissions, Jobs(database, journal), watching, workers_table)
-    reports = Reports(database, journal, settings.lease)
+    reports = Reports(database, journal, leases, settings.lease)
     sessions = Sessions(leases, reports, database.wakes, settings.lease)
     for_workers = workers.WorkerServicer(workers_table, leases, reports, sessions, settings.lease)
     for_operators = pools.PoolsServicer(workers_table)

@@ -15,7 +15,7 @@ from guidehall.core.postgres import Listener, transaction
 from guidehall.core.settings import PostgresSettings
 from services.trainer.documents import Document
 from services.trainer.records import Note
-from services.trainer.wakes import Wakes, outbox_topic
+from services.trainer.wakes import Ear, Wakes, outbox_topic
 
 _CHANNEL = "guidehall_trainer"
 # The transaction's time, in a document that the database reads.
@@ -149,8 +149,11 @@ class Database:
         self._sender = uuid.uuid4().hex[:8]
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[Unit]:
+    async def unit(self, deaf: Ear | None = None) -> AsyncIterator[Unit]:
         """A writing transaction.
+
+        Args:
+            deaf: an ear that is not woken: of who writes, and reads under the same locks what others wrote.
 
         Raises:
             Unavailable: the database cannot be reached.
@@ -161,7 +164,7 @@ class Database:
             await unit.flush(self._sender)
         # The relay of this process tells what was sent; those of others need not be woken for it.
         for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
-            self.wakes.ring(topic)
+            self.wakes.ring(topic, deaf)
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[AsyncConnection]:

@@ -27,11 +27,11 @@ from services.trainer.lifecycle import (
     Started,
     State,
 )
-from services.trainer.records import Checkpoint, Job, ObjectRef
+from services.trainer.records import Checkpoint, Job, ObjectRef, Worker
 from services.trainer.scheduler import next_job
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import attempts, checkpoints, jobs, worker_credentials, workers
-from services.trainer.wakes import pool_topic
+from services.trainer.wakes import Ear, pool_topic
 from services.trainer.workers import Workers, require_credential
 
 _LEASES = Counter("guidehall_leases", "Leases given", ["pool"])
@@ -68,18 +68,25 @@ class Held:
         job: the job.
         current: whether the attempt holds it.
         finished: whether the attempt reported its end before: it may not have heard our answer.
+        worker_id: whose attempt it is.
         stored_number: number, given by the worker, of the attempt's newest event that is stored.
     """
 
     job: Job
     current: bool
     finished: bool
+    worker_id: str
     stored_number: int
 
 
 # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
 _ATTEMPT = (
-    select(jobs, attempts.c.finished, attempts.c.last_event_number)
+    select(
+        jobs,
+        attempts.c.finished,
+        attempts.c.worker_id.label("attempt_worker_id"),
+        attempts.c.last_event_number,
+    )
     .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == bindparam("epoch")))
     .join(workers, workers.c.id == attempts.c.worker_id)
     .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
@@ -106,7 +113,7 @@ async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) 
         raise await _reason_for_none(unit, principal, name, epoch)
     job = Job.of(row)
     current = job.state in HELD and job.lease_epoch == epoch
-    return Held(job, current, row["finished"], row["last_event_number"])
+    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"])
 
 
 async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
@@ -146,6 +153,14 @@ def job_id_of(name: str, field: str = "job") -> str:
         raise NotFound(f"{name} does not exist", metadata={"resource": name}) from None
 
 
+def count(grant: Grant) -> None:
+    """Counts a lease that was given."""
+    job = grant.job
+    _LEASES.labels(job.pool).inc()
+    if job.lease_epoch == 1:
+        _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
+
+
 class Leases:
     """Gives jobs to workers and keeps them theirs."""
 
@@ -176,9 +191,12 @@ class Leases:
             while True:
                 ear.clear()
                 grant = await self._grant(principal, worker)
-                remaining = give_up - loop.time()
-                if grant is not None or remaining <= 0 or self._database.wakes.closed:
+                if grant is not None:
+                    count(grant)
                     return grant
+                remaining = give_up - loop.time()
+                if remaining <= 0 or self._database.wakes.closed:
+                    return None
                 await ear.listen(min(remaining, self._settings.recheck_seconds))
 
     def _longest_wait(self, wait_seconds: float) -> float:
@@ -190,17 +208,30 @@ class Leases:
         async with self._database.unit() as unit:
             worker = await self._workers.find(unit.connection, principal, name)
             await self._take_back(unit, worker.id)
-            waiting = await next_job(unit.connection, worker)
-            if waiting is None:
-                unit.see(worker.id)
-                return None
-            job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
-            unit.see(worker.id)
-            # The first attempt has none to go on from.
-            checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
-        _LEASES.labels(job.pool).inc()
-        if job.lease_epoch == 1:
-            _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
+            return await self._give(unit, worker)
+
+    async def give_next(self, unit: Unit, held: Held) -> Grant | None:
+        """The next job for the worker whose attempt at another ends in the same transaction.
+
+        `count` it when that is committed.
+        """
+        worker = await self._workers.get(unit.connection, held.worker_id)
+        if held.finished:
+            # It did not hear the first answer, with which it may have been given one.
+            await self._take_back(unit, worker.id)
+        return await self._give(unit, worker)
+
+    async def _give(self, unit: Unit, worker: Worker) -> Grant | None:
+        """The next job for a worker that has none."""
+        unit.see(worker.id)
+        if worker.drain_time is not None or worker.quarantine_time is not None:
+            return None
+        waiting = await next_job(unit.connection, worker)
+        if waiting is None:
+            return None
+        job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
+        # The first attempt has none to go on from.
+        checkpoint = await newest_checkpoint(unit.connection, job.id) if job.lease_epoch > 1 else None
         return Grant(job, self._job_token(job), checkpoint)
 
     async def _take_back(self, unit: Unit, worker_id: str) -> None:
@@ -265,13 +296,13 @@ class Leases:
             found = (await connection.execute(statement)).scalar_one_or_none()
         return None if found is None else Desired(found)
 
-    async def started(self, principal: Principal, name: str, epoch: int) -> None:
-        """The pipeline begins.
+    async def started(self, principal: Principal, name: str, epoch: int, deaf: Ear | None = None) -> None:
+        """The pipeline begins; `deaf` is the ear of who says so.
 
         Raises:
             NotFound, StaleEpoch, Unauthenticated: as `hold`.
         """
-        async with self._database.unit() as unit:
+        async with self._database.unit(deaf) as unit:
             held = await hold(unit, principal, name, epoch)
             await self._journal.apply(unit, held.job, Started(epoch))
 

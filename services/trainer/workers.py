@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, tuple_, update
+from sqlalchemy import bindparam, func, insert, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -149,6 +149,10 @@ class Workers:
                 row = (await unit.connection.execute(new)).mappings().one()
         return _worker(row)
 
+    async def get(self, connection: AsyncConnection, worker_id: str) -> Worker:
+        """A worker that is known to be there."""
+        return _worker((await connection.execute(_BY_ID, {"worker_id": worker_id})).mappings().one())
+
     async def find(self, connection: AsyncConnection, principal: Principal, name: str) -> Worker:
         """The caller's own worker.
 
@@ -213,6 +217,7 @@ class Workers:
             return {(row.name, row.version): row.live for row in rows}
 
 
+_BY_ID = select(workers).where(workers.c.id == bindparam("worker_id"))
 _POOLS = text(
     """
     WITH waiting AS (

@@ -43,6 +43,8 @@ class Agent:
         # Of the running attempt: none until the worker is stopped.
         self._attempt_limit = asyncio.timeout(None)
         self._worker = ""
+        # Came with the answer to a report.
+        self._next: LeasedJob | None = None
 
     def stop(self) -> None:
         """Takes no more work. A running job is asked to leave and made to after the drain time."""
@@ -97,7 +99,7 @@ class Agent:
     async def _serve(self, registration: Registration) -> None:
         """Takes one job after another, until the trainer has forgotten this worker."""
         pauses = iter(self._tools.pauses)
-        while not self._stopping.is_set():
+        while self._next is not None or not self._stopping.is_set():
             await self._tools.children.prepare()
             try:
                 job = await self._next_job(registration)
@@ -106,7 +108,7 @@ class Agent:
                     return
                 pause = next(pauses)
                 self._complain("lease", error, pause)
-                await self._unless_stopping(asyncio.sleep(pause))
+                await self._unless_stopping(self._doorbell.wait(pause))
                 continue
             if job is None or await self._run(job):
                 pauses = iter(self._tools.pauses)
@@ -115,17 +117,13 @@ class Agent:
                 await self._unless_stopping(asyncio.sleep(next(pauses)))
 
     async def _next_job(self, registration: Registration) -> LeasedJob | None:
-        """Asks for work; when there is none, waits for a ring, or asks patiently where none can be heard."""
-        lease = self._tools.trainer.lease
-        # Never given up half-way: a job that was granted unheard would wait for its lease to run out.
-        job = await lease(registration.worker, 0.0)
-        if job is not None:
+        """What the trainer gave already, or gives within a while: it knows first when there is work."""
+        if self._next is not None:
+            job, self._next = self._next, None
             return job
-        if self._doorbell.works:
-            await self._unless_stopping(self._doorbell.wait(registration.poll_interval_seconds))
-            return None
-        patiently = lease(registration.worker, self._tools.settings.lease_wait_seconds)
-        return await self._unless_stopping(patiently)
+        wait = min(self._tools.settings.lease_wait_seconds, registration.poll_interval_seconds)
+        with self._doorbell.hearing():
+            return await self._unless_stopping(self._tools.trainer.lease(registration.worker, wait))
 
     async def _run(self, job: LeasedJob) -> bool:
         """Whether the attempt came to a report."""
@@ -139,7 +137,9 @@ class Agent:
             if self._stopping.is_set():
                 self._attempt.wishes.drain()
             async with self._attempt_limit:
-                return await self._attempt.run()
+                reported = await self._attempt.run()
+            self._next = self._attempt.next_job
+            return reported
         except Exception:
             # Its lease runs out and another attempt follows; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)

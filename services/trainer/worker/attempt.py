@@ -116,6 +116,8 @@ class Attempt:
         self._run_folder = folder / "run"
         self._run_folder.mkdir(mode=0o700)
         self._child_is_fit = False
+        # What the trainer gave this worker to do next, with its answer to the report.
+        self.next_job: LeasedJob | None = None
 
     async def run(self) -> bool:
         """Runs to the report.
@@ -318,7 +320,8 @@ class Attempt:
             if isinstance(verdict, HandBack):
                 await trainer.release(job, verdict.why)
             else:
-                await trainer.finish(job, verdict, outputs)
+                # One that leaves takes no more.
+                self.next_job = await trainer.finish(job, verdict, outputs, not self.wishes.draining)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         how = "handed back" if isinstance(verdict, HandBack) else verdict.outcome.name
