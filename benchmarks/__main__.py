@@ -18,6 +18,8 @@ from pathlib import Path
 from benchmarks.rows import Row
 
 GROUPS = (
+    "jobs.dispatch",
+    "jobs.reading",
     "platform",
     "reflectometry.contrasts",
     "reflectometry.generation",
@@ -25,7 +27,7 @@ GROUPS = (
     "reflectometry.refinement",
     "reflectometry.training",
 )
-NAMES = (*GROUPS, "reflectometry")
+NAMES = (*GROUPS, "jobs", "reflectometry")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

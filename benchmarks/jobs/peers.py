@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs.queues import WORKERS
+from benchmarks.jobs.queues import WORKERS, Queue
 from benchmarks.jobs.started import started
 
 _POLL_SECONDS = 0.002
@@ -90,6 +90,18 @@ class Celery:
         for result in self._submitted:
             result.get()
         self._submitted.clear()
+
+
+def running(
+    folder: Path, rq_workers: Mapping[str, str], celery: str, programs: ExitStack
+) -> dict[str, Queue]:
+    """The peers by name, with a Redis; `rq_workers` names RQ's kinds of workers. All end with `programs`."""
+    address, pid = programs.enter_context(redis_server(folder))
+    queues: dict[str, Queue] = {
+        name: Rq(f"unix://{address}", pid, kind, programs) for name, kind in rq_workers.items()
+    }
+    queues[celery] = Celery(address, pid, folder, programs)
+    return queues
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Platform:
             pass
 
     def drained(self) -> None:
-        """Results can be read, too. Waits for the newest job first: asking often would cost the others time."""
+        """Results can be read, too. Waits for the newest job first: asking often would cost time."""
         if self._newest is not None:
             self.wait(self._newest)
         while self._unfinished():
