@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -17,13 +18,19 @@ from services.trainer.settings import WatchSettings
 from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import job_topic
 
+# Connections that watchers may use at a time: however many there are, workers need some, too.
+_MOST_READING = 2
+
 
 class Watching:
-    """Streams of events."""
+    """Streams of events. Those who wait for the same share one read."""
 
     def __init__(self, database: Database, settings: WatchSettings) -> None:
         self._database = database
         self._settings = settings
+        self._reading = asyncio.Semaphore(_MOST_READING)
+        # Reads that have not begun, by job and number: what they find is not older than who asked for it.
+        self._wanted: dict[tuple[str, int], asyncio.Task[tuple[_There, list[StoredEvent]]]] = {}
 
     async def events(
         self, principal: Principal, name: str, after_seq: int
@@ -36,7 +43,7 @@ class Watching:
             Unavailable: the database is away, or this server is about to stop: go on from the last number.
         """
         wakes = self._database.wakes
-        async with self._database.statements() as connection:
+        async with self._reading, self._database.statements() as connection:
             job = await find(connection, principal, name)
         if not 0 <= after_seq <= job.last_seq:
             raise OutOfRange(f"after_seq: got {after_seq}; the job has {job.last_seq} events")
@@ -56,6 +63,18 @@ class Watching:
 
     async def _look(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
         """How far the job is, then its events: all that are counted, if the page is long enough."""
+        key = job_id, after_seq
+        if key not in self._wanted:
+            self._wanted[key] = asyncio.create_task(self._read(job_id, after_seq))
+        # One who hangs up ends nobody else's.
+        return await asyncio.shield(self._wanted[key])
+
+    async def _read(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
+        async with self._reading:
+            del self._wanted[job_id, after_seq]
+            return await self._fetch(job_id, after_seq)
+
+    async def _fetch(self, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
         async with self._database.statements() as connection:
             progress = select(jobs.c.state, jobs.c.result, jobs.c.last_seq).where(jobs.c.id == job_id)
             there = _there(*(await connection.execute(progress)).one())
