@@ -25,7 +25,11 @@ CELERY_URL = "GUIDEHALL_BENCH_CELERY_URL"
 def missing() -> str:
     """What has to be installed before peers can be measured; empty for nothing."""
     wanted = [] if shutil.which("redis-server") else ["redis-server (apt-get install redis-server)"]
-    wanted += [f"{name} (pip install 'guidehall[bench]')" for name in ("rq", "celery") if not _there(name)]
+    wanted += [
+        f"{name} (pip install --constraint constraints.txt '.[bench]')"
+        for name in ("rq", "celery")
+        if not _there(name)
+    ]
     return ", ".join(wanted)
 
 

@@ -112,7 +112,7 @@ async def _watched(ours: platform.Platform, how: str, watchers: int, watch: Any)
     # Read again from the first one, when nothing is left to come.
     there = sum(1 for _ in ours.jobs.WatchJob(jobs_pb2.WatchJobRequest(name=job.name)))
     note = (
-        f"{watchers} watchers of a job of {there} events, each was told {min(counts)} to {max(counts)} of them;"
+        f"{watchers} watchers of a job of {there} events, each heard of {min(counts)} to {max(counts)};"
         f" {seconds:.3g} s for a job of {_EVENTS * _STEP_SECONDS:.3g} s"
     )
     complete = all(count == there for count in counts)
