@@ -18,7 +18,9 @@ from pathlib import Path
 from benchmarks.rows import Row
 
 GROUPS = (
+    "jobs.dispatch",
     "jobs.estimates",
+    "jobs.reading",
     "platform",
     "reflectometry.contrasts",
     "reflectometry.generation",

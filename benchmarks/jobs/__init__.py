@@ -1,1 +1,1 @@
-"""How jobs are served: latency, throughput, estimates."""
+"""How jobs are served: what one costs besides its own work, beside other queues; reading; estimates."""

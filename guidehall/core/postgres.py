@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -37,14 +38,21 @@ def create_engine(settings: PostgresSettings) -> AsyncEngine:
         "command_timeout": settings.statement_seconds,
         "ssl": client_context(settings.tls) or False,
     }
-    return create_async_engine(
+    engine = create_async_engine(
         settings.dsn(),
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.pool_wait_seconds,
-        pool_pre_ping=True,
         connect_args=arguments,
     )
+    event.listen(engine.sync_engine, "checkout", _require_open)
+    return engine
+
+
+def _require_open(connection: Any, _record: object, _proxy: object) -> None:
+    """Has the pool replace a connection that the server has closed; asking the server costs a way there."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 @asynccontextmanager

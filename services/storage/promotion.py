@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -67,27 +67,25 @@ class Promotion:
             done = await _promoted_before(mutation.connection, commit)
             if done is not None:
                 return done
-            promoted = await self._promote(mutation, commit)
+            # Everything that the job staged leaves staging: what was committed to be seen, the rest for good.
+            document = await _take_document(mutation.connection, commit)
+            outputs, others = await _take_outputs(mutation.connection, commit)
+            await garbage.drop(mutation.connection, others)
+            promoted = await self._publish(mutation, commit, document, outputs)
             mutation.record(promoted.result)
             fault_point("storage.promote.stored")
         fault_point("storage.promote.committed")
-        self._collector.wake()
+        if others:
+            self._collector.wake()
         return promoted
 
-    async def _promote(self, mutation: Mutation, commit: Commit) -> Promoted:
+    async def _publish(
+        self, mutation: Mutation, commit: Commit, document: Any, outputs: Sequence[Any]
+    ) -> Promoted:
         connection = mutation.connection
-        document = await _staged_document(connection, commit)
-        outputs = await _staged_outputs(connection, commit)
-        # Taken out of staging first, so that what is left there can be dropped as a whole.
-        mine = and_(staging.of_job(staged_objects, commit.job), staged_objects.c.epoch == commit.epoch)
-        chosen = staged_objects.c.object_key.in_([row.object_key for row in outputs])
-        await connection.execute(delete(staged_objects).where(mine, chosen))
-        await staging.drop(connection, staging.of_job(staged_objects, commit.job))
-        await connection.execute(delete(staged_results).where(staging.of_job(staged_results, commit.job)))
-
         # In one order everywhere: two jobs that publish the same models must not wait for each other.
         trained = sorted((row for row in outputs if row.kind == "model"), key=lambda row: str(row.object_id))
-        versions = [await _publish(mutation, commit, row) for row in trained]
+        versions = [await _publish_model(mutation, commit, row) for row in trained]
         values = {
             "project": commit.job.project,
             "id": commit.job.id,
@@ -130,28 +128,29 @@ async def _promoted_before(connection: AsyncConnection, commit: Commit) -> Promo
     return Promoted(names.RESULT.format(project=job.project, result=job.id), row.model_versions)
 
 
-async def _staged_document(connection: AsyncConnection, commit: Commit) -> Any:
-    condition = and_(staging.of_job(staged_results, commit.job), staged_results.c.epoch == commit.epoch)
-    row = (await connection.execute(select(staged_results).where(condition))).one_or_none()
+async def _take_document(connection: AsyncConnection, commit: Commit) -> Any:
+    """The document that the trainer committed, checked against its reference."""
+    taken = delete(staged_results).where(staging.of_job(staged_results, commit.job))
+    rows = (await connection.execute(taken.returning(*staged_results.c))).all()
+    row = next((row for row in rows if row.epoch == commit.epoch), None)
     _require_same(commit, staging.RESULT, row)
     return row
 
 
-async def _staged_outputs(connection: AsyncConnection, commit: Commit) -> list[Any]:
-    """The staged objects that the trainer committed, each checked against its reference."""
-    query = select(staged_objects, objects.c.sha256, objects.c.size_bytes).join(objects)
-    rows = await connection.execute(
-        query.where(
-            staging.of_job(staged_objects, commit.job),
-            staged_objects.c.epoch == commit.epoch,
-            staged_objects.c.kind != "checkpoint",
-        )
+async def _take_outputs(connection: AsyncConnection, commit: Commit) -> tuple[list[Any], list[str]]:
+    """What the trainer committed, checked against its references, and the keys of the other objects."""
+    taken = delete(staged_objects).where(
+        staging.of_job(staged_objects, commit.job), staged_objects.c.object_key == objects.c.key
     )
-    staged = {row.object_id: row for row in rows}
+    columns = (*staged_objects.c, objects.c.sha256, objects.c.size_bytes)
+    rows = (await connection.execute(taken.returning(*columns))).all()
+    staged = {row.object_id: row for row in rows if row.epoch == commit.epoch and row.kind != "checkpoint"}
     chosen = [name for name in commit.outputs if name != staging.RESULT]
     for name in chosen:
         _require_same(commit, name, staged.get(name))
-    return [staged[name] for name in chosen]
+    outputs = [staged[name] for name in chosen]
+    published = {row.object_key for row in outputs}
+    return outputs, [row.object_key for row in rows if row.object_key not in published]
 
 
 def _require_same(commit: Commit, name: str, row: Any) -> None:
@@ -166,7 +165,7 @@ def _require_same(commit: Commit, name: str, row: Any) -> None:
         )
 
 
-async def _publish(mutation: Mutation, commit: Commit, row: Any) -> str:
+async def _publish_model(mutation: Mutation, commit: Commit, row: Any) -> str:
     """Makes a staged model the next version of the series that its id names."""
     series = await _series(mutation.connection, commit, row.object_id)
     digest = documents.digest(row.manifest)

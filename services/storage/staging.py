@@ -244,10 +244,11 @@ async def drop(connection: AsyncConnection, condition: ColumnElement[bool]) -> N
 
 async def _require_open(connection: AsyncConnection, job: Job) -> None:
     published = select(results.c.id).where(results.c.project == job.project, results.c.id == job.id)
-    if (await connection.execute(published)).first() is not None:
-        raise FailedPrecondition(f"the result of {job.name} is published already", reason="JOB_OVER")
     discarded = select(requests.c.resource).filter_by(**_discarding(job))
-    if (await connection.execute(discarded)).first() is not None:
+    over = (await connection.execute(select(published.exists(), discarded.exists()))).one()
+    if over[0]:
+        raise FailedPrecondition(f"the result of {job.name} is published already", reason="JOB_OVER")
+    if over[1]:
         raise FailedPrecondition(f"{job.name} has ended without a result", reason="JOB_OVER")
 
 

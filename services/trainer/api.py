@@ -104,15 +104,18 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(database.listener(settings.postgres).run())
             storage = StorageTellers(database, channel, settings.storage_seconds)
-            for tellers in (BusTellers(database, bus).tellers(), storage.tellers()):
-                tasks.create_task(Relay(database, tellers, settings.relay).run())
             owners = OwnerTellers(settings.notify)
             stack.callback(owners.close)
+            relay = settings.relay
             # Of its own: a webhook that does not answer holds up nobody else.
-            patient = settings.relay.model_copy(
+            patient = relay.model_copy(
                 update={"retry_longest_seconds": settings.notify.retry_longest_seconds}
             )
-            tasks.create_task(Relay(database, owners.tellers(), patient).run())
+            tasks.create_task(Relay(database, owners.tellers(), patient, relay.leisure_seconds).run())
+            # Somebody waits for a result; the others have heard by themselves of what the bus is told.
+            leisurely = {**BusTellers(database, bus).tellers(), **storage.deeds()}
+            for told, pace in ((storage.endings(), relay.pace_seconds), (leisurely, relay.leisure_seconds)):
+                tasks.create_task(Relay(database, told, relay, pace).run())
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             tasks.create_task(launches.run())
@@ -147,7 +150,7 @@ def _services(
         Watching(database, settings.watch),
         workers_table,
     )
-    reports = Reports(database, journal, settings.lease)
+    reports = Reports(database, journal, leases, settings.lease)
     sessions = Sessions(leases, reports, database.wakes, settings.lease)
     for_workers = workers.WorkerServicer(workers_table, leases, reports, sessions, settings.lease)
     return [

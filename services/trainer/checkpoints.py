@@ -70,11 +70,6 @@ def discard(unit: Unit, job_name: str, keep: Checkpoint | None = None, *, job_en
     unit.send("discard", names.JOB.parse(job_name)["job"], payload)
 
 
-async def forget_checkpoints(unit: Unit, job: Job) -> None:
-    """Nobody goes on from the checkpoints of a job any more."""
-    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
-
-
 _PREDECESSORS = text(
     """
     WITH RECURSIVE chain AS (

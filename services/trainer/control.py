@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, delete, false, func, select
@@ -93,7 +94,7 @@ class Control:
             after = await self._journal.apply(unit, job, WISHES[method])
             if after is not job:
                 audit(unit, principal, method, name, etag_before=job.etag, etag_after=after.etag)
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see(connection, after)
 
     async def update(self, principal: Principal, name: str, etag: str, change: Update) -> Seen:
@@ -116,7 +117,7 @@ class Control:
                 after = await append(unit, job, [], values)
                 audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see(connection, job)
 
     def _changes(self, change: Update) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Control:
                     raise InvalidArgument.field("update_mask", path, f"one of {', '.join(UPDATABLE)}")
         return values
 
-    def _moved(self, job: Job, priority: int) -> Any:
+    def _moved(self, job: Job, priority: int) -> datetime:
         """The place in the queue that goes with another priority."""
         if job.state not in _WAITING:
             raise FailedPrecondition(
@@ -150,7 +151,7 @@ class Control:
                 reason="JOB_STATE",
                 metadata={"state": job.state.value},
             )
-        return moved_rank(job.priority, priority, self._settings.ageing_seconds)
+        return moved_rank(job, priority, self._settings.ageing_seconds)
 
     async def delete(self, principal: Principal, name: str, etag: str) -> None:
         """Forgets a job that has ended, its events and its kept checkpoint; its result and models stay.
@@ -188,7 +189,7 @@ class Control:
         ended = jobs.c.state.in_([state.value for state in FINAL])
         waiting = jobs.c.state.in_([state.value for state in _WAITING])
         doomed = ended | waiting if include_queued else ended
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             counts = select(
                 func.count(case((doomed, 1))),
                 func.count(case((jobs.c.state.in_([state.value for state in HELD]), 1))),
@@ -236,7 +237,7 @@ class Control:
                 after = await append(unit, job, [], {"owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see(connection, job)
 
 

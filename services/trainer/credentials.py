@@ -112,7 +112,7 @@ class Credentials:
         if after is not None:
             place = tuple_(*after, types=(table.pool.type, table.id.type))
             statement = statement.where(tuple_(table.pool, table.id) > place)
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [StoredCredential.of(row) for row in rows]
 

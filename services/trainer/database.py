@@ -8,20 +8,44 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import ARRAY, Text, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from guidehall.core.postgres import Listener, transaction
 from guidehall.core.settings import PostgresSettings
 from services.trainer.documents import Document
 from services.trainer.records import Note
-from services.trainer.wakes import Wakes, outbox_topic
+from services.trainer.wakes import Ear, Wakes, outbox_topic
 
 _CHANNEL = "guidehall_trainer"
-# All that a transaction appends, in one statement with one parameter for any number of rows.
+# The transaction's time, in a document that the database reads.
+NOW = "now"
+# All that a transaction leaves besides rows of jobs, in one statement with one parameter for any number of
+# rows of a kind. Of an attempt nothing is ever taken back.
 _FLUSH = text(
     """
-    WITH noted AS (
+    WITH begun AS (
+        INSERT INTO trainer.attempts (job_id, epoch, number, worker_id)
+        SELECT job_id, epoch, number, worker_id
+        FROM jsonb_to_recordset(:begun) AS r(job_id uuid, epoch bigint, number int, worker_id uuid)
+    ), changed AS (
+        UPDATE trainer.attempts AS a
+        SET start_time = coalesce(r.start_time, a.start_time), end_time = coalesce(r.end_time, a.end_time),
+            end_reason = coalesce(r.end_reason, a.end_reason), error = coalesce(r.error, a.error),
+            finished = coalesce(r.finished, a.finished),
+            last_event_number = coalesce(r.last_event_number, a.last_event_number),
+            checkpoint_ordinal = coalesce(r.checkpoint_ordinal, a.checkpoint_ordinal),
+            checkpoint_step = coalesce(r.checkpoint_step, a.checkpoint_step)
+        FROM jsonb_to_recordset(:changed) AS r(
+            job_id uuid, epoch bigint, start_time timestamptz, end_time timestamptz, end_reason text,
+            error jsonb, finished boolean, last_event_number bigint, checkpoint_ordinal bigint,
+            checkpoint_step bigint)
+        WHERE a.job_id = r.job_id AND a.epoch = r.epoch
+    ), forgotten AS (
+        DELETE FROM trainer.checkpoints WHERE job_id = ANY(:forgotten)
+    ), seen AS (
+        UPDATE trainer.workers SET last_seen_time = now() WHERE id = ANY(:seen)
+    ), noted AS (
         INSERT INTO trainer.job_events (job_id, seq, time, kind, payload)
         SELECT job_id, seq, coalesce(time, now()), kind, payload
         FROM jsonb_to_recordset(:events)
@@ -35,6 +59,10 @@ _FLUSH = text(
     SELECT pg_notify(:channel, topic) FROM unnest(:topics) AS topic
     """
 ).bindparams(
+    bindparam("begun", type_=JSONB),
+    bindparam("changed", type_=JSONB),
+    bindparam("forgotten", type_=ARRAY(UUID(as_uuid=False))),
+    bindparam("seen", type_=ARRAY(UUID(as_uuid=False))),
     bindparam("events", type_=JSONB),
     bindparam("messages", type_=JSONB),
     bindparam("topics", type_=ARRAY(Text)),
@@ -50,6 +78,10 @@ class Unit:
         self.topics: set[str] = set()
         # Kinds of messages that were put into the outbox.
         self.sent: set[str] = set()
+        self._begun: list[dict[str, Any]] = []
+        self._changed: list[dict[str, Any]] = []
+        self._forgotten: list[str] = []
+        self._seen: list[str] = []
         self._events: list[dict[str, Any]] = []
         self._messages: list[dict[str, Any]] = []
 
@@ -72,17 +104,43 @@ class Unit:
         if notes:
             self.send("events", job_id, {"first_seq": last_seq + 1, "last_seq": last_seq + len(notes)})
 
+    def begin_attempt(self, job_id: str, epoch: int, number: int, worker_id: str | None) -> None:
+        """Adds the row of an attempt at a locked job."""
+        row = {"job_id": job_id, "epoch": epoch, "number": number, "worker_id": worker_id}
+        self._begun.append(row)
+
+    def change_attempt(self, job_id: str, epoch: int, values: Document) -> None:
+        """Sets columns of an attempt at a locked job; None leaves one as it is, and `NOW` is a time."""
+        self._changed.append({"job_id": job_id, "epoch": epoch, **values})
+
+    def forget_checkpoints(self, job_id: str) -> None:
+        """Drops the rows of a locked job's checkpoints."""
+        self._forgotten.append(job_id)
+
+    def see(self, worker_id: str) -> None:
+        """Something was heard of a worker."""
+        self._seen.append(worker_id)
+
     async def flush(self) -> None:
-        """Writes what was collected since the last time; at the latest when the transaction commits."""
-        if self._events or self._messages or self.topics:
+        """Writes what was collected since the last time; at the latest when the transaction commits.
+
+        Comes after any lock on a job: a heartbeat takes them in that order.
+        """
+        collected = (self._begun, self._changed, self._forgotten, self._seen, self._events, self._messages)
+        if any(collected) or self.topics:
             values = {
+                "begun": self._begun,
+                "changed": self._changed,
+                "forgotten": self._forgotten,
+                "seen": self._seen,
                 "events": self._events,
                 "messages": self._messages,
                 "topics": [f"{self._sender} {topic}" for topic in sorted(self.topics)],
                 "channel": _CHANNEL,
             }
             await self.connection.execute(_FLUSH, values)
-            self._events, self._messages = [], []
+            for rows in collected:
+                rows.clear()
 
 
 class Database:
@@ -91,12 +149,17 @@ class Database:
     def __init__(self, engine: AsyncEngine, wakes: Wakes) -> None:
         self.wakes = wakes
         self._engine = engine
+        # Takes its connections from the same pool.
+        self._one_by_one = engine.execution_options(isolation_level="AUTOCOMMIT")
         # Tells our own notifications from those of other replicas.
         self._sender = uuid.uuid4().hex[:8]
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[Unit]:
+    async def unit(self, deaf: Ear | None = None) -> AsyncIterator[Unit]:
         """A writing transaction.
+
+        Args:
+            deaf: an ear that is not woken: of who writes, and reads under the same locks what others wrote.
 
         Raises:
             Unavailable: the database cannot be reached.
@@ -107,13 +170,20 @@ class Database:
             await unit.flush()
         # The relay of this process tells what was sent; those of others need not be woken for it.
         for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
-            self.wakes.ring(topic)
+            self.wakes.ring(topic, deaf)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A reading transaction."""
+    async def statements(self) -> AsyncIterator[AsyncConnection]:
+        """Statements that are each a transaction: to read, or to write by a single one that wakes nobody."""
+        async with transaction(self._one_by_one) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction of which nothing remains."""
         async with transaction(self._engine) as connection:
             yield connection
+            await connection.rollback()
 
     def listener(self, settings: PostgresSettings) -> Listener:
         """Rings here what other replicas rang."""

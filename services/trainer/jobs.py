@@ -119,7 +119,7 @@ class Jobs:
         Raises:
             NotFound: the caller sees none of this name.
         """
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see(connection, await find(connection, principal, name))
 
     async def attempts(
@@ -133,7 +133,7 @@ class Jobs:
         """
         size = pages.page_size(size)
         before = cursors.number(token, parent)
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             job = await find(connection, principal, parent, "parent")
             statement = (
                 select(attempts, workers.c.pool)
@@ -174,7 +174,7 @@ class Jobs:
             statement = statement.where(place < after if descending else place > after)
         ordered = (column.desc(), jobs.c.id.desc()) if descending else (column, jobs.c.id)
 
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             # One more than wanted tells whether there is another page.
             rows = (await connection.execute(statement.order_by(*ordered).limit(size + 1))).mappings().all()
             found = [Job.of(row) for row in rows[:size]]

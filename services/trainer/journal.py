@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Interval, func, insert, literal, select, update
+from sqlalchemy import Interval, bindparam, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from services.trainer.checkpoints import (
     discard,
     drop_predecessors,
-    forget_checkpoints,
     newest_checkpoint,
     with_kept,
 )
-from services.trainer.database import Unit
+from services.trainer.database import NOW, Unit
 from services.trainer.documents import Document
 from services.trainer.lifecycle import (
     FINAL,
@@ -40,7 +41,7 @@ from services.trainer.lifecycle import (
 from services.trainer.notifications import notify
 from services.trainer.records import Checkpoint, Job, Note, worker_name
 from services.trainer.settings import LeaseSettings
-from services.trainer.tables import attempts, jobs
+from services.trainer.tables import jobs
 from services.trainer.wakes import job_topic, pool_topic
 
 
@@ -66,13 +67,16 @@ class Cause:
 NOTHING = Cause()
 
 
+@dataclass(frozen=True)
+class FromNow:
+    """So long after the transaction's time, as the new value of a column."""
+
+    seconds: float = 0.0
+
+
 async def lock_job(connection: AsyncConnection, job_id: str) -> Job | None:
     """The job, held against other writers until the transaction ends."""
-    row = (
-        (await connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()))
-        .mappings()
-        .first()
-    )
+    row = (await connection.execute(_LOCK, {"job_id": job_id})).mappings().first()
     return None if row is None else Job.of(row)
 
 
@@ -143,21 +147,21 @@ class Journal:
             timeout = job.timeout_seconds + self._settings.seconds if job.timeout_seconds else None
             values |= {
                 "worker_id": cause.worker_id,
-                "lease_until": func.now() + seconds(self._settings.seconds),
-                "timeout_at": func.now() + seconds(timeout) if timeout else None,
+                "lease_until": FromNow(self._settings.seconds),
+                "timeout_at": FromNow(timeout) if timeout else None,
                 "not_before": None,
             }
         if facts.state is State.RUNNING and job.start_time is None:
-            values["start_time"] = func.now()
+            values["start_time"] = FromNow()
         if job.state in HELD and facts.state not in HELD:
             values |= {"worker_id": None, "lease_until": None, "timeout_at": None}
         if facts.state in FINAL:
-            values |= {"end_time": func.now(), "error": cause.error if facts.state is State.FAILED else None}
+            values |= {"end_time": FromNow(), "error": cause.error if facts.state is State.FAILED else None}
         if facts.state is State.SUCCEEDED:
             values["outputs"] = cause.outputs
         for effect in effects:
             if isinstance(effect, RingDoorbell) and effect.failures:
-                values["not_before"] = func.now() + seconds(self._retry_seconds(effect.failures))
+                values["not_before"] = FromNow(self._retry_seconds(effect.failures))
         return values
 
     def _retry_seconds(self, failures: int) -> float:
@@ -167,18 +171,12 @@ class Journal:
     async def _carry_out(self, unit: Unit, job: Job, effect: Effect, cause: Cause) -> None:
         match effect:
             case BeginAttempt():
-                row = {
-                    "job_id": job.id,
-                    "epoch": job.lease_epoch,
-                    "number": job.attempt_count,
-                    "worker_id": cause.worker_id,
-                }
-                await unit.connection.execute(insert(attempts).values(row))
+                unit.begin_attempt(job.id, job.lease_epoch, job.attempt_count, cause.worker_id)
             case StartAttempt(epoch):
-                await update_attempt(unit, job, epoch, {"start_time": func.now()})
+                unit.change_attempt(job.id, epoch, {"start_time": NOW})
             case EndAttempt(epoch, reason):
-                ended = {"end_time": func.now(), "end_reason": reason.value, "error": cause.error}
-                await update_attempt(unit, job, epoch, ended | {"finished": cause.reported})
+                ended = {"end_time": NOW, "end_reason": reason.value, "error": cause.error}
+                unit.change_attempt(job.id, epoch, ended | {"finished": cause.reported})
             case RingDoorbell(failures):
                 delay = self._retry_seconds(failures) if failures else 0.0
                 ring(unit, job.pool, delay)
@@ -188,12 +186,12 @@ class Journal:
                     job.id,
                     {"job": job.name, "lease_epoch": epoch, "owner": job.owner, "outputs": cause.outputs},
                 )
-                await forget_checkpoints(unit, job)
+                unit.forget_checkpoints(job.id)
                 await drop_predecessors(unit, job)
             case Discard():
                 discard(unit, job.name, cause.kept)
                 if cause.kept is None:
-                    await forget_checkpoints(unit, job)
+                    unit.forget_checkpoints(job.id)
             case AppendEvent() | PushDesired():
                 # Appending wakes the sessions and the watchers of the job.
                 pass
@@ -208,10 +206,14 @@ async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, 
     changes = (values or {}) | {
         "last_seq": job.last_seq + len(notes),
         "version": job.version + 1,
-        "update_time": func.now(),
+        "update_time": FromNow(),
     }
-    statement = update(jobs).where(jobs.c.id == job.id).values(changes).returning(*jobs.c)
-    after = Job.of((await unit.connection.execute(statement)).mappings().one())
+    statement = _change(tuple((name, isinstance(value, FromNow)) for name, value in changes.items()))
+    new = {
+        f"new_{name}": timedelta(seconds=value.seconds) if isinstance(value, FromNow) else value
+        for name, value in changes.items()
+    }
+    after = Job.of((await unit.connection.execute(statement, {"job_id": job.id, **new})).mappings().one())
     unit.append_events(job.id, job.last_seq, notes)
     unit.wake(job_topic(job.id))
     if after.complete and not job.complete:
@@ -219,10 +221,20 @@ async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, 
     return after
 
 
-async def update_attempt(unit: Unit, job: Job, epoch: int, values: dict[str, Any]) -> None:
-    """Changes the row of an attempt at a locked job."""
-    attempt = (attempts.c.job_id == job.id) & (attempts.c.epoch == epoch)
-    await unit.connection.execute(update(attempts).where(attempt).values(values))
+# Made once, of which kind there are a few: making such a statement takes longer than its execution.
+_LOCK = select(jobs).where(jobs.c.id == bindparam("job_id")).with_for_update()
+
+
+@lru_cache(maxsize=64)
+def _change(columns: tuple[tuple[str, bool], ...]) -> ReturningUpdate[Any]:
+    """Sets columns of a job, given by their names and whether each is set to a time from now."""
+    values: dict[str, Any] = {}
+    for name, from_now in columns:
+        if from_now:
+            values[name] = func.now() + bindparam(f"new_{name}", type_=Interval)
+        else:
+            values[name] = bindparam(f"new_{name}", type_=jobs.c[name].type)
+    return update(jobs).where(jobs.c.id == bindparam("job_id")).values(values).returning(*jobs.c)
 
 
 def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:

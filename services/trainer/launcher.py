@@ -123,7 +123,7 @@ class Launches:
         """How the last launch of each pool went."""
         locked = func.coalesce(launches.c.locked_until > func.now(), False).label("locked")
         statement = select(launches, locked).where(launches.c.pool.in_(pools))
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(statement)).all()
         return {pool: Launch() for pool in pools} | {
             row.pool: Launch(row.launch_time, row.locked, row.last_error) for row in rows

@@ -29,11 +29,11 @@ from services.trainer.lifecycle import (
     Started,
     State,
 )
-from services.trainer.records import Checkpoint, Job
+from services.trainer.records import Checkpoint, Job, Worker
 from services.trainer.scheduler import next_job
 from services.trainer.settings import TrainerSettings
 from services.trainer.tables import attempts, jobs, worker_credentials, workers
-from services.trainer.wakes import pool_topic
+from services.trainer.wakes import Ear, pool_topic
 from services.trainer.workers import Workers
 
 _LEASES = Counter("guidehall_leases", "Leases given", ["pool"])
@@ -77,13 +77,35 @@ class Held:
         job: the job.
         current: whether the attempt holds it.
         finished: whether the attempt reported its end before: it may not have heard our answer.
+        worker_id: whose attempt it is.
         stored_number: number, given by the worker, of the attempt's newest event that is stored.
     """
 
     job: Job
     current: bool
     finished: bool
+    worker_id: str
     stored_number: int
+
+
+# Both rows are locked: what is read of the attempt must be as new as what is read of the job.
+_ATTEMPT = (
+    select(
+        jobs,
+        attempts.c.finished,
+        attempts.c.worker_id.label("attempt_worker_id"),
+        attempts.c.last_event_number,
+    )
+    .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == bindparam("epoch")))
+    .join(workers, workers.c.id == attempts.c.worker_id)
+    .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        worker_credentials.c.id == bindparam("credential_id"),
+        worker_credentials.c.revoke_time.is_(None),
+    )
+    .with_for_update(of=(jobs, attempts))
+)
 
 
 async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
@@ -94,25 +116,13 @@ async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) 
         StaleEpoch: no such attempt, or another worker's.
         Unauthenticated: the caller's credential was revoked.
     """
-    # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
-    statement = (
-        select(jobs, attempts.c.finished, attempts.c.last_event_number)
-        .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == epoch))
-        .join(workers, workers.c.id == attempts.c.worker_id)
-        .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
-        .where(
-            jobs.c.id == job_id_of(name),
-            worker_credentials.c.id == principal.credential_id,
-            worker_credentials.c.revoke_time.is_(None),
-        )
-        .with_for_update(of=(jobs, attempts))
-    )
-    row = (await unit.connection.execute(statement)).mappings().first()
+    values = {"job_id": job_id_of(name), "epoch": epoch, "credential_id": principal.credential_id}
+    row = (await unit.connection.execute(_ATTEMPT, values)).mappings().first()
     if row is None:
         raise await _reason_for_none(unit, principal, name, epoch)
     job = Job.of(row)
     current = job.state in HELD and job.lease_epoch == epoch
-    return Held(job, current, row["finished"], row["last_event_number"])
+    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"])
 
 
 async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
@@ -152,6 +162,15 @@ def job_id_of(name: str, field: str = "job") -> str:
         raise NotFound(f"{name} does not exist", metadata={"resource": name}) from None
 
 
+def given(grant: Grant) -> None:
+    """A lease was given, and that is committed."""
+    fault_point("trainer.lease.committed")
+    job = grant.job
+    _LEASES.labels(job.pool).inc()
+    if job.lease_epoch == 1:
+        _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
+
+
 class Leases:
     """Gives jobs to workers and keeps them theirs."""
 
@@ -187,8 +206,11 @@ class Leases:
             while True:
                 ear.clear()
                 grant = await self._grant(principal, worker)
+                if isinstance(grant, Grant):
+                    given(grant)
+                    return grant
                 remaining = give_up - loop.time()
-                if isinstance(grant, Grant) or remaining <= 0 or self._database.wakes.closed:
+                if remaining <= 0 or self._database.wakes.closed:
                     return grant
                 await ear.listen(min(remaining, self._settings.recheck_seconds))
 
@@ -201,24 +223,34 @@ class Leases:
         async with self._database.unit() as unit:
             worker = await self._workers.find(unit.connection, principal, name)
             await self._take_back(unit, worker.id)
-            if worker.out_of_service:
-                await self._workers.seen(unit.connection, worker.id)
-                return OutOfService()
-            waiting = await next_job(unit.connection, worker, self._trainer_settings)
-            if waiting is None:
-                await self._workers.seen(unit.connection, worker.id)
-                return None
-            job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
-            await self._workers.seen(unit.connection, worker.id)
-            checkpoint, made_by = await starting_point(unit.connection, job)
-            fault_point("trainer.lease.stored")
-        fault_point("trainer.lease.committed")
-        _LEASES.labels(job.pool).inc()
-        if job.lease_epoch == 1:
-            _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
+            return await self._give(unit, worker)
+
+    async def give_next(self, unit: Unit, held: Held) -> Grant | None:
+        """The next job for the worker whose attempt at another ends in the same transaction.
+
+        Call `given` when that is committed.
+        """
+        worker = await self._workers.get(unit.connection, held.worker_id)
+        if held.finished:
+            # It did not hear the first answer, with which it may have been given one.
+            await self._take_back(unit, worker.id)
+        grant = await self._give(unit, worker)
+        return grant if isinstance(grant, Grant) else None
+
+    async def _give(self, unit: Unit, worker: Worker) -> Grant | OutOfService | None:
+        """The next job for a worker that has none."""
+        unit.see(worker.id)
+        if worker.out_of_service:
+            return OutOfService()
+        waiting = await next_job(unit.connection, worker, self._trainer_settings)
+        if waiting is None:
+            return None
+        job = await self._journal.apply(unit, waiting, Leased(), Cause(worker_id=worker.id))
+        checkpoint, made_by = await starting_point(unit.connection, job)
         checkpoint_job = ""
         if checkpoint is not None and made_by != job.id:
             checkpoint_job = names.JOB.format(project=job.project, job=made_by)
+        fault_point("trainer.lease.stored")
         return Grant(job, self._job_token(job, checkpoint_job), checkpoint, checkpoint_job)
 
     async def _take_back(self, unit: Unit, worker_id: str) -> None:
@@ -268,12 +300,14 @@ class Leases:
             "credential_id": principal.credential_id,
             "lease_seconds": self._settings.seconds,
         }
-        async with self._database.unit() as unit:
-            row = (await unit.connection.execute(_HEARTBEAT, values)).first()
-            if row is None:
+        # The statement commits by itself: what ends here has not kept the lease.
+        fault_point("trainer.heartbeat.stored")
+        async with self._database.statements() as connection:
+            row = (await connection.execute(_HEARTBEAT, values)).first()
+        if row is None:
+            async with self._database.unit() as unit:
                 await hold(unit, principal, name, epoch)
-                raise Aborted(f"the lease of {name} is changing hands; ask again")
-            fault_point("trainer.heartbeat.stored")
+            raise Aborted(f"the lease of {name} is changing hands; ask again")
         fault_point("trainer.heartbeat.committed")
         return Standing(Desired(row.desired), row.last_event_number, self._settings.seconds)
 
@@ -285,17 +319,17 @@ class Leases:
             .join(workers, workers.c.id == jobs.c.worker_id)
             .where(held, jobs.c.id == job_id_of(name))
         )
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             found = (await connection.execute(statement)).scalar_one_or_none()
         return None if found is None else Desired(found)
 
-    async def started(self, principal: Principal, name: str, epoch: int) -> None:
-        """The pipeline begins.
+    async def started(self, principal: Principal, name: str, epoch: int, deaf: Ear | None = None) -> None:
+        """The pipeline begins; `deaf` is the ear of who says so.
 
         Raises:
             NotFound, StaleEpoch, Unauthenticated: as `hold`.
         """
-        async with self._database.unit() as unit:
+        async with self._database.unit(deaf) as unit:
             held = await hold(unit, principal, name, epoch)
             await self._journal.apply(unit, held.job, Started(epoch))
             fault_point("trainer.start.stored")

@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import Counter
-from sqlalchemy import ARRAY, BigInteger, Text, bindparam, delete, text
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
 
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.settings import RelaySettings
-from services.trainer.tables import outbox
 from services.trainer.wakes import outbox_topic
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,10 @@ _CLAIM = text(
     FROM (SELECT) AS always LEFT JOIN claimed ON true ORDER BY id
     """
 ).bindparams(bindparam("kinds", type_=ARRAY(Text)))
-_SETTLE = text(
+_DROP = text("DELETE FROM trainer.outbox WHERE id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+_PUT_OFF = text(
     """
     UPDATE trainer.outbox SET last_error = :problem, next_time = now() + make_interval(
         secs => least(:first_seconds * power(2, least(tries, 20) - 1), :longest_seconds))
@@ -90,29 +92,42 @@ class _Told:
 
 
 class Relay:
-    """Tells what is in the outbox, of some kinds."""
+    """Tells what is in the outbox, of some kinds.
 
-    def __init__(self, database: Database, tellers: Mapping[str, Teller], settings: RelaySettings) -> None:
+    The first message after a silence is told at once. What follows it within `pace_seconds` waits for their
+    end, to be told together: a round costs as much for one message as for many.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        tellers: Mapping[str, Teller],
+        settings: RelaySettings,
+        pace_seconds: float,
+    ) -> None:
         self._database = database
         self._tellers = tellers
         self._settings = settings
+        self._pace_seconds = pace_seconds
         self._at_once = asyncio.Semaphore(settings.parallel)
         # Kinds that failed last, so that an outage is logged once.
         self._failing: set[str] = set()
 
     async def run(self) -> None:
         """Tells until the process is about to end, and what is being told then to its end."""
-        wakes = self._database.wakes
+        wakes, loop = self._database.wakes, asyncio.get_running_loop()
         with wakes.listening(*map(outbox_topic, self._tellers)) as ear:
             async with asyncio.TaskGroup() as tasks:
                 while not wakes.closed:
                     ear.clear()
+                    began = loop.time()
                     try:
                         pause = await self._round(tasks)
                     except AppError:
                         pause = self._settings.idle_seconds
                     if pause > 0:
                         await ear.listen(pause)
+                        await asyncio.sleep(began + self._pace_seconds - loop.time())
 
     async def _round(self, tasks: asyncio.TaskGroup) -> float:
         """Tells what is due.
@@ -140,8 +155,8 @@ class Relay:
             "kinds": list(self._tellers),
             "batch": settings.batch,
         }
-        async with self._database.unit() as unit:
-            rows = (await unit.connection.execute(_CLAIM, values)).all()
+        async with self._database.statements() as connection:
+            rows = (await connection.execute(_CLAIM, values)).all()
         messages = [Message(*row[:-1]) for row in rows if row.id is not None]
         if len(messages) == settings.batch:
             return messages, 0.0
@@ -181,9 +196,11 @@ class Relay:
         """Drops what was told and puts off what was not."""
         done = [message.id for item in told if item.problem is None for message in item.messages]
         settings = self._settings
-        async with self._database.unit() as unit:
+        # Each statement commits by itself: what ends here has told, and tells again.
+        fault_point("trainer.outbox.settled")
+        async with self._database.statements() as connection:
             if done:
-                await unit.connection.execute(delete(outbox).where(outbox.c.id.in_(done)))
+                await connection.execute(_DROP, {"ids": done})
             for item in told:
                 if item.problem is not None:
                     values = {
@@ -192,8 +209,7 @@ class Relay:
                         "first_seconds": settings.retry_first_seconds,
                         "longest_seconds": settings.retry_longest_seconds,
                     }
-                    await unit.connection.execute(_SETTLE, values)
-            fault_point("trainer.outbox.settled")
+                    await connection.execute(_PUT_OFF, values)
         fault_point("trainer.outbox.committed")
         for item in told:
             self._count(item)

@@ -45,7 +45,7 @@ class Pools:
         if pool:
             raise InvalidArgument.field("device_class", asked_class, "empty where a pool is named")
         asked = device_class(asked_class)
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             known = self._known | await enrolled_pools(connection)
             able = await self._workers.live_pools(connection)
         able |= {name for name in known if self._settings.pool(name).launcher.kind != "none"}
@@ -64,7 +64,7 @@ class Pools:
         if not pool:
             return self._settings.jobs.default_pool
         if pool not in self._known:
-            async with self._database.read() as connection:
+            async with self._database.statements() as connection:
                 self._known |= await enrolled_pools(connection)
         if pool not in self._known:
             # It would wait for ever.

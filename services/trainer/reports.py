@@ -7,20 +7,21 @@ from dataclasses import asdict
 from typing import Any
 
 from prometheus_client import Counter
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.faults import fault_point
-from services.trainer.checkpoints import discard, forget_checkpoints, newest_checkpoint
+from services.trainer.checkpoints import discard, newest_checkpoint
 from services.trainer.database import Database, Unit
 from services.trainer.documents import Document
-from services.trainer.journal import Cause, Journal, append, update_attempt
-from services.trainer.leases import find_attempt, hold
+from services.trainer.journal import Cause, Journal, append
+from services.trainer.leases import Grant, Leases, find_attempt, given, hold
 from services.trainer.lifecycle import REASONS, EndReason, Event, Finished, Outcome, Released, State
 from services.trainer.records import Checkpoint, Job, Note, ObjectRef
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import checkpoints
+from services.trainer.wakes import Ear
 
 # Name of the output that every successful attempt has: the result's document.
 RESULT_OUTPUT = "result"
@@ -31,15 +32,24 @@ _ENDED = Counter("guidehall_attempts_ended", "Attempts that reported their end",
 class Reports:
     """Stores what attempts report."""
 
-    def __init__(self, database: Database, journal: Journal, settings: LeaseSettings) -> None:
+    def __init__(self, database: Database, journal: Journal, leases: Leases, settings: LeaseSettings) -> None:
         self._database = database
         self._journal = journal
+        self._leases = leases
         self._settings = settings
 
     async def events(
-        self, principal: Principal, name: str, epoch: int, first: int, notes: Sequence[Note]
+        self,
+        principal: Principal,
+        name: str,
+        epoch: int,
+        first: int,
+        notes: Sequence[Note],
+        deaf: Ear | None = None,
     ) -> int:
         """Stores a batch of events whose first one the worker numbered `first`; a repeat is passed over.
+
+        `deaf` is the ear of who brings them.
 
         Returns:
             The number of the newest event stored.
@@ -52,7 +62,7 @@ class Reports:
             raise InvalidArgument.field(
                 "events", f"{len(notes)} events", f"at most {self._settings.max_batch_events}"
             )
-        async with self._database.unit() as unit:
+        async with self._database.unit(deaf) as unit:
             held = await hold(unit, principal, name, epoch)
             stored = held.stored_number
             if not 1 <= first <= stored + 1:
@@ -61,7 +71,7 @@ class Reports:
             if fresh:
                 await append(unit, held.job, fresh, _newest(fresh))
                 stored += len(fresh)
-                await update_attempt(unit, held.job, epoch, {"last_event_number": stored})
+                unit.change_attempt(held.job.id, epoch, {"last_event_number": stored})
                 fault_point("trainer.events.stored")
         fault_point("trainer.events.committed")
         return stored
@@ -91,7 +101,7 @@ class Reports:
             if newest is not None:
                 discard(unit, job.name, checkpoint, job_ended=False)
             kept = {"checkpoint_ordinal": checkpoint.ordinal, "checkpoint_step": checkpoint.step}
-            await update_attempt(unit, job, epoch, kept)
+            unit.change_attempt(job.id, epoch, kept)
             note = Note("checkpoint", {"ordinal": checkpoint.ordinal, "step": checkpoint.step})
             await append(unit, job, [note])
             fault_point("trainer.checkpoint.stored")
@@ -107,11 +117,12 @@ class Reports:
         reason: EndReason | None,
         error: Document | None,
         outputs: Mapping[str, ObjectRef],
-    ) -> State:
+        lease_next: bool = False,
+    ) -> tuple[State, Grant | None]:
         """The end of an attempt: the one commit of its outputs. Harmless to repeat.
 
         Returns:
-            The state that the job is in now.
+            The state that the job is in now, and the next job if it was asked for and one waits.
 
         Raises:
             InvalidArgument: it succeeded without a result, or has too many outputs.
@@ -128,9 +139,9 @@ class Reports:
         if outcome is Outcome.FAILED and error is None:
             error = {"code": "UNKNOWN", "reason": event.reason.value, "message": "the worker gave no reason"}
         cause = Cause(error=error, reported=True, outputs={key: asdict(ref) for key, ref in outputs.items()})
-        state = await self._end(principal, name, epoch, event, cause)
+        ended = await self._end(principal, name, epoch, event, cause, lease_next)
         _ENDED.labels(outcome.value, event.reason.value).inc()
-        return state
+        return ended
 
     async def release(self, principal: Principal, name: str, epoch: int) -> State:
         """Takes a job back from a worker that leaves. Harmless to repeat.
@@ -138,22 +149,28 @@ class Reports:
         Raises:
             NotFound, StaleEpoch, Unauthenticated: as `hold`.
         """
-        return await self._end(principal, name, epoch, Released(epoch), Cause(reported=True))
+        return (await self._end(principal, name, epoch, Released(epoch), Cause(reported=True), False))[0]
 
-    async def _end(self, principal: Principal, name: str, epoch: int, event: Event, cause: Cause) -> State:
+    async def _end(
+        self, principal: Principal, name: str, epoch: int, event: Event, cause: Cause, lease_next: bool
+    ) -> tuple[State, Grant | None]:
         async with self._database.unit() as unit:
             found = await find_attempt(unit, principal, name, epoch)
-            if found.finished:
-                return found.job.state
-            # The lifecycle refuses an attempt that does not hold the job.
-            state = (await self._journal.apply(unit, found.job, event, cause)).state
+            job = found.job
+            if not found.finished:
+                # The lifecycle refuses an attempt that does not hold the job.
+                job = await self._journal.apply(unit, job, event, cause)
+            grant = await self._leases.give_next(unit, found) if lease_next else None
             fault_point("trainer.finish.stored")
         fault_point("trainer.finish.committed")
-        return state
+        if grant is not None:
+            given(grant)
+        return job.state, grant
 
 
 async def _replace_checkpoints(unit: Unit, job: Job, checkpoint: Checkpoint) -> None:
-    await forget_checkpoints(unit, job)
+    # At once: what a unit forgets goes when it commits, after the new one has come.
+    await unit.connection.execute(delete(checkpoints).where(checkpoints.c.job_id == job.id))
     row = {
         "job_id": job.id,
         "epoch": checkpoint.epoch,

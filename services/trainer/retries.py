@@ -57,7 +57,7 @@ class Retries:
         key = RequestKey.of(principal, request_id, {"name": name, **asdict(changes)})
         if not validate_only and (earlier := await self._submissions.earlier(key)):
             return earlier[0]
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             job = await find(connection, principal, name)
             kept, made_by = await starting_point(connection, job)
         if job.state not in FINAL:

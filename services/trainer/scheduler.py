@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, func, text
@@ -38,9 +38,9 @@ def queue_rank(priority: int, ageing_seconds: float) -> Any:
     return func.now() - seconds((priority - NORMAL_PRIORITY) * ageing_seconds)
 
 
-def moved_rank(before: int, priority: int, ageing_seconds: float) -> Any:
+def moved_rank(job: Job, priority: int, ageing_seconds: float) -> datetime:
     """The place of a job that waits when its priority is changed: as if it had had it from the start."""
-    return jobs.c.queue_rank - seconds((priority - before) * ageing_seconds)
+    return job.queue_rank - timedelta(seconds=(priority - job.priority) * ageing_seconds)
 
 
 async def next_job(connection: AsyncConnection, worker: Worker, settings: TrainerSettings) -> Job | None:

@@ -139,9 +139,9 @@ class Sessions:
                         standing = await self._leases.heartbeat(principal, job, epoch)
                         lease_end = asked + standing.lease_seconds
                     case Begun():
-                        await self._leases.started(principal, job, epoch)
+                        await self._leases.started(principal, job, epoch, ear)
                     case Batch(first, notes):
-                        stored = await self._reports.events(principal, job, epoch, first, notes)
+                        stored = await self._reports.events(principal, job, epoch, first, notes, ear)
                     case Hello():
                         raise InvalidArgument.field("message", "Hello", "a hello, first and once")
                 yield Ack(stored, lease_end - loop.time())

@@ -197,6 +197,8 @@ class RelaySettings(_Group):
     call_seconds: float = Field(30.0, gt=0, description="longest time for telling one thing")
     patience_seconds: float = Field(0.5, gt=0, description="what takes longer is left to itself meanwhile")
     idle_seconds: float = Field(5.0, gt=0, description="longest sleep without being woken")
+    pace_seconds: float = Field(0.02, ge=0, description="endings are told together so often")
+    leisure_seconds: float = Field(0.25, ge=0, description="events, doorbells and deeds so often")
     retry_first_seconds: float = Field(0.25, gt=0)
     retry_longest_seconds: float = Field(10.0, gt=0)
     events_keep_seconds: float = Field(

@@ -126,7 +126,7 @@ class Submissions:
         """
         if not key.request_id:
             return []
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see_all(connection, await key.made(connection))
 
     async def store(
@@ -152,7 +152,7 @@ class Submissions:
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
         # Afterwards: workers need not wait for what is only told.
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             return await self._queues.see_all(connection, made)
 
     async def rehearse(self, principal: Principal, new: Sequence[NewJob]) -> list[Seen]:
@@ -161,11 +161,9 @@ class Submissions:
         Raises:
             ResourceExhausted: as `store`.
         """
-        async with self._database.read() as connection:
+        async with self._database.rehearsal() as connection:
             made = await self._take_in(Unit(connection, ""), principal, new)
-            seen = await self._queues.see_all(connection, made)
-            await connection.rollback()
-        return seen
+            return await self._queues.see_all(connection, made)
 
     async def prepare(
         self, principal: Principal, submission: Submission, pinned: dict[str, str] | None = None

@@ -143,7 +143,7 @@ class Sweeper:
             _WORKERS.labels(pool.name, "live").set(pool.live_workers)
             _WORKERS.labels(pool.name, "idle").set(pool.idle_workers)
         counts = select(outbox.c.kind, func.count().label("left")).group_by(outbox.c.kind)
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = await connection.execute(counts)
             backlog = {row.kind: row.left for row in rows}
         for kind in KINDS:

@@ -51,18 +51,19 @@ class BusTellers:
                 unit.wake(pool_topic(pool))
         if self._bus is None:
             return
-        for ring in rings:
-            event = _event(ring.message_id, doorbell=events_pb2.Doorbell(pool=pool))
-            fault_point("trainer.doorbell.before_ring")
-            await self._bus.publish(f"jobs.{pool}", event.SerializeToString(), ring.message_id)
-            fault_point("trainer.doorbell.rung")
+        # Whoever hears it asks for jobs until there are no more: one ring tells of all.
+        newest = rings[-1].message_id
+        event = _event(newest, doorbell=events_pb2.Doorbell(pool=pool))
+        fault_point("trainer.doorbell.before_ring")
+        await self._bus.publish(f"jobs.{pool}", event.SerializeToString(), newest)
+        fault_point("trainer.doorbell.rung")
 
     async def events(self, appended: Sequence[Message]) -> None:
         """Events were appended to jobs; neighbouring batches of a job travel together."""
         if self._bus is None:
             return
         for ranges in _portions(appended):
-            async with self._database.read() as connection:
+            async with self._database.statements() as connection:
                 rows = (await connection.execute(_EVENTS, {"ranges": ranges})).all()
             for job_id, told in groupby(rows, key=lambda row: str(row.job_id)):
                 await self._publish(job_id, told)
@@ -126,13 +127,13 @@ class StorageTellers:
         self._audit = audit_pb2_grpc.AuditServiceStub(channel)
         self._call_seconds = call_seconds
 
-    def tellers(self) -> Mapping[str, Teller]:
-        """By kind of message."""
-        return {
-            "promote": Teller(self.promote),
-            "discard": Teller(self.discard),
-            "audit": Teller(self.audit, together=True),
-        }
+    def endings(self) -> Mapping[str, Teller]:
+        """What becomes of the outputs of a job, by kind of message."""
+        return {"promote": Teller(self.promote), "discard": Teller(self.discard)}
+
+    def deeds(self) -> Mapping[str, Teller]:
+        """The audit log, by kind of message."""
+        return {"audit": Teller(self.audit, together=True)}
 
     async def promote(self, promotions: Sequence[Message]) -> None:
         """The winning attempt's outputs become visible; then the job's watchers hear of it, once."""

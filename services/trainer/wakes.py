@@ -41,10 +41,11 @@ class Wakes:
                 if not self._ears[topic]:
                     del self._ears[topic]
 
-    def ring(self, topic: str) -> None:
-        """Wakes all who listen to `topic`."""
+    def ring(self, topic: str, deaf: Ear | None = None) -> None:
+        """Wakes all who listen to `topic`, but for one."""
         for ear in self._ears.get(topic, ()):
-            ear.set()
+            if ear is not deaf:
+                ear.set()
 
     def ring_all(self) -> None:
         """Wakes everybody: something may have been missed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -18,13 +19,19 @@ from services.trainer.settings import WatchSettings
 from services.trainer.tables import job_events, jobs
 from services.trainer.wakes import job_topic
 
+# Connections that watchers may use at a time: however many there are, workers need some, too.
+_MOST_READING = 2
+
 
 class Watching:
-    """Streams of events."""
+    """Streams of events. Those who wait for the same share one read."""
 
     def __init__(self, database: Database, settings: WatchSettings) -> None:
         self._database = database
         self._settings = settings
+        self._reading = asyncio.Semaphore(_MOST_READING)
+        # Reads that have not begun, by job and number: what they find is not older than who asked for it.
+        self._wanted: dict[tuple[str, int], asyncio.Task[tuple[_There, list[StoredEvent]]]] = {}
 
     async def events(
         self, principal: Principal, name: str, after_seq: int
@@ -38,7 +45,7 @@ class Watching:
             Unavailable: the database is away, or this server is about to stop: go on from the last number.
         """
         wakes = self._database.wakes
-        async with self._database.read() as connection:
+        async with self._reading, self._database.statements() as connection:
             job = await find(connection, principal, name)
         if not 0 <= after_seq <= job.last_seq:
             raise OutOfRange(f"after_seq: got {after_seq}; the job has {job.last_seq} events")
@@ -58,7 +65,19 @@ class Watching:
 
     async def _look(self, name: str, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
         """How far the job is, then its events: all that are counted, if the page is long enough."""
-        async with self._database.read() as connection:
+        key = job_id, after_seq
+        if key not in self._wanted:
+            self._wanted[key] = asyncio.create_task(self._read(name, job_id, after_seq))
+        # One who hangs up ends nobody else's.
+        return await asyncio.shield(self._wanted[key])
+
+    async def _read(self, name: str, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
+        async with self._reading:
+            del self._wanted[job_id, after_seq]
+            return await self._fetch(name, job_id, after_seq)
+
+    async def _fetch(self, name: str, job_id: str, after_seq: int) -> tuple[_There, list[StoredEvent]]:
+        async with self._database.statements() as connection:
             there = await _progress(connection, name, job_id)
             if there.last_seq <= after_seq:
                 return there, []

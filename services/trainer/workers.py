@@ -93,6 +93,10 @@ class Workers:
                 row = (await unit.connection.execute(new)).mappings().one()
         return _worker(row)
 
+    async def get(self, connection: AsyncConnection, worker_id: str) -> Worker:
+        """A worker that is known to be there."""
+        return _worker((await connection.execute(_BY_ID, {"worker_id": worker_id})).mappings().one())
+
     async def find(self, connection: AsyncConnection, principal: Principal, name: str) -> Worker:
         """The caller's own worker.
 
@@ -109,11 +113,6 @@ class Workers:
             await require_credential(connection, principal)
             raise NotFound(f"{name} is not registered", reason="WORKER_UNKNOWN", metadata={"resource": name})
         return _worker(row)
-
-    async def seen(self, connection: AsyncConnection, worker_id: str) -> None:
-        """Something was heard of it. Comes after any lock on a job: a heartbeat takes them in that order."""
-        statement = update(workers).where(workers.c.id == worker_id).values(last_seen_time=func.now())
-        await connection.execute(statement)
 
     @staticmethod
     def _own(principal: Principal, name: str) -> Any:
@@ -138,7 +137,7 @@ class Workers:
                 tuple_(workers.c.pool, workers.c.id)
                 > tuple_(*after, types=(workers.c.pool.type, workers.c.id.type))
             )
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [_worker(row) for row in rows]
 
@@ -224,7 +223,7 @@ class Workers:
             "size": size,
             "name": name,
         }
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = await connection.execute(_POOLS, values)
             return [Pool(**row) for row in rows.mappings()]
 
@@ -235,11 +234,12 @@ class Workers:
 
     async def live_by_pipeline(self) -> Mapping[tuple[str, str], int]:
         """How many live workers offer each (name, version) of a pipeline."""
-        async with self._database.read() as connection:
+        async with self._database.statements() as connection:
             rows = await connection.execute(_OFFERS, {"lost_seconds": self._settings.seconds})
             return {(row.name, row.version): row.live for row in rows}
 
 
+_BY_ID = select(workers).where(workers.c.id == bindparam("worker_id"))
 _POOLS = text(
     """
     WITH waiting AS (

@@ -105,7 +105,7 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
         return workers_pb2.CommitCheckpointResponse(replaced_ordinal=replaced)
 
     async def Finish(self, request: workers_pb2.FinishRequest, _context: Any) -> workers_pb2.FinishResponse:  # noqa: N802
-        state = await self._reports.finish(
+        state, grant = await self._reports.finish(
             current_principal(),
             request.job,
             request.lease_epoch,
@@ -113,8 +113,10 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
             worker_messages.reason(request.reason),
             worker_messages.reported_error(request.error) if request.HasField("error") else None,
             worker_messages.outputs(request),
+            request.lease_next,
         )
-        return workers_pb2.FinishResponse(state=_state(state))
+        following = None if grant is None else worker_messages.lease(grant, self._settings)
+        return workers_pb2.FinishResponse(state=_state(state), next=following)
 
     async def Release(  # noqa: N802
         self, request: workers_pb2.ReleaseRequest, _context: Any

@@ -47,6 +47,8 @@ class Agent:
         # What is wrong with the device, until the trainer knows.
         self._fault = ""
         self._in_service = True
+        # Came with the answer to a report.
+        self._next: LeasedJob | None = None
 
     def stop(self) -> None:
         """Takes no more work. A running job is asked to leave and made to after the drain time."""
@@ -101,7 +103,7 @@ class Agent:
     async def _serve(self, registration: Registration) -> None:
         """Takes one job after another, until the trainer has forgotten this worker."""
         pauses = iter(self._tools.pauses)
-        while not self._stopping.is_set():
+        while self._next is not None or not self._stopping.is_set():
             await self._tools.children.prepare()
             try:
                 if self._fault:
@@ -113,7 +115,7 @@ class Agent:
                     return
                 pause = next(pauses)
                 self._complain("lease", error, pause)
-                await self._unless_stopping(asyncio.sleep(pause))
+                await self._unless_stopping(self._doorbell.wait(pause))
                 continue
             if job is None or await self._run(job):
                 pauses = iter(self._tools.pauses)
@@ -122,24 +124,19 @@ class Agent:
                 await self._unless_stopping(asyncio.sleep(next(pauses)))
 
     async def _next_job(self, registration: Registration) -> LeasedJob | None:
-        """Asks for work; when there is none, waits for a ring, or asks patiently where none can be heard."""
-        lease = self._tools.trainer.lease
-        # Never given up half-way: a job that was granted unheard would wait for its lease to run out.
-        offer = await lease(registration.worker, 0.0)
+        """What the trainer gave already, or gives within a while: it knows first when there is work."""
+        if self._next is not None:
+            job, self._next = self._next, None
+            return job
+        wait = min(self._tools.settings.lease_wait_seconds, registration.poll_interval_seconds)
+        with self._doorbell.hearing():
+            offer = await self._unless_stopping(self._tools.trainer.lease(registration.worker, wait))
+        if offer is None:
+            return None
         if offer.out_of_service == self._in_service:
             self._in_service = not offer.out_of_service
             logger.warning("%s service", "in" if self._in_service else "out of")
-        if offer.job is not None:
-            return offer.job
-        if offer.out_of_service:
-            await self._unless_stopping(asyncio.sleep(self._tools.settings.out_of_service_seconds))
-            return None
-        if self._doorbell.works:
-            await self._unless_stopping(self._doorbell.wait(registration.poll_interval_seconds))
-            return None
-        patiently = lease(registration.worker, self._tools.settings.lease_wait_seconds)
-        later = await self._unless_stopping(patiently)
-        return None if later is None else later.job
+        return offer.job
 
     async def _run(self, job: LeasedJob) -> bool:
         """Whether the attempt came to a report."""
@@ -155,6 +152,7 @@ class Agent:
                 self._attempt.wishes.drain()
             async with self._attempt_limit:
                 reported = await self._attempt.run()
+            self._next = self._attempt.next_job
             await self._check_device(self._attempt.suspicion)
             return reported
         except Exception:

@@ -123,6 +123,8 @@ class Attempt:
         self._child_is_fit = False
         # What speaks against the device; empty when nothing does.
         self.suspicion = ""
+        # What the trainer gave this worker to do next, with its answer to the report.
+        self.next_job: LeasedJob | None = None
 
     async def run(self) -> bool:
         """Runs to the report.
@@ -374,7 +376,9 @@ class Attempt:
             if isinstance(verdict, HandBack):
                 await trainer.release(job, verdict.why)
             else:
-                await trainer.finish(job, verdict, outputs)
+                # One that leaves takes no more, and one whose device may be at fault none before a test.
+                ready = not (self.wishes.draining or self.suspicion)
+                self.next_job = await trainer.finish(job, verdict, outputs, ready)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         fault_point("worker.report.heard")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from guidehall.core.bus import JOBS, EventBus
 
@@ -11,7 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 class Doorbell:
-    """Hears rings only while `wait` runs: one that comes to a busy worker goes to somebody else.
+    """Hears rings only while this worker looks for work: one that comes to a busy worker goes to another.
+
+    The trainer itself wakes whoever has asked it for work. A ring is for those who could not ask it.
 
     Args:
         bus: None where there is none.
@@ -23,22 +27,21 @@ class Doorbell:
         self._rung = asyncio.Event()
         self._waiting = asyncio.Event()
 
-    @property
-    def works(self) -> bool:
-        """Whether rings can be heard now."""
-        return self._bus is not None and self._bus.connected
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Rings are for this worker within the block."""
+        self._rung.clear()
+        self._waiting.set()
+        try:
+            yield
+        finally:
+            self._waiting.clear()
 
     async def wait(self, seconds: float) -> None:
         """Returns when it rings, or after `seconds`."""
-        self._waiting.set()
-        try:
+        with self.hearing(), suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._rung.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._waiting.clear()
-            self._rung.clear()
 
     async def listen(self) -> None:
         """Hears rings until it is cancelled."""

@@ -76,12 +76,7 @@ class WorkerSettings(ServiceSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda:[0-9]{1,3})$")
     temp_dir: Path = Field(Path(tempfile.gettempdir()), description="private folders of jobs lie below it")
 
-    lease_wait_seconds: float = Field(
-        15.0, gt=0, description="how long to ask for work at a time without a bus"
-    )
-    out_of_service_seconds: float = Field(
-        30.0, gt=0, description="how often to ask whether a drained or quarantined worker is reinstated"
-    )
+    lease_wait_seconds: float = Field(15.0, gt=0, description="how long to ask for work at a time")
     self_test_seconds: float = Field(
         120.0, gt=0, description="how long a test of a device may take that misbehaved"
     )

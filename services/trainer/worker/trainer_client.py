@@ -143,8 +143,14 @@ class TrainerClient:
         async with calling(self._timeout_seconds):
             await self._stub.CommitCheckpoint(request, metadata=self.metadata())
 
-    async def finish(self, job: LeasedJob, finish: Finish, outputs: Mapping[str, StagedObject]) -> None:
-        """Reports the end of the attempt. Repeating it is harmless."""
+    async def finish(
+        self, job: LeasedJob, finish: Finish, outputs: Mapping[str, StagedObject], lease_next: bool
+    ) -> LeasedJob | None:
+        """Reports the end of the attempt. Repeating it is harmless.
+
+        Returns:
+            The next job, if it was asked for and one waits.
+        """
         request = workers_pb2.FinishRequest(
             job=job.job,
             lease_epoch=job.epoch,
@@ -152,9 +158,11 @@ class TrainerClient:
             reason=jobs_pb2.EndReason.Value(f"END_REASON_{finish.reason.name}"),
             error=_error_detail(finish),
             outputs={name: staged.message() for name, staged in outputs.items()},
+            lease_next=lease_next,
         )
         async with calling(self._timeout_seconds):
-            await self._stub.Finish(request, metadata=self.metadata())
+            answer = await self._stub.Finish(request, metadata=self.metadata())
+        return leased_job(answer.next) if answer.HasField("next") else None
 
     async def release(self, job: LeasedJob, reason: str) -> None:
         """Hands the job back unfinished."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.jobs import dispatch, reading
 from benchmarks.reflectometry import contrasts, five_layers, generation, posterior, refinement, training
 from benchmarks.rows import Row
 
@@ -43,3 +44,8 @@ def test_posterior() -> None:
 
 def test_contrasts() -> None:
     sound(contrasts.run(True, generations=2))
+
+
+def test_jobs() -> None:
+    sound(dispatch.run(True, rounds=1, starts=1, jobs=2, memory_jobs=2))
+    sound(reading.run(True, jobs=120, calls=2, watchers=3))
