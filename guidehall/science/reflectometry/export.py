@@ -367,7 +367,7 @@ def _each(name: str, values: Sequence[str]) -> list[str]:
 
 def _segment_places(segments: Sequence[_Segment], name: str, scale: str, background: str) -> dict[str, str]:
     """What a script calls scale and background of each segment, by our names for them."""
-    places = {}
+    places: dict[str, str] = {}
     for number, place in enumerate(_names(name, len(segments)), start=1):
         which = f"[{number}]" if number > 1 else ""
         places |= {f"scale{which}": f"{place}.{scale}", f"background{which}": f"{place}.{background}"}

@@ -72,14 +72,12 @@ def kept_pairs(context: Context, count: int, points: int, profile_points: int) -
     """Arrays to be filled, on disk; then they belong to the result as nr_train.npy and sld_train.npy."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("nr_train.npy", "sld_train.npy")]
-        pairs = CurveSet(
-            *(
-                np.lib.format.open_memmap(path, "w+", np.float32, (count, 2, length))
-                for path, length in zip(paths, (points, profile_points), strict=True)
-            )
-        )
-        yield pairs
-        for path, array in zip(paths, pairs, strict=True):
+        arrays = [
+            np.lib.format.open_memmap(path, "w+", np.float32, (count, 2, length))
+            for path, length in zip(paths, (points, profile_points), strict=True)
+        ]
+        yield CurveSet(*arrays)
+        for path, array in zip(paths, arrays, strict=True):
             array.flush()
             context.artifact(path.name, path, "application/x-npy")
 
