@@ -348,6 +348,19 @@ def test_orso_validation(number: int) -> None:
     np.testing.assert_allclose(blurred, expected, rtol=0.03)
 
 
+def test_thousands_of_slabs_are_the_layer_that_they_make_up() -> None:
+    whole = Media.of(np.array([0.0, 4.0, 2.07]), np.array([600.0]), np.array([5.0, 3.0]))
+    slabs = Media.of(
+        np.concatenate([[0.0], np.full(3000, 4.0), [2.07]]),
+        np.full(3000, 0.2),
+        np.concatenate([[5.0], np.zeros(2999), [3.0]]),
+    )
+    q = torch.from_numpy(np.geomspace(0.008, 0.3, 60))
+    expected = kernel.reflectivity(q, whole)
+    for calculate in (kernel.reflectivity, engine.reflectivity):
+        torch.testing.assert_close(calculate(q, slabs), expected, rtol=1e-9, atol=0.0)
+
+
 def small_films() -> Media:
     return Media.of(
         np.array([[0.0, 3.0, 2.0]] * 3),
