@@ -298,7 +298,7 @@ async def _call(
         assert parts.hostname  # noqa: S101 (the settings are checked)
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            connection = http.client.HTTPSConnection(
                 parts.hostname, parts.port, timeout=timeout_seconds, context=context
             )
         else:
