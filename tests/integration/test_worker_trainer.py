@@ -207,7 +207,7 @@ async def test_a_worker_whose_device_fails_its_test_takes_no_job_until_it_is_rei
     site: TrainerSite, lone_owner: Owner, workers: WorkerMaker
 ) -> None:
     # It believes in a device that is not there, and so no test of it can succeed.
-    worker = workers(DEVICE="cuda:0", OUT_OF_SERVICE_SECONDS=0.5, CALLS__LONGEST_RETRY_SECONDS=0.5)
+    worker = workers(DEVICE="cuda:0", CALLS__LONGEST_RETRY_SECONDS=0.5)
     name = await submit(lone_owner, "break_the_device", max_attempts=1)
     assert states(await events(lone_owner, name))[-1] == "FAILED"
     assert (await lone_owner.get(name)).error.reason == "TRANSIENT_ERROR"
