@@ -179,7 +179,7 @@ async def test_a_flood_of_lines_does_not_hold_up_the_heartbeats(
 async def test_the_last_lines_of_a_failed_job_can_be_read_however_many_there_were(
     lone_owner: Owner, workers: WorkerMaker
 ) -> None:
-    worker = workers(LOG_LINES_PER_SECOND=1)
+    worker = workers(LOG_LINES_PER_SECOND=1, LOG__FORMAT="json")
     name = await submit(lone_owner, "complain_and_break", params={"amount": 1000}, max_attempts=1)
     told = await events(lone_owner, name)
     assert states(told)[-1] == "FAILED"
