@@ -1,8 +1,9 @@
 """A result document as its pipeline's schema declares that it is shown.
 
 A list of objects may say `show` in its JSON Schema: "table" (an object is a line), "columns" (an object is a
-column, and one alone is not worth a table) or "sections" (each object is shown like a document of its own).
-What says nothing and is neither a number nor a word is for `--json`.
+column, and one alone is not worth a table) or "sections" (each object is shown like a document of its own). A
+single object may say "sections", too, or "pairs" (the names and values in it). What says nothing and is
+neither a number nor a word is for `--json`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from guidehall.cli._output import Cell, clean, number, pairs, table
-from guidehall.cli._schema import Reader
+from guidehall.cli._schema import Reader, without_null
 
 # Objects that stand side by side in a table of columns.
 _MOST_COLUMNS = 6
@@ -37,20 +38,38 @@ def _show(document: Mapping[str, Any], schema: Mapping[str, Any], reader: Reader
     pairs({titles[name]: document[name] for name in names if isinstance(document[name], str | int | float)})
     for name in names:
         value, how = document[name], fields.get(name, {}).get("show")
-        if how is None or not _is_list_of_objects(value):
-            if isinstance(value, list | dict):
-                yield name
-            continue
-        items = reader.resolve(fields[name].get("items", {}))
-        if how == "sections":
-            for place, item in enumerate(value, start=1):
-                click.echo(f"\n{titles[name]} {place} of {len(value)}")
-                yield from _show(item, items, reader)
-        elif how == "columns":
-            _columns(titles[name], value, items, reader)
-        elif value:
-            click.echo(f"\n{titles[name]}")
-            _table(value, items, reader)
+        if isinstance(value, dict) and how in ("sections", "pairs"):
+            if value:
+                click.echo(f"\n{titles[name]}")
+            yield from _show_object(value, without_null(fields[name], reader)[0], reader, how)
+        elif how and _is_list_of_objects(value):
+            items = reader.resolve(fields[name].get("items", {}))
+            yield from _show_list(titles[name], value, items, reader, how)
+        elif isinstance(value, list | dict):
+            yield name
+
+
+def _show_object(
+    value: Mapping[str, Any], schema: Mapping[str, Any], reader: Reader, how: str
+) -> Iterator[str]:
+    if how == "sections":
+        yield from _show(value, schema, reader)
+    else:
+        pairs(dict(_cells(value, schema, reader)))
+
+
+def _show_list(
+    title: str, items: Sequence[Mapping[str, Any]], schema: Mapping[str, Any], reader: Reader, how: str
+) -> Iterator[str]:
+    if how == "sections":
+        for place, item in enumerate(items, start=1):
+            click.echo(f"\n{title} {place} of {len(items)}")
+            yield from _show(item, schema, reader)
+    elif how == "columns":
+        _columns(title, items, schema, reader)
+    elif items:
+        click.echo(f"\n{title}")
+        _table(items, schema, reader)
 
 
 def _is_list_of_objects(value: object) -> bool:

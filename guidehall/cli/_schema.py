@@ -163,7 +163,7 @@ def _object(schema: Mapping[str, Any], reader: Reader, parent: Field, default: A
 def _field(
     schema: Mapping[str, Any], reader: Reader, parent: Field, name: str, default: Any, required: bool
 ) -> Iterator[Field]:
-    resolved, nullable = _without_null(reader.resolve(schema), reader)
+    resolved, nullable = without_null(reader.resolve(schema), reader)
     if default is MISSING:
         default = resolved.get("default", MISSING)
     field = replace(
@@ -195,7 +195,8 @@ def _title(schema: Mapping[str, Any], parent: Field) -> str:
     return f"{near}, {title if title[1:2].isupper() else title[:1].lower() + title[1:]}"
 
 
-def _without_null(schema: Mapping[str, Any], reader: Reader) -> tuple[Mapping[str, Any], bool]:
+def without_null(schema: Mapping[str, Any], reader: Reader) -> tuple[Mapping[str, Any], bool]:
+    """What a schema allows beside null, and whether it allows that."""
     variants = [reader.resolve(variant) for variant in schema.get("anyOf", schema.get("oneOf", ()))]
     others = [variant for variant in variants if variant.get("type") != "null"]
     if len(others) != 1:

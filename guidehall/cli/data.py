@@ -87,6 +87,7 @@ def download_model(model: str, folder: Path, as_json: bool) -> None:
     epilog="""\b
 Examples
   guidehall datasets upload curves.npy --id training-curves
+  guidehall datasets create films --from-result 0a1b2c3d
   guidehall datasets download training-curves@2 out/
 """,
 )
@@ -95,7 +96,7 @@ Examples
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @click.pass_context
 def datasets(ctx: click.Context, filter_: str, limit: int, as_json: bool) -> None:
-    """List datasets; upload or download one."""
+    """List datasets; upload or download one, or make some of a result."""
     if ctx.invoked_subcommand is not None:
         return
     with connect() as client:
@@ -123,6 +124,31 @@ def upload(file: Path, dataset_id: str | None, labels: tuple[str, ...], as_json:
     if as_json:
         emit(version)
     else:
+        click.echo(f"{version.name} ({size(version.object.size_bytes)}, sha256 {version.object.sha256})")
+
+
+@datasets.command("create")
+@click.argument("name")
+@click.option("--from-result", "job", required=True, metavar="JOB", help="The job that left the files.")
+@click.option(
+    "--file", "files", multiple=True, help="One of its files; may repeat. Without it, every array (.npy)."
+)
+@json_option
+def create_datasets(name: str, job: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Make files of a result datasets that jobs can read: NAME-nr-train of nr_train.npy, and so on."""
+    with connect() as client:
+        left = [artifact.filename for artifact in client.result(job).artifacts]
+        chosen = files or tuple(file for file in left if file.endswith(".npy"))
+        if not chosen:
+            raise click.UsageError(f"the result has no arrays (.npy); name files of it with --file: {left}")
+        versions = [
+            client.dataset_from_result(job, file, id_of(Path(f"{name}-{Path(file).stem.replace('_', '-')}")))
+            for file in chosen
+        ]
+    if as_json:
+        emit(versions)
+        return
+    for version in versions:
         click.echo(f"{version.name} ({size(version.object.size_bytes)}, sha256 {version.object.sha256})")
 
 

@@ -273,6 +273,14 @@ class AsyncClient:
             )
         )
 
+    async def dataset_from_result(
+        self, job: str, filename: str, dataset_id: str, *, labels: Mapping[str, str] | None = None
+    ) -> types.DatasetVersion:
+        """As `Client.dataset_from_result`."""
+        return await self._driver.run(
+            _stored.dataset_from_result(self._config, job, filename, dataset_id, labels)
+        )
+
     async def download_dataset(self, dataset: str, path: str | Path) -> Path:
         """As `Client.download_dataset`."""
         return await self._driver.run(_stored.download_dataset(self._config, dataset, path))

@@ -393,6 +393,15 @@ class Client:
             )
         )
 
+    def dataset_from_result(
+        self, job: str, filename: str, dataset_id: str, *, labels: Mapping[str, str] | None = None
+    ) -> types.DatasetVersion:
+        """Adds a file that a job left, such as nr_train.npy, to a dataset, for other jobs to read.
+
+        It passes through a temporary file of this machine. The dataset is made when it is not there.
+        """
+        return self._driver.run(_stored.dataset_from_result(self._config, job, filename, dataset_id, labels))
+
     def download_dataset(self, dataset: str, path: str | Path) -> Path:
         """Writes one version of a dataset, or its newest, to `path`, or into the folder `path`."""
         return self._driver.run(_stored.download_dataset(self._config, dataset, path))

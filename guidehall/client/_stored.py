@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,17 @@ def download_dataset(config: Config, dataset: str, path: str | Path) -> Operatio
     """Writes one version, or the newest, to a file."""
     request = datasets_pb2.DownloadDatasetVersionRequest(name=_names.dataset_version(config, dataset))
     return download(config, _DOWNLOAD, request, path)
+
+
+def dataset_from_result(
+    config: Config, job: str, filename: str, dataset: str, labels: Mapping[str, str] | None
+) -> Operation[types.DatasetVersion]:
+    """Adds a file of a result to a dataset; it goes through a file of this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = yield from download_artifact(config, job, filename, folder)
+        return (
+            yield from upload_dataset(config, path, dataset, filename=filename, media_type="", labels=labels)
+        )
 
 
 def models(config: Config, filter: str, limit: int | None) -> Operation[None]:

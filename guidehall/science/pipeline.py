@@ -74,8 +74,8 @@ PREVIEW_KIND = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 MAX_PREVIEW_BYTES = 64 << 10
 CHECKPOINT_SECONDS = 60.0
-# Of the time of a run, what making and writing checkpoints may take. Bringing them to storage costs about as
-# much again.
+# Of the time of a run, what making and writing checkpoints may take: with the worker's part, which takes them
+# to storage beside the run, it shall stay below 3 %.
 _SAVING_SHARE = 0.01
 
 
@@ -369,12 +369,13 @@ def refuse_field(model: BaseModel, path: Sequence[str | int], value: object, all
     raise ValidationError.from_exception_data(type(model).__name__, [details])
 
 
-def shown(how: Literal["table", "columns", "sections"], title: str) -> Any:
-    """A field of a result that holds a list of objects, and how the command line shows it to people.
+def shown(how: Literal["table", "columns", "sections", "pairs"], title: str) -> Any:
+    """A field of a result that holds objects, and how the command line shows it to people.
 
     Args:
-        how: "table": each object is a line. "columns": each is a column, to compare them. "sections": each is
-            shown like a result of its own.
+        how: of a list: "table": each object is a line. "columns": each is a column, to compare them.
+            "sections": each is shown like a result of its own. Of a single object: "sections", too, or
+            "pairs": the names and values in it.
         title: above it.
     """
     return Field(title=title, json_schema_extra={"show": how})

@@ -100,7 +100,7 @@ async def test_validating_only_stores_nothing(cast: Cast) -> None:
         ({"steps": []}, {}, "sweep.axes[0].values"),
         ({}, {}, "sweep.axes"),
         ({"steps": [1] * 40, "slope": [1] * 40}, {}, "sweep.axes"),
-        ({"steps": [10]}, {"request_id": str(uuid.uuid4())}, "sweep.template.request_id"),
+        ({"steps": [10]}, {"request_id": "85c95fa6"}, "sweep.template.request_id"),
         ({"steps": [10]}, {"parent": "projects/other"}, "sweep.template.parent"),
     ],
     ids=str,

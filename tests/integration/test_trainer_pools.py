@@ -182,8 +182,9 @@ async def test_the_next_job_is_found_among_ten_thousand_without_reading_them(sit
     explained = text("EXPLAIN (ANALYZE, FORMAT JSON) " + NEXT_JOB.element.text).bindparams(
         *NEXT_JOB.element._bindparams.values()
     )
-    async with site.connect() as database, database.rehearsal() as connection:
+    async with site.connect() as database, database.statements() as connection:
         (plan,) = (await connection.execute(explained, values)).scalar_one()
+        await connection.rollback()
     await site.fetch("DELETE FROM trainer.jobs WHERE pool = $1", pool)
     scans = [node for node in nodes(plan["Plan"]) if node.get("Relation Name") == "jobs"]
     assert scans

@@ -138,7 +138,7 @@ async def test_a_full_disk_fails_what_needs_more_and_nothing_else(
     sites: Sites, owner: Owner, tmp_path: Path, small_disk: Path
 ) -> None:
     with running_workers(sites.trainer, owner.pool, tmp_path, sites.storage.target) as workers:
-        worker = workers(TEMP_DIR=small_disk)
+        worker = workers(TEMP_DIR=small_disk, LOG__FORMAT="json")
         large = await owner.submit(pipeline="odd.fill_a_file", params={"amount": 8 << 20}, max_attempts=1)
         failed = await ended(owner, large.name)
         assert (failed.state, failed.error.reason) == (jobs_pb2.JOB_STATE_FAILED, "TRANSIENT_ERROR")

@@ -2,6 +2,8 @@
 
 The array is float32 [N, P + 1 + G]: P free parameters in their units, the relative resolution (one standard
 deviation), and the curve on the model's grid with scale and background but without noise.
+
+The same curves are left as pyreflect has them, see `cnn.curves`, so that its network can be trained on them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
+from guidehall.science.reflectometry.cnn.curves import kept_pairs, profiles_of
+from guidehall.science.reflectometry.cnn.params import MAX_NUMBERS, PROFILE_POINTS
 from guidehall.science.reflectometry.draw import Curves, Draw
 from guidehall.science.reflectometry.params import MAX_FIXED_CURVES
 
@@ -38,6 +42,20 @@ def to_array(curves: Curves, draw: Draw) -> np.ndarray:
     """The set as an array to keep."""
     columns = [draw.prior.values(curves.unit), curves.relative_sigma[:, None], curves.r]
     return torch.cat(columns, dim=1).float().cpu().numpy()
+
+
+def attach_pairs(curves: Curves, draw: Draw, context: Context) -> None:
+    """Adds the set to the result as nr_train.npy and sld_train.npy, unless they are too large for that."""
+    count, points = len(curves), len(draw.q)
+    if 2 * count * (points + PROFILE_POINTS) > MAX_NUMBERS:
+        context.log(f"{count} curves are too many for nr_train.npy and sld_train.npy")
+        return
+    with kept_pairs(context, count, points, PROFILE_POINTS) as pairs:
+        pairs.nr[:, 0], pairs.nr[:, 1] = draw.q.cpu().numpy(), curves.r.cpu().numpy()
+        for start in range(0, count, _PIECE):
+            raise_if_cancelled(context)
+            films = draw.prior.films(draw.prior.values(curves.unit[start : start + _PIECE]))
+            pairs.sld[start : start + _PIECE] = profiles_of(films, PROFILE_POINTS)
 
 
 def read_curves(path: Path, draw: Draw) -> Curves:

@@ -50,11 +50,12 @@ class Seeds:
     training: int
     validation: int
     fixed_curves: int
+    test: int
 
     @classmethod
     def of(cls, seed: int) -> Seeds:
         """All of them from the seed of the job."""
-        return cls(*(int(word) for word in np.random.SeedSequence(seed).generate_state(4, np.uint64)))
+        return cls(*(int(word) for word in np.random.SeedSequence(seed).generate_state(5, np.uint64)))
 
 
 class Draw:
@@ -114,12 +115,18 @@ class Draw:
         """The same without derivatives."""
         return self.prior.curves(self._loss_resolution, self.prior.values(unit))
 
+    def errors(self, r: Tensor) -> Tensor:
+        """[B, G], one standard deviation of each point of curves that are measured so long."""
+        counts = _log_uniform(self._noise.counts, self._random(len(r), 1))
+        return ((self._noise.relative_error * r) ** 2 + r / counts).sqrt()
+
+    def scatter(self, r: Tensor, dr: Tensor) -> Tensor:
+        """Curves [B, G] with noise of so many standard deviations."""
+        return r + dr * torch.randn(r.shape, generator=self.generator, dtype=r.dtype, device=r.device)
+
     def measure(self, r: Tensor) -> Tensor:
         """Adds noise to curves [B, G]."""
-        counts = _log_uniform(self._noise.counts, self._random(len(r), 1))
-        deviation = ((self._noise.relative_error * r) ** 2 + r / counts).sqrt()
-        normal = torch.randn(r.shape, generator=self.generator, dtype=r.dtype, device=r.device)
-        return r + deviation * normal
+        return self.scatter(r, self.errors(r))
 
     def windows(self, count: int) -> Tensor:
         """[B, G] masks: measurements seldom cover the whole grid."""

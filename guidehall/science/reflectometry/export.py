@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -155,8 +156,9 @@ def refl1d_script(
     curve: Curve,
     stack: Stack,
     *,
-    scale: float = 1.0,
-    background: float = 0.0,
+    scale: float | Sequence[float] = 1.0,
+    background: float | Sequence[float] = 0.0,
+    q_offset: float = 0.0,
     free: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """A script for refl1d 1.0: `python SCRIPT` prints chi-square, `refl1d SCRIPT` goes on with the fit.
@@ -166,18 +168,27 @@ def refl1d_script(
     Args:
         curve: N points with dR.
         stack: the model.
-        scale, background: measured = scale x reflectivity + background.
-        free: bounds of what a fit may change, by names such as "film.thickness", "water.sld" and "scale".
+        scale, background: measured = scale x reflectivity + background; of several segments, one for each.
+        q_offset: the true q is the measured one plus this, in 1/angstrom. For refl1d it is no parameter: it
+            stays as it is.
+        free: bounds of what a fit may change, by names such as "film.thickness", "water.sld", "scale", and
+            "scale[2]" of the second segment.
 
     Raises:
-        UserError: the curve has no dR, or `free` names what there is not.
+        UserError: the curve has no dR or another number of segments, or `free` names what there is not.
     """
     slabs = _from_the_beam(stack)[::-1]
-    places = {"scale": "probe.intensity", "background": "probe.background"}
+    segments = _segments(curve, scale, background)
+    places = _segment_places(segments, "probe", "intensity", "background")
     places |= _places(slabs, ("thickness", "material.rho", "material.irho", "interface"))
+    fixed = [f"# The offset of q, {q_offset!r}, is no parameter of refl1d."] if q_offset else []
+    true_q = f" + {q_offset!r}" if q_offset else ""
     return _script(
         "refl1d 1.0",
-        ["import numpy as np", "from refl1d.names import SLD, Experiment, FitProblem, QProbe, Slab"],
+        [
+            "import numpy as np",
+            "from refl1d.names import SLD, Experiment, FitProblem, ProbeSet, QProbe, Slab",
+        ],
         curve,
         [
             "# The beam comes through the last; interface is the roughness towards the next.",
@@ -191,12 +202,25 @@ def refl1d_script(
             "sample = slabs[0]",
             "for slab in slabs[1:]:",
             "    sample = sample | slab",
-            f"probe = QProbe(q, dq, R=r, dR=dr, intensity={scale!r}, background={background!r})",
+            *fixed,
+            *_each(
+                "probe",
+                [
+                    f"QProbe(q{part}{true_q}, dq{part}, R=r{part}, dR=dr{part}, "
+                    f"intensity={factor!r}, background={constant!r})"
+                    for part, factor, constant in segments
+                ],
+            ),
+            *(["probe = ProbeSet(probes)"] if len(segments) > 1 else []),
             "if dq.any():",
             "    # Without it, refl1d blurs straight lines between the measured points.",
             f"    probe.oversample(n={_OVERSAMPLING})",
             "experiment = Experiment(sample=sample, probe=probe)",
-            *(f"{place}.range({low!r}, {high!r})" for place, low, high in _free(free, places, stack)),
+            *(
+                f"{place}.range({low!r}, {high!r})"
+                for place, low, high in _free(free, places | {"q_offset": ""}, stack)
+                if place
+            ),
             "problem = FitProblem(experiment)",
         ],
         "float(np.sum(((experiment.reflectivity()[1] - r) / dr) ** 2))",
@@ -207,8 +231,9 @@ def refnx_script(
     curve: Curve,
     stack: Stack,
     *,
-    scale: float = 1.0,
-    background: float = 0.0,
+    scale: float | Sequence[float] = 1.0,
+    background: float | Sequence[float] = 0.0,
+    q_offset: float = 0.0,
     free: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """A script for refnx 0.1: it prints chi-square, and with the word `fit` behind it goes on from there.
@@ -216,7 +241,8 @@ def refnx_script(
     It defines `q`, `model`, `objective` and `chi_square`. Arguments and errors are those of `refl1d_script`.
     """
     slabs = _from_the_beam(stack)
-    places = {"scale": "model.scale", "background": "model.bkg"}
+    segments = _segments(curve, scale, background)
+    places = _segment_places(segments, "model", "scale", "bkg") | {"q_offset": "q_offset"}
     places |= _places(slabs, ("thick", "sld.real", "sld.imag", "rough"))
     return _script(
         "refnx 0.1",
@@ -224,7 +250,7 @@ def refnx_script(
             "import sys",
             "",
             "import numpy as np",
-            "from refnx.analysis import CurveFitter, Objective",
+            "from refnx.analysis import CurveFitter, GlobalObjective, Objective, Parameter",
             "from refnx.dataset import Data1D",
             "from refnx.reflect import SLD, ReflectModel, Structure",
         ],
@@ -241,11 +267,25 @@ def refnx_script(
             "structure = Structure()",
             "for slab in slabs:",
             "    structure |= slab",
+            f'q_offset = Parameter({q_offset!r}, name="q_offset")',
             "# refnx takes widths at half maximum.",
-            f"data = Data1D((q, r, dr, {FWHM_PER_SIGMA!r} * dq) if dq.any() else (q, r, dr))",
-            f"model = ReflectModel(structure, scale={scale!r}, bkg={background!r}, dq=0.0)",
-            f"model.quad_order = {_QUADRATURE}",
-            "objective = Objective(model, data)",
+            f"columns = (q, r, dr, {FWHM_PER_SIGMA!r} * dq) if dq.any() else (q, r, dr)",
+            *_each(
+                "model",
+                [
+                    f"ReflectModel(structure, scale={factor!r}, bkg={constant!r}, dq=0.0, q_offset=q_offset)"
+                    for _, factor, constant in segments
+                ],
+            ),
+            *_each(
+                "objective",
+                [
+                    f"Objective({name}, Data1D(tuple(column{part} for column in columns)))"
+                    for name, (part, _, _) in zip(_names("model", len(segments)), segments, strict=True)
+                ],
+            ),
+            *(f"{name}.quad_order = {_QUADRATURE}" for name in _names("model", len(segments))),
+            *(["objective = GlobalObjective(objectives)"] if len(segments) > 1 else []),
             *(
                 f"{place}.setp(vary=True, bounds=({low!r}, {high!r}))"
                 for place, low, high in _free(free, places, stack)
@@ -285,6 +325,55 @@ def _script(
     return "\n".join(lines) + "\n"
 
 
+class _Segment(NamedTuple):
+    """A run of points; `part` takes it out of an array in a script, "" being all of it."""
+
+    part: str
+    scale: float
+    background: float
+
+
+def _segments(
+    curve: Curve, scale: float | Sequence[float], background: float | Sequence[float]
+) -> list[_Segment]:
+    """The segments in the order of the script's points."""
+    scales, backgrounds = (
+        [float(value) for value in (given if isinstance(given, Sequence) else [given])]
+        for given in (scale, background)
+    )
+    if len(scales) == 1 == len(backgrounds):
+        return [_Segment("", scales[0], backgrounds[0])]
+    counts = [] if curve.segment is None else np.bincount(curve.segment).tolist()
+    if not len(counts) == len(scales) == len(backgrounds):
+        found = f"{len(counts) or 1} segments"
+        allowed = f"there must be one for each of {len(scales)} scales and {len(backgrounds)} backgrounds"
+        raise UserError("curve.segment", found, allowed)
+    ends = [0, *np.cumsum(counts).tolist()]
+    parts = [f"[{first}:{end}]" for first, end in itertools.pairwise(ends)]
+    return [_Segment(*item) for item in zip(parts, scales, backgrounds, strict=True)]
+
+
+def _names(name: str, count: int) -> list[str]:
+    """What a script calls each of so many: probe, or probes[0], probes[1] and so on."""
+    return [name] if count == 1 else [f"{name}s[{place}]" for place in range(count)]
+
+
+def _each(name: str, values: Sequence[str]) -> list[str]:
+    """Lines that define them."""
+    if len(values) == 1:
+        return [f"{name} = {values[0]}"]
+    return [f"{name}s = [", *(f"    {value}," for value in values), "]"]
+
+
+def _segment_places(segments: Sequence[_Segment], name: str, scale: str, background: str) -> dict[str, str]:
+    """What a script calls scale and background of each segment, by our names for them."""
+    places: dict[str, str] = {}
+    for number, place in enumerate(_names(name, len(segments)), start=1):
+        which = f"[{number}]" if number > 1 else ""
+        places |= {f"scale{which}": f"{place}.{scale}", f"background{which}": f"{place}.{background}"}
+    return places
+
+
 def _places(slabs: Sequence[_Slab], attributes: tuple[str, str, str, str]) -> dict[str, str]:
     """What a script calls thickness, sld, isld and roughness of each slab, by our names for them."""
     thickness, sld, isld, roughness = attributes
@@ -320,11 +409,13 @@ def _from_the_beam(stack: Stack) -> list[_Slab]:
 
 
 def _data(curve: Curve) -> list[str]:
-    """Lines that define q, r, dr and dq."""
+    """Lines that define q, r, dr and dq, segment after segment."""
     if curve.dr is None:
         raise UserError("curve.dr", "nothing", "the script compares by chi-square, which needs dR")
     dq = _dq(curve)
     rows = np.stack([curve.q, curve.r, curve.dr, np.zeros_like(curve.q) if dq is None else dq], axis=1)
+    if curve.segment is not None:
+        rows = rows[np.argsort(curve.segment, kind="stable")]
     return [
         "# q in 1/angstrom, R, and one standard deviation of R and of q.",
         "q, r, dr, dq = np.array(",

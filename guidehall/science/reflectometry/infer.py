@@ -31,7 +31,7 @@ from guidehall.science.reflectometry.infer_params import (
     probe_of,
     with_layers,
 )
-from guidehall.science.reflectometry.params import Range, Stack, StackPrior, Tie
+from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, Tie
 from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
 
 ROLE = "curves"
@@ -53,14 +53,14 @@ def run(params: InferParams, context: Context) -> InferResult:
     measured = _measured(params, curves)
     context.log(f"{len(curves)} curves, engine {engine.name()}")
     done = _Done(context)
-    evidence = list(_layer_evidence(params, measured, context, done)) if params.layer_counts else []
+    evidence = _evidence(params, measured, context, done) if params.layer_counts else []
     stopped = False
     for solution, items in _solutions(params, measured, context, done):
         done.keep(joint_files(items, solution.analyses))
         for item, analysis, film in zip(items, solution.analyses, solution.films, strict=True):
             label = f"curve-{len(done.fitted) + 1}"
             files = answer_files(label, params.stack, params.instrument, item, analysis, film)
-            done.add(_fitted(label, item, analysis), files)
+            done.add(_fitted(label, item, analysis, script_notes(params.instrument)), files)
             context.progress(len(done.fitted), len(measured), phase="fit")
             notes = ", ".join(note.code for note in analysis.notes) or "no doubts"
             quality = analysis.reduced_chi_square
@@ -90,8 +90,8 @@ class _Done:
         self.fitted: list[FittedCurve] = []
         # In a series, where the fit of the next curve begins.
         self.start: dict[str, float] = {}
-        # Layers, log evidence and chi-square.
-        self.counts: list[tuple[int, float, float]] = []
+        # Layers, log evidence and chi-square, by the name of the curve.
+        self.counts: dict[str, list[tuple[int, float, float]]] = {}
         data = context.checkpoint.load()
         if data is not None:
             self._restore(data)
@@ -108,9 +108,9 @@ class _Done:
             self._files[name] = data, media_type
             self._context.artifact(name, data, media_type)
 
-    def count(self, layers: int, log_evidence: float, chi_square: float) -> None:
-        """The evidence of so many layers."""
-        self.counts.append((layers, log_evidence, chi_square))
+    def count(self, curve: str, layers: int, log_evidence: float, chi_square: float) -> None:
+        """The evidence of so many layers of a curve."""
+        self.counts[curve].append((layers, log_evidence, chi_square))
         self._changed = True
 
     def obey(self) -> bool:
@@ -139,7 +139,7 @@ class _Done:
                 self._files[name] = archive.read(name), media_type
         for name, (content, media_type) in self._files.items():
             self._context.artifact(name, content, media_type)
-        self.counts = [tuple(item) for item in document["counts"]]
+        self.counts = {name: [tuple(item) for item in items] for name, items in document["counts"].items()}
         self.start = document["start"]
         self.fitted = [FittedCurve.model_validate(item) for item in document["fitted"]]
         self._context.log(f"goes on from the checkpoint after {len(self.fitted)} curves")
@@ -191,32 +191,61 @@ def _options(params: InferParams, context: Context, done: _Done) -> dict[str, An
     }
 
 
-def _layer_evidence(
+def _evidence(
     params: InferParams, measured: Sequence[Measured], context: Context, done: _Done
+) -> list[LayerEvidence]:
+    """How many layers each curve supports, or all contrasts together."""
+    together = params.relation == "contrasts"
+    cases = [("", measured)] if together else [(item.name, [item]) for item in measured]
+    for item in measured:
+        if item.curve.dr is None:
+            raise UserError("layer_counts", params.layer_counts, f"curve {item.name} needs dr")
+    total = len(cases) * params.layer_counts
+    return [
+        found
+        for place, (name, items) in enumerate(cases)
+        for found in _layer_evidence(params, name, items, context, done, place * params.layer_counts, total)
+    ]
+
+
+def _layer_evidence(
+    params: InferParams,
+    name: str,
+    items: Sequence[Measured],
+    context: Context,
+    done: _Done,
+    before: int,
+    total: int,
 ) -> Iterator[LayerEvidence]:
-    """Of 1 to n layers like the first of the stack, explaining all curves as contrasts of one film."""
+    """Of 1 to n layers like the first of the stack, explaining the curves as contrasts of one film.
+
+    Args:
+        name: of the one curve; empty for contrasts.
+        done: what an earlier attempt has done of it.
+        before, total: how many numbers of layers are tried for other curves before, and in all.
+    """
     options = _options(params, context, done)
-    items = measured if params.relation == "contrasts" else measured[:1]
-    for count in range(len(done.counts) + 1, params.layer_counts + 1):
-        context.progress(count - 1, params.layer_counts, phase="count layers")
+    counts = done.counts.setdefault(name, [])
+    for count in range(len(counts) + 1, params.layer_counts + 1):
+        context.progress(before + count - 1, total, phase="count layers")
         stack, samples = with_layers(params.stack, count), max(params.samples, _EVIDENCE_SAMPLES)
         solution = solve(stack, measured=items, samples=samples, **options)
-        if solution.posterior is None:
-            raise UserError("layer_counts", params.layer_counts, "the curves need dr")
-        done.count(count, solution.posterior.log_evidence, solution.modes[0].chi_square)
+        assert solution.posterior is not None  # noqa: S101 (the curves have dr)
+        done.count(name, count, solution.posterior.log_evidence, solution.modes[0].chi_square)
         done.obey()
-    best = max(log_evidence for _, log_evidence, _ in done.counts)
-    total = sum(math.exp(log_evidence - best) for _, log_evidence, _ in done.counts)
-    for count, log_evidence, chi_square in done.counts:
+    best = max(log_evidence for _, log_evidence, _ in counts)
+    whole = sum(math.exp(log_evidence - best) for _, log_evidence, _ in counts)
+    for count, log_evidence, chi_square in counts:
         yield LayerEvidence(
+            curve=name,
             layers=count,
             log_evidence=log_evidence,
-            probability=math.exp(log_evidence - best) / total,
+            probability=math.exp(log_evidence - best) / whole,
             chi_square=chi_square,
         )
 
 
-def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
+def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]) -> FittedCurve:
     names = [parameter.name for parameter in analysis.parameters]
     error = analysis.mean_abs_log10_error
     return FittedCurve(
@@ -232,7 +261,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis) -> FittedCurve:
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations
         ],
-        notes=list(analysis.notes),
+        notes=[*analysis.notes, *more],
     )
 
 
@@ -263,14 +292,33 @@ def answer_files(
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
     yield f"{label}-parameters.csv", export.parameters_csv(analysis.parameters), "text/csv"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
-    if curve.dr is None or _beyond_scripts(instrument, item, analysis):
+    if curve.dr is None or script_notes(instrument):
         return
+    if not instrument.segments:
+        curve = replace(curve, segment=None)
     values = {parameter.name: parameter.value for parameter in analysis.parameters}
-    scale = values.get("scale", item.own.get("scale", instrument.scale).min)
-    background = values.get("background", item.own.get("background", instrument.background).min)
-    free = _plain_bounds(stack, analysis)
+    known = {
+        "scale": instrument.scale,
+        "background": instrument.background,
+        "q_offset": instrument.q_offset,
+        **instrument.segment_bounds,
+        **item.own,
+    }
+
+    def value(name: str) -> float:
+        """What was found, or where the bounds fix it; a further segment has those of the first by default."""
+        return values.get(name, known.get(name, known[name.partition("[")[0]]).min)
+
+    count = 1 if curve.segment is None else int(curve.segment.max()) + 1
+    numbers = ["", *(f"[{number}]" for number in range(2, count + 1))]
+    options: dict[str, Any] = {
+        "scale": [value(f"scale{number}") for number in numbers],
+        "background": [value(f"background{number}") for number in numbers],
+        "q_offset": value("q_offset"),
+        "free": _plain_bounds(stack, analysis),
+    }
     for package, script in (("refl1d", export.refl1d_script), ("refnx", export.refnx_script)):
-        text = script(curve, film, scale=scale, background=background, free=free)
+        text = script(curve, film, **options)
         yield f"{label}-{package}.py", text.encode(), "text/x-python"
 
 
@@ -281,12 +329,15 @@ def joint_files(items: Sequence[Measured], analyses: Sequence[Analysis]) -> Iter
         yield from plots.files("joint", plots.joint_answer(names, curves, analyses))
 
 
-def _beyond_scripts(instrument: Instrument, item: Measured, analysis: Analysis) -> bool:
-    """Whether the instrument does what the scripts do not say."""
-    zero = Range(min=0.0, max=0.0)
-    several = any("[" in parameter.name for parameter in analysis.parameters)
-    q_offset = item.own.get("q_offset", instrument.q_offset)
-    return several or q_offset != zero or instrument.footprint_q != zero
+def script_notes(instrument: Instrument) -> tuple[Note, ...]:
+    """Why there are no scripts to check a fit, where the instrument does what they cannot say."""
+    if instrument.footprint_q == Range(min=0.0, max=0.0):
+        return ()
+    message = (
+        "refl1d and refnx cannot say footprint_q, a footprint that acts before the resolution: there are no"
+        " scripts to check this fit"
+    )
+    return (Note("NO_SCRIPTS", message),)
 
 
 def _plain_bounds(stack: StackPrior, analysis: Analysis) -> dict[str, tuple[float, float]] | None:

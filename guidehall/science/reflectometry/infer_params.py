@@ -141,7 +141,8 @@ class InferParams(Params):
     layer_counts: int = Field(
         0,
         title="Layers to count up to",
-        description="Compares films with 1 to so many layers like the first one of the stack. 0 does not.",
+        description="Compares films with 1 to so many layers like the first one of the stack, for each curve"
+        " or for all contrasts together. 0 does not.",
         ge=0,
         le=MAX_LAYER_COUNT,
     )
@@ -159,7 +160,8 @@ class InferParams(Params):
         if self.contrasts and self.relation != "contrasts":
             refuse_field(self, ["contrasts"], self.relation, "only where relation is contrasts")
         if self.layer_counts and self.relation == "series":
-            refuse_field(self, ["layer_counts"], self.layer_counts, "must be 0 where relation is series")
+            allowed = "must be 0 where relation is series: the layers of a film that changes are not counted"
+            refuse_field(self, ["layer_counts"], self.layer_counts, allowed)
         if self.layer_counts:
             try:
                 with_layers(self.stack, self.layer_counts)
@@ -216,8 +218,10 @@ class FittedCurve(Params):
 
 
 class LayerEvidence(Params):
-    """How well a number of layers explains the data: differences of log evidence beyond 5 are decisive."""
+    """How well a number of layers explains a curve: differences of log evidence beyond 5 are decisive."""
 
+    # Empty where the curves are contrasts, which have one film.
+    curve: str = ""
     layers: int
     log_evidence: float = Field(title="Log evidence")
     probability: float

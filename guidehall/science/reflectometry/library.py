@@ -21,7 +21,7 @@ from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
 from guidehall.science.reflectometry.formats.read import read_curves
 from guidehall.science.reflectometry.formats.safe_yaml import load_all
-from guidehall.science.reflectometry.infer import answer_files, joint_files
+from guidehall.science.reflectometry.infer import answer_files, joint_files, script_notes
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.progress import ProgressLine
@@ -89,7 +89,8 @@ class Fit:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What a reader must know, of all curves."""
-        return tuple(note for analysis in self.analyses for note in analysis.notes)
+        found = (note for analysis in self.analyses for note in analysis.notes)
+        return (*found, *script_notes(self.instrument))
 
     def plot(self, curve: int | None = None) -> Figure:
         """Measured and calculated curves, what is left over, and profiles with their bands.
@@ -139,13 +140,13 @@ class Fit:
         rows = "".join(
             f"<tr><td>{html.escape(p.name)}</td><td>{p.value:.6g}</td>"
             f"<td>{'' if p.standard_error is None else format(p.standard_error, '.2g')}</td>"
-            f"<td>{html.escape(p.unit)}</td></tr>"
+            f"<td>{html.escape(p.unit)}</td><td>{_interval(p)}</td><td>{p.at_bound}</td></tr>"
             for p in self.parameters
         )
         picture = f'<img alt="fit" src="data:image/png;base64,{_encoded(self.plot())}">'
         notes = "".join(f"<p>{html.escape(f'{note.code}: {note.message}')}</p>" for note in self.notes)
-        head = "<tr><th>parameter</th><th>value</th><th>±</th><th>unit</th></tr>"
-        return f"<p>chi-square {self.chi_square:.6g}</p><table>{head}{rows}</table>{notes}{picture}"
+        head = "".join(f"<th>{name}</th>" for name in ("parameter", "value", "±", "unit", "95 %", ""))
+        return f"<p>chi-square {self.chi_square:.6g}</p><table><tr>{head}</tr>{rows}</table>{notes}{picture}"
 
 
 def _beside(parameter: Parameter) -> str:
@@ -153,8 +154,13 @@ def _beside(parameter: Parameter) -> str:
     said = "" if parameter.standard_error is None else f" ± {parameter.standard_error:.2g}"
     said += f" {parameter.unit}".rstrip()
     if parameter.interval_95 is not None:
-        said += "  (95 %: {:.5g} to {:.5g})".format(*parameter.interval_95)
+        said += f"  (95 %: {_interval(parameter)})"
     return f"{said} {parameter.at_bound}".rstrip()
+
+
+def _interval(parameter: Parameter) -> str:
+    """The 95 % interval, where the posterior was sampled."""
+    return "" if parameter.interval_95 is None else "{:.5g} to {:.5g}".format(*parameter.interval_95)
 
 
 def _encoded(figure: Figure) -> str:

@@ -9,21 +9,30 @@ from matplotlib.figure import Figure
 
 from guidehall.science.pipeline import Context, Example, Manifest, sha256
 from guidehall.science.reflectometry import plots
-from guidehall.science.reflectometry.curve_set import make_curves, read_curves, to_array
+from guidehall.science.reflectometry.assessment import Stopwatch
+from guidehall.science.reflectometry.curve_set import attach_pairs, make_curves, read_curves, to_array
 from guidehall.science.reflectometry.draw import Curves, Draw, Seeds
+from guidehall.science.reflectometry.evaluation import evaluate
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, PredictionExample
 from guidehall.science.reflectometry.predictor import ARCHITECTURE, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.training import Trainer
-from guidehall.science.reflectometry.validation import validate
 
 
 def run(params: NrSldParams, context: Context) -> NrSldResult:
     """Trains a model and publishes it."""
-    trainer = Trainer(params, context, _fixed_curves(params, context))
+    watch = Stopwatch()
+    curves = _fixed_curves(params, context)
+    watch.lap("generation")
+    trainer = Trainer(params, context, curves)
     stopped = trainer.run()
-    metrics, example = validate(trainer)
-    context.log("validation: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    watch.lap("training")
+    unseen = Draw(params, trainer.prior, Seeds.of(context.seed).test, context.device)
+    metrics, channels, residuals, example = evaluate(
+        trainer.network, unseen, params.training.validation_curves
+    )
+    watch.lap("evaluation")
+    context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     _publish(params, context, trainer, metrics, example)
     plots.attach(context, "losses", plots.loss_curve(trainer.losses))
     plots.attach(context, "prediction", _picture(example))
@@ -33,6 +42,10 @@ def run(params: NrSldParams, context: Context) -> NrSldResult:
         curves_seen=trainer.curves_seen,
         micro_batch=params.training.micro_batch,
         metrics=metrics,
+        channels=channels,
+        residuals=residuals,
+        seconds=watch.seconds(),
+        provenance=context.provenance,
         losses=trainer.losses,
         example=example,
     )
@@ -49,6 +62,7 @@ def _fixed_curves(params: NrSldParams, context: Context) -> Curves | None:
     buffer = io.BytesIO()
     np.save(buffer, to_array(curves, draw), allow_pickle=False)
     context.artifact("curves.npy", buffer.getvalue(), "application/x-npy")
+    attach_pairs(curves, draw, context)
     return curves
 
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from guidehall.science.pipeline import MODEL_NAME, refuse_field
+from guidehall.science.pipeline import MODEL_NAME, Provenance, refuse_field, shown
 from guidehall.science.reflectometry.expressions import (
     Expression,
     Interval,
@@ -44,6 +44,8 @@ MAX_POINTS = 20_000
 MAX_FIXED_CURVES = 200_000
 # Runs of a curve, such as angles, that are kept apart.
 MAX_SEGMENTS = 32
+# Titles in the results of trainings.
+ON_TEST, RESIMULATED = "Errors on the test split", "Curves of the answers, calculated again"
 # 2 sqrt(2 ln 2)
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -706,7 +708,13 @@ class Training(Params):
         ge=0,
         le=MAX_FIXED_CURVES,
     )
-    validation_curves: int = _quantity(256, "Curves held back for validation", ge=1, le=8192)
+    validation_curves: int = _quantity(
+        256,
+        "Curves held back for validation",
+        description="And as many others for the test, which training never sees.",
+        ge=1,
+        le=8192,
+    )
     micro_batch: int = _quantity(
         0,
         "Curves calculated at a time",
@@ -782,8 +790,48 @@ class EpochLosses(Params):
     validation_loss: float
 
 
+class ChannelErrors(Params):
+    """How far the answers to the test split are from the truth, in the channel's own unit."""
+
+    name: str = Field(title="Channel")
+    rmse: float = Field(title="RMSE")
+    mae: float = Field(title="MAE")
+    # None where the truth does not vary.
+    r2: float | None = Field(title="R²")
+    unit: str
+
+
+class Residuals(Params):
+    """Curves calculated from the answers to the test split less the true ones, in log10 R.
+
+    They are calculated at the resolution of the measurement. Numbers are None where there is no curve.
+
+    Attributes:
+        unphysical: answers that no curve can be calculated from.
+        median_abs, percentile_95_abs: over the curves, of the mean |log10 R| of each.
+        chi_square_per_point: its median over the curves, where they have error bars; the truth has about 1.
+    """
+
+    curves: int = Field(title="Curves")
+    unphysical: int = Field(title="Answers without a curve")
+    mean: float | None = Field(title="Mean Δ log10 R")
+    mean_abs: float | None = Field(title="Mean |Δ log10 R|")
+    median_abs: float | None = Field(title="Median of the curves")
+    percentile_95_abs: float | None = Field(title="95 % of the curves are below")
+    chi_square_per_point: float | None = Field(None, title="Median chi-square per point")
+
+
+class Seconds(Params):
+    """How long the attempt took that came to the end."""
+
+    generation: float = Field(title="Making or reading curves")
+    training: float = Field(title="Training")
+    evaluation: float = Field(title="Testing")
+    total: float = Field(title="All in all")
+
+
 class PredictionExample(Params):
-    """A validation curve and what the model makes of it."""
+    """A test curve and what the model makes of it."""
 
     q: list[float]
     reflectivity: list[float]
@@ -796,7 +844,7 @@ class PredictionExample(Params):
 
 
 class NrSldResult(Params):
-    """What a training gave."""
+    """What a training gave; metrics are those of the test curves."""
 
     model_name: str
     stopped_early: bool
@@ -804,6 +852,10 @@ class NrSldResult(Params):
     # Curves calculated at a time, where that was fewer than those of a step.
     micro_batch: int = 0
     metrics: dict[str, float]
+    channels: list[ChannelErrors] = shown("table", ON_TEST)
+    residuals: Residuals = shown("pairs", RESIMULATED)
+    seconds: Seconds = shown("pairs", "Seconds")
+    provenance: Provenance
     losses: list[EpochLosses]
     example: PredictionExample
 

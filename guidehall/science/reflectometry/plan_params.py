@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from guidehall.science.pipeline import refuse_field
+from guidehall.science.pipeline import refuse_field, shown
 from guidehall.science.reflectometry.infer_params import Instrument
 from guidehall.science.reflectometry.params import MAX_POINTS, Params, StackPrior
 
@@ -76,14 +76,14 @@ class PlannedTime(Params):
             film explains the measurement as well.
     """
 
-    seconds: float
-    standard_errors: dict[str, float]
-    share_of_prior: dict[str, float]
-    scatter: dict[str, float]
+    seconds: float = Field(title="Seconds a point")
+    standard_errors: dict[str, float] = shown("pairs", "Error bars that it gives")
+    share_of_prior: dict[str, float] = shown("pairs", "Error bar / spread of the prior")
+    scatter: dict[str, float] = shown("pairs", "Errors of the fits of drawn measurements")
 
 
 class PlanResult(Params):
     """Expected error bars against counting time."""
 
-    expected: dict[str, float]
-    times: list[PlannedTime]
+    expected: dict[str, float] = shown("pairs", "Expected film")
+    times: list[PlannedTime] = shown("sections", "Counting time")

@@ -23,8 +23,11 @@ from guidehall.cli._output import moment
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core import errors
+from guidehall.science.pipeline import Provenance
+from guidehall.science.reflectometry.chi.params import ChiPoint, ChiResult, NrSldChiResult
 from guidehall.science.reflectometry.infer_params import FittedCurve, FoundFilm, FoundParameter, InferResult
-from guidehall.science.reflectometry.params import Note
+from guidehall.science.reflectometry.params import ChannelErrors, Note, Seconds
+from guidehall.science.reflectometry.plan_params import PlannedTime, PlanResult
 from tests.unit.cli.conftest import JOB, Peer
 
 
@@ -228,6 +231,70 @@ def test_result_shows_people_the_parameters_and_what_to_doubt(
     assert run(["result", JOB, "--json"]) == 0
 
     assert json.loads(capsys.readouterr().out)["document"] == result.model_dump(mode="json")
+
+
+def test_result_of_a_plan_shows_what_each_counting_time_gives(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = [
+        PlannedTime(
+            seconds=s, standard_errors={"film.sld": 1 / s}, share_of_prior={"film.sld": 0.5}, scatter={}
+        )
+        for s in (60.0, 300.0)
+    ]
+    finished.result = results_pb2.Result(name=finished.job.result, pipeline="reflectometry.plan")
+    result = PlanResult(expected={"film.sld": 2.5}, times=times)
+    finished.result.document.update(result.model_dump(mode="json"))
+
+    assert run(["result", JOB]) == 0
+
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    first = lines.index(["Counting time 1 of 2"])
+    assert lines[first - 4 : first] == [[""], ["Expected film"], ["film.sld", "2.5"], [""]]
+    assert lines[first + 1 : first + 5] == [
+        ["Seconds a point", "60"],
+        [""],
+        ["Error bars that it gives"],
+        ["film.sld", "0.0166667"],
+    ]
+    assert ["film.sld", "0.00333333"] in lines
+    # Without fits there is nothing to say of them.
+    assert ["Errors of the fits of drawn measurements"] not in lines
+    assert not any("also in the document" in line for line, *_ in lines)
+
+
+def test_result_of_a_training_shows_errors_by_channel_and_what_took_how_long(
+    finished: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channels = [ChannelErrors(name="chi1", rmse=0.5, mae=0.25, r2=None, unit="")]
+    seconds = Seconds(generation=1.5, training=20.0, evaluation=2.0, total=24.0)
+    chi = ChiResult(
+        model_name="chi",
+        stopped_early=False,
+        profiles=100,
+        flat_profiles=0,
+        filtered_profiles=0,
+        metrics={"chi1.rmse": 0.5},
+        channels=channels,
+        seconds=seconds,
+        provenance=Provenance(seed=5),
+        autoencoder_losses=[],
+        perceptron_losses=[],
+        chi=[ChiPoint(x=1, predicted=3.5, actual=None)],
+        predictions=[],
+        test={},
+    )
+    finished.result = results_pb2.Result(name=finished.job.result, pipeline="reflectometry.nr_sld_chi")
+    finished.result.document.update(NrSldChiResult(cnn=None, chi=chi).model_dump(mode="json"))
+
+    assert run(["result", JOB]) == 0
+
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert ["From profiles to chi"] in lines
+    assert ["CHANNEL", "RMSE", "MAE"] in lines
+    assert ["chi1", "0.5", "0.25"] in lines
+    assert ["Training", "20"] in lines
+    assert ["1", "3.5"] in lines
 
 
 def test_result_of_a_pipeline_that_is_gone_shows_what_is_plain(

@@ -73,6 +73,7 @@ METHODS = [
     "claim",
     "close",
     "create_worker_credential",
+    "dataset_from_result",
     "dataset_version",
     "dataset_versions",
     "datasets",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from guidehall.science.pipeline import Checkpoint, Context, Desired, Manifest, Provenance, UserError
+from guidehall.science.reflectometry.assessment import Stopwatch
 from guidehall.science.reflectometry.chi import sld_chi
 from guidehall.science.reflectometry.chi.params import NrSldChiParams, NrSldChiResult
 from guidehall.science.reflectometry.cnn import train as cnn
@@ -43,10 +44,12 @@ def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
         if curves is None:
             curves = test.nr[:1]
     assert curves is not None  # noqa: S101 (refused above)
+    watch = Stopwatch()
     profiles = _profiles(predictor, curves)
     stoppable = trained is None or trained.ended_by != "stop"
     stage = _Stage(context, stages, 1)
-    chi = sld_chi.train(params.chi, stage, PIPELINE, data, profiles, stoppable=stoppable)
+    watch.lap("generation")
+    chi = sld_chi.train(params.chi, stage, PIPELINE, data, profiles, watch, stoppable=stoppable)
     return NrSldChiResult(cnn=trained, chi=chi)
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from guidehall.science.pipeline import refuse_field
+from guidehall.science.pipeline import Provenance, refuse_field, shown
 from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult
 from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Extent, model_name
-from guidehall.science.reflectometry.params import EpochLosses, Params
+from guidehall.science.reflectometry.params import ON_TEST, ChannelErrors, EpochLosses, Params, Seconds
 
 MIN_PROFILES, MAX_PROFILES = 10, 200_000
 MAX_CHI, MAX_LATENT, MAX_PROFILE_POINTS = 64, 256, 4096
@@ -73,7 +73,7 @@ class ChiParams(Params):
 class ChiPoint(Params):
     """One chi: `x` counts from 1. `actual` is None for a profile whose chi nobody knows."""
 
-    x: int
+    x: int = Field(title="Chi")
     predicted: float
     actual: float | None
 
@@ -109,12 +109,15 @@ class ChiResult(Params):
     flat_profiles: int
     filtered_profiles: int
     metrics: dict[str, float]
+    channels: list[ChannelErrors] = shown("table", ON_TEST)
+    seconds: Seconds = shown("pairs", "Seconds")
+    provenance: Provenance
     autoencoder_losses: list[EpochLosses]
     perceptron_losses: list[EpochLosses]
     # Of the first profile to predict; without one, of the test profile whose error is the median.
-    chi: list[ChiPoint]
+    chi: list[ChiPoint] = shown("table", "Chi of one profile")
     # Of the profiles to predict.
-    predictions: list[ChiPrediction]
+    predictions: list[ChiPrediction] = shown("columns", "Profiles to predict")
     test: dict[Annotated[str, Field(pattern=r"^chi\d+$")], ChiScatter]
 
 
@@ -150,5 +153,5 @@ class NrSldChiParams(Params):
 class NrSldChiResult(Params):
     """What both parts gave; `chi.predictions` follow the curves of experimental_nr."""
 
-    cnn: CnnResult | None
-    chi: ChiResult
+    cnn: CnnResult | None = shown("sections", "From reflectivity to profiles")
+    chi: ChiResult = shown("sections", "From profiles to chi")

@@ -9,6 +9,7 @@ import numpy as np
 
 from guidehall.science.pipeline import Context, UserError
 from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.assessment import Stopwatch, channel_errors, metrics_of
 from guidehall.science.reflectometry.chi.params import (
     MAX_CHI,
     MAX_PROFILE_POINTS,
@@ -26,6 +27,7 @@ from guidehall.science.reflectometry.chi.training import ChiSeeds, ChiTrainer
 from guidehall.science.reflectometry.cnn.curves import read_pairs
 from guidehall.science.reflectometry.epochs import Split
 from guidehall.science.reflectometry.network_params import LARGEST
+from guidehall.science.reflectometry.params import ChannelErrors
 
 # Of all profiles, held back for validation, and as many for testing.
 _HELD_BACK = 0.15
@@ -35,11 +37,14 @@ _MAX_PREDICTIONS, _MAX_SCATTER = 1000, 500
 
 def run(params: ChiParams, context: Context) -> ChiResult:
     """Trains a model, publishes it, and applies it to the profiles in the role experimental_sld."""
+    watch = Stopwatch()
     path = optional_dataset(context, "experimental_sld")
     profiles = (
         None if path is None else _read_profiles(path, "inputs.experimental_sld", (1, _MAX_PREDICTIONS))
     )
-    return train(params, context, "reflectometry.sld_chi", training_set(params, context), profiles)
+    data = training_set(params, context)
+    watch.lap("generation")
+    return train(params, context, "reflectometry.sld_chi", data, profiles, watch)
 
 
 def optional_dataset(context: Context, role: str) -> Path | None:
@@ -98,6 +103,7 @@ def train(
     pipeline: str,
     data: ChiSet,
     experimental: np.ndarray | None,
+    watch: Stopwatch,
     *,
     stoppable: bool = True,
 ) -> ChiResult:
@@ -105,14 +111,17 @@ def train(
 
     Args:
         experimental: profiles [N, 2, L] to predict.
+        watch: what reading all this took.
         stoppable: whether to end early when that is desired.
     """
     profiles, chi = data.profiles, data.chi
     split = Split.of(len(profiles), _HELD_BACK, ChiSeeds.of(context.seed).split)
     trainer = ChiTrainer(params, context, profiles, chi, split, stoppable)
     stopped = trainer.run()
+    watch.lap("training")
     predictor = trainer.predictor()
-    metrics, test, median = _test(predictor, profiles[split.test], chi[split.test])
+    channels, metrics, test, median = _test(predictor, profiles[split.test], chi[split.test])
+    watch.lap("evaluation")
     context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     publish(context, params.model_name, pipeline, predictor, metrics)
     for name, losses in trainer.losses.items():
@@ -128,6 +137,9 @@ def train(
         flat_profiles=data.flat,
         filtered_profiles=data.filtered,
         metrics=metrics,
+        channels=channels,
+        seconds=watch.seconds(),
+        provenance=context.provenance,
         autoencoder_losses=trainer.losses["autoencoder"],
         perceptron_losses=trainer.losses["perceptron"],
         chi=points,
@@ -174,20 +186,17 @@ def _wanted(chi: np.ndarray, filters: tuple[ChiFilter, ...]) -> np.ndarray:
 
 def _test(
     predictor: ChiPredictor, profiles: np.ndarray, chi: np.ndarray
-) -> tuple[dict[str, float], dict[str, ChiScatter], list[ChiPoint]]:
-    """Metrics of each chi in its own unit, its scatter, and the test profile whose error is the median."""
+) -> tuple[list[ChannelErrors], dict[str, float], dict[str, ChiScatter], list[ChiPoint]]:
+    """Errors of each chi in its own unit, its scatter, and the test profile whose error is the median."""
     answer = predictor.answer(profiles)
     predicted = answer["chi"].astype(np.float64)
     errors = predicted - chi
-    metrics, test = {}, {}
-    for column in range(chi.shape[1]):
-        name = f"chi{column + 1}"
-        error = errors[:, column]
-        metrics[f"{name}.mae"] = float(np.abs(error).mean())
-        metrics[f"{name}.rmse"] = float(np.sqrt(np.mean(error**2)))
-        variance = float(chi[:, column].var())
-        if variance > 0:
-            metrics[f"{name}.r2"] = 1.0 - float(np.mean(error**2)) / variance
+    channels = [
+        channel_errors(f"chi{column + 1}", "", predicted[:, column], chi[:, column])
+        for column in range(chi.shape[1])
+    ]
+    metrics, test = metrics_of(channels, "."), {}
+    for column, name in enumerate(channel.name for channel in channels):
         inside = (chi[:, column] >= answer["chi_low"][:, column]) & (
             chi[:, column] <= answer["chi_high"][:, column]
         )
@@ -202,7 +211,7 @@ def _test(
         ChiPoint(x=i + 1, predicted=float(pair[0]), actual=float(pair[1]))
         for i, pair in enumerate(zip(predicted[row], chi[row], strict=True))
     ]
-    return metrics, test, points
+    return channels, metrics, test, points
 
 
 def _predictions(predictor: ChiPredictor, profiles: np.ndarray) -> list[ChiPrediction]:

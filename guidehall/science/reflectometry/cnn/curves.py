@@ -6,6 +6,9 @@ backing medium towards the fronting one, and SLD.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ import torch
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.cnn.params import MAX_CURVES, MAX_NUMBERS, MIN_CURVES, CnnParams
+from guidehall.science.reflectometry.kernel import Media
 from guidehall.science.reflectometry.network_params import LARGEST
 from guidehall.science.reflectometry.params import sigma_of
 from guidehall.science.reflectometry.prior import Prior
@@ -51,12 +55,31 @@ def make_curves(params: CnnParams, context: Context, seed: int) -> CurveSet:
         unit = torch.rand(rows.stop - start, len(prior.free), generator=generator, dtype=torch.float64)
         values = prior.values(unit)
         nr[rows, 1] = prior.curves(blur, values).numpy()
-        # pyreflect's profiles begin with the substrate.
-        films = prior.films(values).reversed()
-        z, profile = engine.sampled_profile(films, films.sld, params.profile_points)
-        sld[rows, 0], sld[rows, 1] = (z - z[:, :1]).numpy(), profile.numpy()
+        sld[rows] = profiles_of(prior.films(values), params.profile_points)
         context.progress(rows.stop, params.curves, phase="generate")
     return CurveSet(nr, sld)
+
+
+def profiles_of(films: Media, points: int) -> np.ndarray:
+    """Profiles [B, 2, points] of B films; like pyreflect's they begin at 0 in the backing medium."""
+    films = films.reversed()
+    z, profile = engine.sampled_profile(films, films.sld, points)
+    return torch.stack([z - z[:, :1], profile], dim=1).cpu().numpy()
+
+
+@contextmanager
+def kept_pairs(context: Context, count: int, points: int, profile_points: int) -> Iterator[CurveSet]:
+    """Arrays to be filled, on disk; then they belong to the result as nr_train.npy and sld_train.npy."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("nr_train.npy", "sld_train.npy")]
+        arrays = [
+            np.lib.format.open_memmap(path, "w+", np.float32, (count, 2, length))
+            for path, length in zip(paths, (points, profile_points), strict=True)
+        ]
+        yield CurveSet(*arrays)
+        for path, array in zip(paths, arrays, strict=True):
+            array.flush()
+            context.artifact(path.name, path, "application/x-npy")
 
 
 def read_pairs(path: Path, field: str, *, rows: tuple[int, int]) -> np.ndarray:

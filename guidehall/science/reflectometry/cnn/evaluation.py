@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.assessment import channel_errors, metrics_of, residuals_of
 from guidehall.science.reflectometry.cnn.curves import CurveSet
 from guidehall.science.reflectometry.cnn.params import FLOOR, CnnExample
 from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
 from guidehall.science.reflectometry.kernel import Media
-from guidehall.science.reflectometry.params import BeamSide
+from guidehall.science.reflectometry.params import SLD_UNIT, BeamSide, ChannelErrors, Residuals
 from guidehall.science.reflectometry.resolution import resolution
+
+
+class Evaluation(NamedTuple):
+    """What a test told."""
+
+    metrics: dict[str, float]
+    channels: list[ChannelErrors]
+    residuals: Residuals
+    example: CnnExample
 
 
 def evaluate(
     predictor: CnnPredictor, curves: CurveSet, rows: np.ndarray, relative_sigma: float, beam: BeamSide
-) -> tuple[dict[str, float], CnnExample]:
+) -> Evaluation:
     """Metrics over these curves, and the one whose error is the median.
 
     z in angstrom and SLD in 1e-6/angstrom^2, each by itself: `z_rmse`, `z_mae`, `z_r2`, `sld_rmse`, `sld_mae`
@@ -28,14 +40,11 @@ def evaluate(
     nr, true = curves.nr[rows].astype(np.float64), curves.sld[rows].astype(np.float64)
     log10_r = np.log10(np.maximum(nr[:, 1], FLOOR))
     answer = predictor.profiles(log10_r).astype(np.float64)
-    metrics = {}
-    for channel, name in enumerate(("z", "sld")):
-        difference = answer[:, channel] - true[:, channel]
-        metrics[f"{name}_rmse"] = float(np.sqrt(np.mean(difference**2)))
-        metrics[f"{name}_mae"] = float(np.mean(np.abs(difference)))
-        variance = float(true[:, channel].var())
-        if variance > 0:
-            metrics[f"{name}_r2"] = 1.0 - float(np.mean(difference**2)) / variance
+    channels = [
+        channel_errors(name, unit, answer[:, place], true[:, place])
+        for place, (name, unit) in enumerate((("z", "angstrom"), ("sld", SLD_UNIT)))
+    ]
+    metrics = metrics_of(channels, "_")
     at_depth = np.array([_at_depth(*pair) for pair in zip(answer, true, strict=True)])
     errors = np.sqrt(np.mean((at_depth - true[:, 1]) ** 2, axis=1))
     metrics["sld_at_depth_rmse"] = float(np.sqrt(np.mean(errors**2)))
@@ -43,14 +52,17 @@ def evaluate(
         reflectivity_of_profile(q, relative_sigma, z, sld, beam)
         for q, (z, sld) in zip(nr[:, 0], answer, strict=True)
     ]
-    misses = [
-        np.abs(np.log10(np.maximum(calculated, FLOOR)) - measured).mean()
-        for calculated, measured in zip(again, log10_r, strict=True)
-        if calculated is not None
-    ]
-    if misses:
-        metrics["log10_r_mae"] = float(np.mean(misses))
-    metrics["unphysical"] = 1.0 - len(misses) / len(again)
+    decades = np.array(
+        [
+            np.log10(np.maximum(calculated, FLOOR)) - measured
+            for calculated, measured in zip(again, log10_r, strict=True)
+            if calculated is not None
+        ]
+    )
+    residuals = residuals_of(decades, unphysical=len(again) - len(decades))
+    if residuals.mean_abs is not None:
+        metrics["log10_r_mae"] = residuals.mean_abs
+    metrics["unphysical"] = residuals.unphysical / len(again)
     row = int(errors.argsort()[len(errors) // 2])
     q, (z, sld), calculated = nr[row, 0], answer[row], again[row]
     example = CnnExample(
@@ -62,7 +74,7 @@ def evaluate(
         predicted_z=z.tolist(),
         predicted_sld=sld.tolist(),
     )
-    return metrics, example
+    return Evaluation(metrics, channels, residuals, example)
 
 
 def _at_depth(answer: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -10,10 +10,22 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from guidehall.science.pipeline import refuse_field
+from guidehall.science.pipeline import Provenance, refuse_field, shown
 from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
 from guidehall.science.reflectometry.network_params import Channels, EpochTraining, model_name
-from guidehall.science.reflectometry.params import EpochLosses, Params, Range, StackPrior, Tie, TrainingProbe
+from guidehall.science.reflectometry.params import (
+    ON_TEST,
+    RESIMULATED,
+    ChannelErrors,
+    EpochLosses,
+    Params,
+    Range,
+    Residuals,
+    Seconds,
+    StackPrior,
+    Tie,
+    TrainingProbe,
+)
 
 MIN_CURVES, MAX_CURVES = 10, 200_000
 # Reflectivity and profile points, numbers of float32 each: 2 GB.
@@ -168,6 +180,10 @@ class CnnResult(Params):
     precision: Literal["float32", "bfloat16"]
     curves: int
     metrics: dict[str, float]
+    channels: list[ChannelErrors] = shown("table", ON_TEST)
+    residuals: Residuals = shown("pairs", RESIMULATED)
+    seconds: Seconds = shown("pairs", "Seconds")
+    provenance: Provenance
     losses: list[EpochLosses]
     normalisation: Normalisation
     example: CnnExample

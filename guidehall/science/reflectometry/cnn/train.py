@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,8 +9,15 @@ import torch
 
 from guidehall.science.pipeline import Context, UserError
 from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.assessment import Stopwatch
 from guidehall.science.reflectometry.cnn import peer
-from guidehall.science.reflectometry.cnn.curves import CurveSet, make_curves, read_curves, relative_sigma
+from guidehall.science.reflectometry.cnn.curves import (
+    CurveSet,
+    kept_pairs,
+    make_curves,
+    read_curves,
+    relative_sigma,
+)
 from guidehall.science.reflectometry.cnn.evaluation import evaluate
 from guidehall.science.reflectometry.cnn.files import statistics_files, weights_file
 from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, shape_of
@@ -43,13 +48,15 @@ def run(params: CnnParams, context: Context) -> CnnResult:
 
 def train(params: CnnParams, context: Context, pipeline: str) -> tuple[CnnResult, CnnPredictor, CurveSet]:
     """Trains a model and publishes it in the name of `pipeline`; the curves are those of the test."""
-    seeds = Seeds.of(context.seed)
+    seeds, watch = Seeds.of(context.seed), Stopwatch()
     curves = _curves(params, context, seeds.fixed_curves)
     split = Split.of(len(curves.nr), _HELD_BACK, seeds.validation)
+    watch.lap("generation")
     if params.engine == "native":
         trained = _train_native(params, context, curves, split, seeds)
     else:
         trained = _train_peer(params, context, curves, split, seeds.training)
+    watch.lap("training")
     network, normalisation, losses, ended_by, precision = trained
     shape = shape_of(network.state_dict())
     arguments = CnnArguments(
@@ -60,13 +67,14 @@ def train(params: CnnParams, context: Context, pipeline: str) -> tuple[CnnResult
         profile_points=shape.profile_points,
         normalisation=normalisation,
     )
-    metrics, example = evaluate(
+    metrics, channels, residuals, example = evaluate(
         CnnPredictor(arguments, network, context.device),
         curves,
         split.test,
         relative_sigma(params),
         params.stack.beam,
     )
+    watch.lap("evaluation")
     context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     predictor = CnnPredictor(arguments, network)
     publish(context, params.model_name, pipeline, predictor, metrics)
@@ -77,6 +85,10 @@ def train(params: CnnParams, context: Context, pipeline: str) -> tuple[CnnResult
         precision=precision,
         curves=len(curves.nr),
         metrics=metrics,
+        channels=channels,
+        residuals=residuals,
+        seconds=watch.seconds(),
+        provenance=context.provenance,
         losses=losses,
         normalisation=normalisation,
         example=example,
@@ -116,11 +128,8 @@ def _curves(params: CnnParams, context: Context, seed: int) -> CurveSet:
         return curves
     make = make_curves if params.engine == "native" else peer.generate
     curves = make(params, context, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, array in (("nr_train.npy", curves.nr), ("sld_train.npy", curves.sld)):
-            path = Path(folder) / name
-            np.save(path, array, allow_pickle=False)
-            context.artifact(name, path, "application/x-npy")
+    with kept_pairs(context, len(curves.nr), curves.nr.shape[2], curves.sld.shape[2]) as pairs:
+        pairs.nr[:], pairs.sld[:] = curves
     return curves
 
 

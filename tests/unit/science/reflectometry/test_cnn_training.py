@@ -17,7 +17,7 @@ from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape
 from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, CnnTraining
 from guidehall.science.reflectometry.cnn.training import CnnTrainer, fit_normalisation
 from guidehall.science.reflectometry.epochs import Split, autocast_type
-from tests.fixtures.reflectometry import AfterSteps
+from tests.fixtures.reflectometry import AfterSteps, timeless
 
 PIPELINE = "reflectometry.pyreflect_cnn"
 SMALL: dict[str, Any] = {
@@ -126,6 +126,14 @@ def test_metrics_are_by_channel_over_the_test_split(trained: tuple[Path, CnnResu
     assert again | {"z_rmse", "z_mae", "z_r2", "sld_rmse", "sld_mae", "sld_r2", "sld_at_depth_rmse"} == set(
         result.metrics
     )
+    z, sld = result.channels
+    assert (z.name, z.unit, z.rmse) == ("z", "angstrom", result.metrics["z_rmse"])
+    assert (sld.name, sld.unit, sld.r2) == ("sld", "1e-6/angstrom^2", result.metrics["sld_r2"])
+    tested = len(Split.of(result.curves, 0.1, 0).test)
+    assert result.residuals.curves + result.residuals.unphysical == tested
+    seconds = result.seconds
+    assert 0 < seconds.generation + seconds.training + seconds.evaluation <= seconds.total
+    assert result.provenance.software["torch"] == torch.__version__
     assert len(result.losses) == 3
     assert result.ended_by == "epochs"
 
@@ -183,7 +191,7 @@ def test_resumed_run_gives_the_same_numbers(tmp_path: Path, asked: int) -> None:
         # The pieces of the set ask once, too.
         train(small(), AfterSteps(tmp_path / "parts", asked + 1, Desired.PAUSE, seed=5))
     resumed = LocalContext(tmp_path / "parts", seed=5)
-    assert train(small(), resumed) == whole
+    assert timeless(train(small(), resumed)) == timeless(whole)
     weights = [(tmp_path / name / "models/cnn/model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
 

@@ -128,6 +128,33 @@ def test_scripts_of_a_measured_film(script: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.log(reflectivity_of(names)), np.log(theirs(data.x)), atol=0.04)
 
 
+@SCRIPTS
+def test_scripts_know_segments_and_the_offset_of_q(script: Any, tmp_path: Path) -> None:
+    film, offset, scales = stack(), 2e-4, [0.97, 1.08]
+    q = np.geomspace(0.008, 0.25, 90)
+    # Two angles that overlap, sorted as a curve is.
+    segment = np.where(q < 0.03, 0, np.where(q > 0.05, 1, np.arange(90) % 2))
+    sharp = (calculated(film, q + offset) - BACKGROUND) / SCALE
+    ours = np.array(scales)[segment] * sharp + np.array([BACKGROUND, 3e-6])[segment]
+    dr = 0.03 * ours + 1e-7
+    curve = Curve(q, ours + dr * np.random.default_rng(3).normal(size=90), dr, segment=segment)
+    options = {"scale": scales, "background": [BACKGROUND, 3e-6], "q_offset": offset}
+    free = {"scale": (0.9, 1.1), "scale[2]": (1.0, 1.2), "background[2]": (0, 1e-5), "q_offset": (0, 1e-3)}
+    names = run(script(curve, film, **options, free=free), tmp_path)
+    expected = np.sum(((curve.r - ours) / dr) ** 2)
+    assert names["chi_square"] == pytest.approx(expected, rel=1e-9)
+    if script is refl1d_script:
+        got = [(item.value, *item.bounds) for item in names["problem"]._parameters]
+    else:
+        varying = names["objective"].varying_parameters()
+        got = [(item.value, item.bounds.lb, item.bounds.ub) for item in varying]
+    values = {"scale": 0.97, "scale[2]": 1.08, "background[2]": 3e-6, "q_offset": offset}
+    fitted = [name for name in free if name != "q_offset" or script is refnx_script]
+    np.testing.assert_allclose(sorted(got), sorted((values[name], *free[name]) for name in fitted))
+    with pytest.raises(UserError, match=r"curve\.segment: got 2 segments; there must be one for each of 3"):
+        script(curve, film, scale=[1.0, 1.0, 1.0], background=[0.0, 0.0, 0.0])
+
+
 FREE = {
     "oxide.roughness": (0.0, 8.0),
     "film.thickness": (150.0, 300.0),

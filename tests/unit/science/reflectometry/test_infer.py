@@ -112,7 +112,11 @@ def test_the_same_seed_gives_the_same_answer(tmp_path: Path) -> None:
 
 def test_scripts_give_the_same_chi_square_elsewhere(tmp_path: Path) -> None:
     file = write(tmp_path / "film.ort", simulated(FILM, WATER, seed=1))
-    result, context = fitted(tmp_path, file, {"stack": FILM, "samples": 0})
+    assert_same_chi_square(*fitted(tmp_path, file, {"stack": FILM, "samples": 0}))
+
+
+def assert_same_chi_square(result: InferResult, context: LocalContext) -> None:
+    """Of the first curve, in the scripts for other programs."""
     expected = result.curves[0].chi_square
     for package in ("refnx", "refl1d"):
         script = context.directory / f"artifacts/curve-1-{package}.py"
@@ -166,6 +170,37 @@ def test_too_few_layers_are_doubted_and_the_evidence_counts_them(tmp_path: Path)
     assert "MODEL_INSUFFICIENT" in [note.code for note in result.curves[0].notes]
     probable = max(result.layer_evidence, key=lambda item: item.probability)
     assert probable.layers == 2
+
+
+def test_the_evidence_counts_the_layers_of_each_curve(tmp_path: Path) -> None:
+    bounds = {"sld": {"min": 0.5, "max": 6.0}, "thickness": {"min": 30, "max": 200}, "roughness": 3.0}
+    one = {
+        "fronting": {"name": "air", "sld": 0.0},
+        "layers": [{"name": "top", **bounds}],
+        "backing": {"name": "silicon", "sld": 2.07, "roughness": 3.0},
+    }
+    two = {**one, "layers": [{"name": name, **bounds} for name in ("top", "bottom")]}
+    tables = (
+        simulated(one, [120.0, 4.5, 1.0, 1e-7], seed=5),
+        simulated(two, [80.0, 5.0, 120.0, 1.5, 1.0, 1e-7], seed=5),
+    )
+    file = write(tmp_path / "both.ort", *tables)
+    params = {"stack": one, "samples": 0, "layer_counts": 2, "starts": 12}
+    result, context = fitted(tmp_path, file, params)
+    said = [(item.curve, item.layers) for item in result.layer_evidence]
+    assert said == [("set1", 1), ("set1", 2), ("set2", 1), ("set2", 2)]
+    probable = [item.layers for item in result.layer_evidence if item.probability > 0.5]
+    assert probable == [1, 2]
+    counted = [report["step"] for report in context.reports if report["phase"] == "count layers"]
+    assert counted == [0, 1, 2, 3]
+
+
+def test_layers_of_a_series_are_not_counted() -> None:
+    with pytest.raises(ValidationError) as caught:
+        InferParams.model_validate({"stack": FILM, "layer_counts": 2, "relation": "series"})
+    ((field, reason),) = field_errors(caught.value)
+    assert field == "layer_counts"
+    assert reason.startswith("got 2; must be 0 where relation is series: ")
 
 
 def test_bounds_that_exclude_the_film_are_blamed(tmp_path: Path) -> None:
@@ -259,8 +294,13 @@ def test_scripts_know_own_bounds_of_the_instrument(tmp_path: Path) -> None:
     script = (context.directory / "artifacts/curve-1-refnx.py").read_text()
     assert "scale=1.05," in script
     shifted = [{"curve": "1", "bounds": {"q_offset": {"min": -1e-4, "max": 1e-4}}}]
-    _, context = fitted(tmp_path / "shifted", file, {**params, "contrasts": shifted})
+    result, context = fitted(tmp_path / "shifted", file, {**params, "contrasts": shifted})
+    assert_same_chi_square(result, context)
+    overfilled = {"instrument": {"footprint_q": {"min": 0.0, "max": 0.02}}}
+    result, context = fitted(tmp_path / "overfilled", file, {**params, **overfilled})
     assert "curve-1-refnx.py" not in context.artifacts
+    (note,) = (note for note in result.curves[0].notes if note.code == "NO_SCRIPTS")
+    assert "footprint_q" in note.message
 
 
 def test_long_names_of_repeated_layers_stay_names(tmp_path: Path) -> None:
@@ -315,7 +355,8 @@ def test_segments_may_have_bounds_of_their_own(tmp_path: Path, place: str) -> No
     if place == "instrument":
         instrument["segment_bounds"], more = own, {}
     params = {"stack": FILM, "instrument": instrument, "dq_convention": "sigma", "starts": 4, "samples": 0}
-    result, _ = fitted(tmp_path, file, {**params, **more})
+    result, context = fitted(tmp_path, file, {**params, **more})
+    assert_same_chi_square(result, context)
     found = {parameter.name: parameter for parameter in result.curves[0].parameters}
     assert found["scale[2]"].value == pytest.approx(1.1, abs=0.03)
     assert (found["scale[2]"].lower, found["scale[2]"].upper) == (1.05, 1.5)

@@ -32,6 +32,10 @@ def test_a_film_is_found_and_shown(answer: Any, tmp_path: Path) -> None:
     assert len(answer.plot().subfigs) == 2
     page = answer._repr_html_()
     assert "film.thickness" in page
+    assert "<th>95 %</th>" in page
+    low, high = answer["film.thickness"].interval_95
+    assert f"<td>{low:.5g} to {high:.5g}</td>" in page
+    assert "<td>at upper bound</td>" in page
     assert "data:image/png;base64," in page
     assert "film.thickness" in str(answer)
     assert f"Guidehall {guidehall.__version__}" in answer.cite()

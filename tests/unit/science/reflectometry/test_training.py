@@ -19,8 +19,10 @@ from guidehall.science.pipeline import (
     Manifest,
     UserError,
 )
-from guidehall.science.reflectometry.params import NrSldResult
-from tests.fixtures.reflectometry import SMALL_TRAINING, AfterSteps
+from guidehall.science.reflectometry.assessment import channel_errors, residuals_of
+from guidehall.science.reflectometry.params import NrSldParams, NrSldResult
+from guidehall.science.reflectometry.training import Trainer
+from tests.fixtures.reflectometry import SMALL_TRAINING, AfterSteps, timeless
 
 PIPELINE = "reflectometry.nr_sld"
 
@@ -59,6 +61,45 @@ def test_learns_and_leaves_everything(small_model_folder: Path) -> None:
     assert b"<svg" in (small_model_folder / "artifacts/prediction.svg").read_bytes()
 
 
+def test_metrics_are_those_of_curves_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+    context = LocalContext(tmp_path, seed=1)
+    result = train(tiny(fixed_curves=20, validation_curves=16), context)
+    names = ["film.thickness", "film.sld", "film.roughness", "scale", "background"]
+    assert [channel.name for channel in result.channels] == ["r", "log10_r", "sld", *names]
+    assert result.channels[3].unit == "angstrom"
+    for channel in result.channels:
+        between = "." if channel.name in names else "_"
+        assert result.metrics[f"{channel.name}{between}rmse"] == channel.rmse >= channel.mae
+        assert result.metrics[f"{channel.name}{between}r2"] == channel.r2 < 1
+    assert result.residuals.curves == 16
+    assert result.residuals.mean_abs == pytest.approx(result.metrics["log10_r_mae"])
+    # The seconds cover the run, and only the rest of it is no phase.
+    seconds = result.seconds
+    assert min(seconds.generation, seconds.training, seconds.evaluation) > 0
+    assert seconds.generation + seconds.training + seconds.evaluation <= seconds.total
+    assert result.provenance == context.provenance
+    # Of other films than those of the validation.
+    arguments = NrSldParams.model_validate(tiny(fixed_curves=20, validation_curves=16))
+    trainer = Trainer(arguments, LocalContext(tmp_path / "other", seed=1), None)
+    parameters = [list(example.values()) for example in [result.example.parameters]]
+    held_back = trainer.prior.values(trainer.validation.unit)
+    assert (held_back - torch.tensor(parameters, dtype=torch.float64)).abs().sum(1).min() > 1e-3
+
+
+def test_errors_are_what_their_names_say() -> None:
+    truth = np.random.default_rng(0).normal(size=(40, 30))
+    perfect = channel_errors("x", "angstrom", truth, truth)
+    assert (perfect.rmse, perfect.mae, perfect.r2) == (0.0, 0.0, 1.0)
+    shifted = channel_errors("x", "angstrom", truth + 0.5, truth)
+    assert (shifted.rmse, shifted.mae) == pytest.approx((0.5, 0.5))
+    assert shifted.r2 == pytest.approx(1 - 0.25 / truth.var())
+    assert channel_errors("x", "", np.ones(5), np.zeros(5)).r2 is None
+    found = residuals_of(np.full((4, 10), -0.1), unphysical=2)
+    assert (found.curves, found.unphysical) == (4, 2)
+    assert (found.mean, found.mean_abs, found.percentile_95_abs) == pytest.approx((-0.1, 0.1, 0.1))
+    assert residuals_of(np.zeros((0, 10)), unphysical=2).mean_abs is None
+
+
 def test_reports_each_epoch(tmp_path: Path) -> None:
     context = LocalContext(tmp_path, seed=1)
     result = train(tiny(), context)
@@ -83,7 +124,7 @@ def test_resumed_run_gives_the_same_numbers(tmp_path: Path, extra: dict[str, Any
         train(tiny(**extra), AfterSteps(parts, 7 + len(extra), Desired.PAUSE, seed=5))
     assert not (parts / "models").exists()
     resumed = LocalContext(parts, seed=5)
-    assert train(tiny(**extra), resumed) == whole
+    assert timeless(train(tiny(**extra), resumed)) == timeless(whole)
     assert [report["step"] for report in resumed.reports if report["phase"] == "train"] == [10, 15, 20]
 
 
@@ -105,7 +146,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tiny(checkpoint_epochs=2), DiesAt17(tmp_path / "parts", seed=5))
     resumed = LocalContext(tmp_path / "parts", seed=5)
-    assert train(tiny(checkpoint_epochs=2), resumed) == whole
+    assert timeless(train(tiny(checkpoint_epochs=2), resumed)) == timeless(whole)
     assert [report["step"] for report in resumed.reports] == [15, 20]
 
 
@@ -155,7 +196,7 @@ def test_seed_decides_and_global_state_does_not(tmp_path: Path) -> None:
     torch.manual_seed(2)
     second = train(tiny(), LocalContext(tmp_path / "2", seed=5))
     third = train(tiny(), LocalContext(tmp_path / "3", seed=6))
-    assert first == second != third
+    assert timeless(first) == timeless(second) != timeless(third)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -227,6 +268,22 @@ def test_a_set_of_curves_can_be_used_again(tmp_path: Path) -> None:
     document = tiny() | {"curves_from_dataset": True}
     assert train(document, again).losses[-1].train_loss > 0
     assert "curves.npy" not in again.artifacts
+    # The same curves as the network of pyreflect takes them: q and R, z and SLD from the substrate on.
+    artifacts = tmp_path / "first/artifacts"
+    nr, sld = (np.load(artifacts / name, allow_pickle=False) for name in ("nr_train.npy", "sld_train.npy"))
+    assert (nr.dtype, nr.shape, sld.dtype, sld.shape) == (np.float32, (30, 2, 48), np.float32, (30, 2, 900))
+    np.testing.assert_array_equal(nr[:, 1], np.load(curves)[:, 6:])
+    # They end three roughnesses beyond the outer interfaces, where 0.135 % of a step of at most 6 is left.
+    np.testing.assert_allclose(sld[:, 1, 0], 2.07, atol=0.0082)
+    np.testing.assert_allclose(sld[:, 1, -1], 0.0, atol=0.0082)
+    assert (sld[:, 1].max(1) > 2.9).all()
+    cnn = {"curves_from_datasets": True, "network": {"layers": 1, "width": 4, "kernel": 3}}
+    files = {"nr_train": artifacts / "nr_train.npy", "sld_train": artifacts / "sld_train.npy"}
+    learnt = registry.pipeline("reflectometry.pyreflect_cnn").run(
+        cnn | {"training": {"epochs": 1, "batch_size": 10}},
+        LocalContext(tmp_path / "cnn", datasets=files),
+    )
+    assert learnt.model_dump()["curves"] == 30
 
 
 def test_other_sets_of_curves_are_refused(tmp_path: Path) -> None:
