@@ -147,13 +147,15 @@ class Agent:
         token = job_id.set(job.job)
         folder = self._workspace.new_folder()
         try:
-            self._attempt = Attempt(job, self._tools, folder)
+            attempt = self._attempt = Attempt(job, self._tools, folder)
             if self._stopping.is_set():
-                self._attempt.wishes.drain()
+                attempt.wishes.drain()
             async with self._attempt_limit:
-                reported = await self._attempt.run()
-            self._next = self._attempt.next_job
-            await self._check_device(self._attempt.suspicion)
+                reported = await attempt.run()
+            # Over: a stop has nothing to hurry any more.
+            self._attempt = None
+            self._next = attempt.next_job
+            await self._check_device(attempt.suspicion)
             return reported
         except Exception:
             # Its lease runs out and another attempt follows; this worker goes on.
