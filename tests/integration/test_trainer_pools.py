@@ -172,7 +172,7 @@ async def test_the_next_job_is_found_among_ten_thousand_without_reading_them(sit
     await site.fetch("ANALYZE trainer.jobs")
     values = {
         "pool": pool,
-        "offers": [{"name": "toy.line", "version": "1"}],
+        "offers": ["toy.line 1"],
         "memory": 0,
         "share_seconds": 3600.0,
         "owner_cap": 3,
