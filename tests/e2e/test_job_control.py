@@ -17,7 +17,7 @@ from tests.fixtures.platform import Platform
 pytestmark = pytest.mark.slow
 
 # Longer than any test waits: only a word from outside ends it.
-LONG = {"noise": 0.0, "steps": 2000, "step_seconds": 0.05}
+LONG = {"noise": 0.0, "steps": 20_000, "step_seconds": 0.05}
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.core.errors import Aborted, Unavailable
 from guidehall.core.postgres import Listener, create_engine, transaction, wait_until_ready
-from guidehall.core.settings import PostgresSettings
+from guidehall.core.settings import PostgresSettings, SettingsError
 from guidehall.local.backing import BackingServers
 
 pytestmark = pytest.mark.timeout(120)
@@ -135,7 +135,7 @@ async def test_nobody_listens_there(settings: PostgresSettings) -> None:
 
 async def test_a_wrong_password_is_no_outage(settings: PostgresSettings) -> None:
     async with engine_for(settings, password=SecretStr("wrong")) as engine:
-        with pytest.raises(DBAPIError, match="password authentication failed"):
+        with pytest.raises(SettingsError, match=r"postgres\.password.*password authentication failed"):
             await wait_until_ready(engine, 5.0)
 
 
