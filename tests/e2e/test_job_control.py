@@ -133,7 +133,7 @@ def test_a_sweep_is_controlled_from_the_command_line(
         _until(client, first, StateChange, JobState.PAUSED)
         assert "paused" in ok("jobs", "--filter", here)
         ok("resume", first[:8])
-        # What it ran on is another's by now; when that one is stopped, the first has its place before the third.
+        # What it ran on is another's by now. When that one is stopped, the first goes before the third.
         _until(client, second, Progress)
         ok("stop", second)
         assert client.wait(second, timeout=60).status == "stopped"
