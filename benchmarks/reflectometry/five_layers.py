@@ -25,7 +25,7 @@ from guidehall.science.reflectometry.legacy_five_layers import (
     legacy_q,
     legacy_stack,
 )
-from guidehall.science.reflectometry.network import Network, compress
+from guidehall.science.reflectometry.network import Network, Seen
 from guidehall.science.reflectometry.params import Noise, NrSldParams, Range, Training, TrainingProbe
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import Resolution, resolution
@@ -162,7 +162,7 @@ def _file(steps: int) -> Path:
 
 @torch.no_grad()
 def answer(network: Network, r: Tensor) -> Tensor:
-    """[B, 308] curves to points of the prior's cube, [B, 18]."""
+    """[B, 308] curves, errors not told, to points of the prior's cube, [B, 18]."""
     relative = torch.full((len(r),), LEGACY_RELATIVE_SIGMA)
-    found: Tensor = network(compress(r), torch.ones_like(r, dtype=torch.bool), relative)
+    found: Tensor = network(Seen.whole(r, None, relative))
     return found.double()

@@ -160,15 +160,12 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
     """
     prepared = _prepare(model.arguments, curve, field)
     with torch.inference_mode():
-        q, r = (torch.from_numpy(array)[None] for array in (prepared.q, prepared.r))
-        relative = torch.tensor([float(np.median(prepared.sigma / prepared.q))])
-        device = model.device
-        unit = (
-            model.unit(q.to(device), r.to(device), relative.to(device), f"{field}.q")[0]
-            .double()
-            .cpu()
-            .numpy()
+        q, r, dr = (
+            None if column is None else torch.from_numpy(column)[None].to(model.device)
+            for column in (prepared.q, prepared.r, prepared.dr)
         )
+        relative = torch.tensor([float(np.median(prepared.sigma / prepared.q))], device=model.device)
+        unit = model.unit(q, r, dr, relative, f"{field}.q")[0].double().cpu().numpy()
     prior = Prior(model.arguments.stack, model.arguments.probe)
     return describe(prior, prepared, model.arguments.probe.resolution_mode, unit, "network")
 

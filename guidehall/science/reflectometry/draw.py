@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from guidehall.science.reflectometry.network import Seen
 from guidehall.science.reflectometry.params import NrSldParams, Range, sigma_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import Resolution, resolution
@@ -17,6 +18,8 @@ from guidehall.science.reflectometry.resolution import Resolution, resolution
 _TRAINING_ORDER = 11
 # Enough where a calculated curve is compared with one that was calculated in the same way.
 _LOSS_ORDER = 5
+# Share of measurements that come without dR.
+_WITHOUT_ERRORS = 0.2
 # Share of the grid (in log q) that a measurement may leave out at the low and at the high end.
 _MISSING_LOW, _MISSING_HIGH = 0.15, 0.35
 
@@ -124,11 +127,18 @@ class Draw:
         """Curves [B, G] with noise of so many standard deviations."""
         return r + dr * torch.randn(r.shape, generator=self.generator, dtype=r.dtype, device=r.device)
 
-    def measure(self, r: Tensor) -> Tensor:
-        """Adds noise to curves [B, G]."""
-        return self.scatter(r, self.errors(r))
+    def measured(self, curves: Curves) -> Seen:
+        """What is seen of curves that are measured whole, with noise and with its size."""
+        dr = self.errors(curves.r)
+        return Seen.whole(self.scatter(curves.r, dr), dr, curves.relative_sigma)
 
-    def windows(self, count: int) -> Tensor:
+    def partly_measured(self, curves: Curves) -> Seen:
+        """What is seen of curves as they come: cut at their ends, and some without dR."""
+        seen = self.measured(curves)
+        known = self._windows(len(curves))
+        return replace(seen, known=known, errors_known=self._random(len(curves)) >= _WITHOUT_ERRORS)
+
+    def _windows(self, count: int) -> Tensor:
         """[B, G] masks: measurements seldom cover the whole grid."""
         position = torch.linspace(0.0, 1.0, len(self.q), dtype=torch.float64, device=self.q.device)
         whole = self._random(count, 1) >= self._partial

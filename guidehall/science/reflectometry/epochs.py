@@ -19,6 +19,9 @@ from guidehall.science.reflectometry.params import EpochLosses
 EndedBy = Literal["epochs", "stop", "patience"]
 # Long epochs, too, must be seen to go on; reading a loss makes the processor wait for the device.
 _REPORT_STEPS = 10
+# Share of a training over which the learning rate rises, and what is left of it at the end.
+_WARM_UP = 0.03
+_LAST_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ def new_optimiser(module: nn.Module, settings: EpochTraining, fused: bool) -> to
     return kind(
         module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
     )
+
+
+def cosine_share(done: float) -> float:
+    """The share of the highest learning rate, rising at first, then falling along half a cosine.
+
+    Args:
+        done: share of the steps that were made.
+    """
+    if done < _WARM_UP:
+        return (done + 1e-3) / _WARM_UP
+    fall = (done - _WARM_UP) / (1.0 - _WARM_UP)
+    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * fall))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Makes the next step one with this learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 class EpochLoop:
@@ -157,6 +178,8 @@ class EpochLoop:
         """One step on these training curves [B]; returns their loss, on the device."""
         self._module.train()
         torch.manual_seed(_mixed(self._seed, self._step))
+        if self._settings.schedule == "cosine":
+            set_rate(self._optimiser, self._settings.learning_rate * cosine_share(self._step / self._total))
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._loss(rows)
         torch.autograd.backward(loss)

@@ -11,7 +11,7 @@ from torch import Tensor
 from guidehall.science.reflectometry.assessment import channel_errors, metrics_of, residuals_of
 from guidehall.science.reflectometry.draw import Draw
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.network import Network, compress
+from guidehall.science.reflectometry.network import Network, Seen
 from guidehall.science.reflectometry.params import SLD_UNIT, ChannelErrors, PredictionExample, Residuals
 
 _PROFILE_POINTS = 256
@@ -37,8 +37,7 @@ def evaluate(network: Network, draw: Draw, count: int) -> Evaluation:
     prior, truth = draw.prior, draw.curves(count)
     dr = draw.errors(truth.r)
     measured = draw.scatter(truth.r, dr)
-    known = torch.ones_like(truth.r, dtype=torch.bool)
-    answer = network(compress(measured), known, truth.relative_sigma)
+    answer = network(Seen.whole(measured, dr, truth.relative_sigma))
     values, true_values = prior.values(answer), prior.values(truth.unit)
     r = draw.calculate(values, truth.relative_sigma)
     z = prior.depth_grid(_PROFILE_POINTS)

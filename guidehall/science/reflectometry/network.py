@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 # signal and may be negative.
 _FLOOR = 1e-7
 _LOG10 = math.log(10.0)
-# Of compressed curves in general, and the least that a point is scaled by: decades.
-_MEAN, _SPREAD, _LEAST_SPREAD = -3.0, 3.0, 0.02
+# The least that a point is scaled by: decades.
+_LEAST_SPREAD = 0.02
+# Errors between these, in decades, are told apart.
+_LEAST_ERROR, _LARGEST_ERROR = 1e-4, 1.0
 
 
 def compress(r: Tensor) -> Tensor:
@@ -25,19 +28,31 @@ def compress_slope(r: Tensor) -> Tensor:
     return 1.0 / (_LOG10 * (r * r + (2.0 * _FLOOR) ** 2).sqrt())
 
 
-def resample(q: Tensor, r: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings curves to the network's grid by interpolation of the compressed reflectivity in log q.
+def error_level(r: Tensor, dr: Tensor | None) -> Tensor:
+    """What the network is told of errors dR: -1 for 1e-4 decades of the compressed curve or less, 1 for 1.
+
+    0 where they are not known, of which the network is told apart.
+    """
+    if dr is None:
+        return torch.zeros_like(r)
+    decades = (dr * compress_slope(r)).clamp(_LEAST_ERROR, _LARGEST_ERROR)
+    return decades.log10() / 2.0 + 1.0
+
+
+def resample(q: Tensor, columns: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Brings what was measured to the network's grid by interpolation in log q.
 
     Args:
-        q, r: [B, N], q ascending in each row, NaN only behind the last point.
+        q: [B, N], ascending in each row, NaN only behind the last point.
+        columns: [C, B, N], of the points at q.
         grid: [G].
 
     Returns:
-        compressed reflectivity [B, G], and which grid points lie within the curve [B, G]; elsewhere it is 0.
+        the columns [C, B, G], and which grid points lie within the curve [B, G]; elsewhere they are 0.
     """
-    missing = torch.isnan(q) | torch.isnan(r)
+    missing = torch.isnan(q)
     log_q = torch.where(missing, math.inf, q.clamp_min(1e-12).log())
-    y = torch.where(missing, 0.0, compress(r))
+    y = torch.where(missing, 0.0, columns)
     target = grid.log().expand(len(q), -1).contiguous()
     # Rounding must not lose the first and last point of a curve that is measured on the grid itself.
     slack = 1e-6
@@ -48,8 +63,38 @@ def resample(q: Tensor, r: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     left = right - 1
     span = log_q.gather(1, right) - log_q.gather(1, left)
     share = ((target - log_q.gather(1, left)) / span.clamp_min(1e-12)).clamp(0.0, 1.0)
-    value = y.gather(1, left) * (1.0 - share) + y.gather(1, right) * share
+    left, right = (place.expand(len(y), -1, -1) for place in (left, right))
+    value = y.gather(2, left) * (1.0 - share) + y.gather(2, right) * share
     return torch.where(known, value, 0.0), known
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network is shown of B curves, on its grid.
+
+    Attributes:
+        compressed: [B, G], see `compress`.
+        error_level: [B, G], see `error_level`.
+        known: [B, G], points within the curve.
+        errors_known: [B], whether the errors are.
+        relative_sigma: [B], one standard deviation of q over q.
+    """
+
+    compressed: Tensor
+    error_level: Tensor
+    known: Tensor
+    errors_known: Tensor
+    relative_sigma: Tensor
+
+    @classmethod
+    def whole(cls, r: Tensor, dr: Tensor | None, relative_sigma: Tensor) -> Seen:
+        """Curves that were measured at every point of the grid, [B, G]."""
+        known = torch.ones_like(r, dtype=torch.bool)
+        errors_known = torch.full_like(relative_sigma, dr is not None, dtype=torch.bool)
+        return cls(compress(r), error_level(r, dr), known, errors_known, relative_sigma)
+
+    def __getitem__(self, rows: slice) -> Seen:
+        return Seen(*(getattr(self, item.name)[rows] for item in fields(self)))
 
 
 class _Block(nn.Module):
@@ -65,7 +110,7 @@ class _Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A residual network over the standardised curve, the mask of known points and the resolution.
+    """A residual network over the standardised curve, its errors, which points are known, and the resolution.
 
     Args:
         points: G, length of the grid.
@@ -77,12 +122,12 @@ class Network(nn.Module):
 
     def __init__(self, points: int, parameters: int, width: int, depth: int) -> None:
         super().__init__()
-        self.stem = nn.Linear(2 * points + 1, width)
+        self.stem = nn.Linear(3 * points + 2, width)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, parameters))
-        # Of the compressed curve at each point; typical curves fall from 0 to -6.
-        self.register_buffer("mean", torch.full((points,), _MEAN))
-        self.register_buffer("spread", torch.full((points,), _SPREAD))
+        # Of the compressed curve at each point, see `standardise`.
+        self.register_buffer("mean", torch.zeros(points))
+        self.register_buffer("spread", torch.ones(points))
 
     def standardise(self, compressed: Tensor) -> None:
         """Takes mean and spread of the prior's curves from a sample, [B, G]."""
@@ -91,16 +136,13 @@ class Network(nn.Module):
         # Where all curves are alike, as in total reflection, noise must not be blown up.
         self.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
 
-    def forward(self, compressed: Tensor, known: Tensor, relative_sigma: Tensor) -> Tensor:
-        """[B, G], [B, G] and [B] to [B, P], each within 0..1."""
-        mask = known.float()
-        curve = (compressed.float() - self.mean) / self.spread * mask
-        width = 50.0 * relative_sigma.float()[:, None]
-        x = self.stem(torch.cat([curve, mask, width], dim=1))
+    def forward(self, seen: Seen) -> Tensor:
+        """Curves on the grid to [B, P], each within 0..1."""
+        known = seen.known.float()
+        curve = (seen.compressed.float() - self.mean) / self.spread * known
+        errors_known = seen.errors_known.float()[:, None]
+        errors = seen.error_level.float() * known * errors_known
+        width = 50.0 * seen.relative_sigma.float()[:, None]
+        x = self.stem(torch.cat([curve, errors, known, errors_known, width], dim=1))
         answer: Tensor = torch.sigmoid(self.head(self.blocks(x)))
         return answer
-
-
-def standard_scale(points: int) -> dict[str, Tensor]:
-    """The scale of the input of networks that were made before it was one of their weights."""
-    return {"mean": torch.full((points,), _MEAN), "spread": torch.full((points,), _SPREAD)}

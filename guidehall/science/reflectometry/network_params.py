@@ -56,6 +56,11 @@ class EpochTraining(Params):
     batch_size: int = Field(32, title="Curves per step", ge=1, le=4096)
     optimiser: Literal["adam", "adamw"] = Field("adam", title="Optimiser")
     learning_rate: float = Field(2.15481e-5, title="Learning rate", gt=0, le=1)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        title="Learning rate over time",
+        description="constant, as pyreflect has it; or rising, then falling to 1 % along half a cosine.",
+    )
     weight_decay: float = Field(2.6324e-5, title="Weight decay", ge=0, le=1)
     gradient_limit: float = Field(0.0, title="Largest gradient", description="0 for any.", ge=0, le=1e6)
     patience: int = Field(

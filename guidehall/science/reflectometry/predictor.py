@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from guidehall.science.pipeline import (
     check_tensors,
 )
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.network import Network, resample, standard_scale
+from guidehall.science.reflectometry.network import Network, Seen, resample
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT, StackPrior, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.weights import load_weights, read_arguments, weights_of
@@ -77,7 +78,7 @@ class PhysicalPredictor:
         # Without memory of its own, so that arguments alone cannot ask for gigabytes.
         with torch.device("meta"):
             network = Network(points, free, arguments.width, arguments.depth)
-        load_weights(network, weights, standard_scale(points))
+        load_weights(network, weights)
         return cls(arguments, network, device)
 
     def weights(self) -> bytes:
@@ -91,9 +92,9 @@ class PhysicalPredictor:
         Raises:
             UserError: a tensor is missing or wrong, or a curve covers too little of the trained range.
         """
-        q, r, sigma = self._tensors(inputs)
+        q, r, dr, sigma = self._tensors(inputs)
         relative_sigma = torch.nanmedian(sigma / q, dim=1).values
-        unit = self.unit(q, r, relative_sigma, "inputs.q")
+        unit = self.unit(q, r, dr, relative_sigma, "inputs.q")
         values = self.prior.values(unit)
         films = self.prior.films(values)
         answers = {
@@ -104,23 +105,28 @@ class PhysicalPredictor:
         }
         return {name: np.ascontiguousarray(tensor.float().cpu().numpy()) for name, tensor in answers.items()}
 
-    def unit(self, q: Tensor, r: Tensor, relative_sigma: Tensor, field: str) -> Tensor:
+    def unit(self, q: Tensor, r: Tensor, dr: Tensor | None, relative_sigma: Tensor, field: str) -> Tensor:
         """The network's answer, [B, P] in the prior's unit cube, to curves [B, N] of resolution [B].
+
+        Args:
+            dr: [B, N], one standard deviation of r; None when it is not known.
 
         Raises:
             UserError: blames `field` for a curve that covers too little of the trained range.
         """
-        compressed, known = resample(q, r, self._grid)
+        whole = Seen.whole(r, dr, relative_sigma)
+        columns, known = resample(q, torch.stack([whole.compressed, whole.error_level]), self._grid)
         coverage = known.double().mean(1)
         if bool((coverage < MIN_COVERAGE).any()):
             row = int(coverage.argmin())
             low, high = self.arguments.probe.q_min, self.arguments.probe.q_max
             allowed = f"the model needs half of {low:g} to {high:g} 1/angstrom, in log q"
             raise UserError(field, f"{100 * float(coverage[row]):.0f} % covered in row {row}", allowed)
-        answer: Tensor = self._network(compressed, known, relative_sigma)
+        seen = replace(whole, compressed=columns[0], error_level=columns[1], known=known)
+        answer: Tensor = self._network(seen)
         return answer
 
-    def _tensors(self, inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    def _tensors(self, inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         check_tensors(self.inputs, inputs)
         shape = inputs["reflectivity"].shape
         if shape[0] < 1 or not 2 <= shape[1] <= MAX_POINTS:
@@ -137,8 +143,8 @@ class PhysicalPredictor:
         _check_rows(arrays)
         if "resolution" not in arrays:
             arrays["resolution"] = self.arguments.middle_resolution * arrays["q"]
-        q, r, sigma = (torch.from_numpy(arrays[name]) for name in ("q", "reflectivity", "resolution"))
-        return q.to(self.device), r.to(self.device), sigma.to(self.device)
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return tensors["q"], tensors["reflectivity"], tensors.get("error"), tensors["resolution"]
 
     def _calculate(self, q: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
         rows = max(1, _CHUNK // (q.shape[1] * _SERVING_ORDER))
@@ -161,6 +167,9 @@ def _check_rows(arrays: Mapping[str, np.ndarray]) -> None:
     _refuse_any(np.diff(q, axis=1, prepend=0.0) < 0, q, "q", "must not be smaller than the value before it")
     r = arrays["reflectivity"]
     _refuse_any(~padding & ~np.isfinite(r), r, "reflectivity", "must be finite")
+    if "error" in arrays:
+        dr = arrays["error"]
+        _refuse_any(~padding & ~(np.isfinite(dr) & (dr > 0)), dr, "error", "must be positive and finite")
     if "resolution" in arrays:
         sigma = arrays["resolution"]
         wrong = ~padding & ~((sigma >= 0) & (sigma <= 0.3 * q))
@@ -196,6 +205,7 @@ def _specs(prior: Prior) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]
             " serves the whole batch.",
         ),
         spec("reflectivity", -1, "", "As measured, with scale and background; may be zero or negative."),
+        spec("error", -1, "", "One standard deviation of reflectivity; left out, not known.", optional=True),
         spec(
             "resolution",
             -1,

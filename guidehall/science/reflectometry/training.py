@@ -12,14 +12,12 @@ from torch import Tensor
 
 from guidehall.science.pipeline import Context, UserError, obey
 from guidehall.science.reflectometry.draw import Curves, Draw, Seeds
+from guidehall.science.reflectometry.epochs import cosine_share, set_rate
 from guidehall.science.reflectometry.kernel import profile
-from guidehall.science.reflectometry.network import Network, compress
+from guidehall.science.reflectometry.network import Network, Seen, compress
 from guidehall.science.reflectometry.params import EpochLosses, NrSldParams
 from guidehall.science.reflectometry.prior import Prior
 
-# Rising over the first steps, then falling along a cosine to this share of the highest learning rate.
-_WARM_UP = 0.03
-_LAST_RATE = 0.01
 # Curves that the scale of the network's input comes from.
 _STANDARD_CURVES = 512
 # Long epochs, too, must be seen to go on.
@@ -61,7 +59,7 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=rate, fused=True)
         held_back = Draw(params, self.prior, seeds.validation, context.device)
         self.validation = held_back.curves(params.training.validation_curves)
-        self.validation_measured = held_back.measure(self.validation.r)
+        self.validation_seen = held_back.measured(self.validation)
         # A draw of its own, so that nothing of the validation curves is seen.
         sample = Draw(params, self.prior, seeds.network, context.device).curves(_STANDARD_CURVES)
         self.network.standardise(compress(sample.r))
@@ -122,11 +120,9 @@ class Trainer:
         return len(self.losses) - lowest.epoch >= patience
 
     def _train_step(self) -> None:
-        rate = self._training.learning_rate * _rate(self._step / self._total)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimiser, self._training.learning_rate * cosine_share(self._step / self._total))
         batch = self._next_batch()
-        measured, known = compress(self._draw.measure(batch.r)), self._draw.windows(len(batch))
+        seen = self._draw.partly_measured(batch)
         true_profile, spread = self._truth(batch)
         self._optimiser.zero_grad(set_to_none=True)
         value, size = 0.0, self._training.micro_batch or len(batch)
@@ -134,9 +130,7 @@ class Trainer:
             piece = slice(start, start + size)
             # Means over the pieces add up to the mean over the batch.
             share = len(batch[piece]) / len(batch)
-            loss = share * self._loss(
-                batch[piece], measured[piece], known[piece], true_profile[piece], spread
-            )
+            loss = share * self._loss(batch[piece], seen[piece], true_profile[piece], spread)
             torch.autograd.backward(loss)
             value += loss.item()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _GRADIENT_LIMIT)
@@ -162,10 +156,8 @@ class Trainer:
         true_profile = self._profile(batch.unit)
         return true_profile, true_profile.var().clamp_min(1e-6)
 
-    def _loss(
-        self, batch: Curves, compressed: Tensor, known: Tensor, true_profile: Tensor, spread: Tensor
-    ) -> Tensor:
-        answer: Tensor = self.network(compressed, known, batch.relative_sigma)
+    def _loss(self, batch: Curves, seen: Seen, true_profile: Tensor, spread: Tensor) -> Tensor:
+        answer: Tensor = self.network(seen)
         wanted = batch.unit.float()
         # 1/12 is the variance of an evenly drawn parameter.
         parameters = _PARAMETER_WEIGHT * 12.0 * (answer - wanted).square().mean()
@@ -183,9 +175,8 @@ class Trainer:
         total, size = 0.0, self._training.batch_size
         for start in range(0, len(self.validation), size):
             batch = self.validation[start : start + size]
-            compressed = compress(self.validation_measured[start : start + size])
-            known = torch.ones_like(compressed, dtype=torch.bool)
-            loss = self._loss(batch, compressed, known, *self._truth(batch))
+            seen = self.validation_seen[start : start + size]
+            loss = self._loss(batch, seen, *self._truth(batch))
             total += loss.item() * len(batch)
         return total / len(self.validation)
 
@@ -209,8 +200,7 @@ class Trainer:
     def _look(self) -> dict[str, list[float]]:
         """One profile of the validation, always the same one, and what the network makes of it."""
         truth = self.validation[:1]
-        compressed = compress(self.validation_measured[:1])
-        answer = self.network(compressed, torch.ones_like(compressed, dtype=torch.bool), truth.relative_sigma)
+        answer = self.network(self.validation_seen[:1])
         return {
             "z": self._z.tolist(),
             "sld": self._profile(truth.unit)[0].tolist(),
@@ -250,13 +240,6 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self._draw.generator.set_state(state["generator"])
         self._context.log(f"goes on from the checkpoint at step {self._step} of {self._total}")
-
-
-def _rate(done: float) -> float:
-    if done < _WARM_UP:
-        return (done + 1e-3) / _WARM_UP
-    fall = (done - _WARM_UP) / (1.0 - _WARM_UP)
-    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * fall))
 
 
 def _new_network(params: NrSldParams, parameters: int, seed: int) -> Network:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from guidehall.science.pipeline import InvalidModel, Manifest, field_errors
 
@@ -27,18 +27,15 @@ def read_arguments(kind: type[M], manifest: Manifest) -> M:
         raise InvalidModel(f"{path}: {reason}") from None
 
 
-def load_weights(network: nn.Module, weights: bytes, missing: dict[str, Tensor] | None = None) -> None:
+def load_weights(network: nn.Module, weights: bytes) -> None:
     """Gives a network, which may be without memory of its own, the tensors of a safetensors file.
-
-    Args:
-        missing: tensors that older files do not have.
 
     Raises:
         InvalidModel: they are not those of the network, or of other types.
     """
     expected = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     try:
-        state = (missing or {}) | safetensors.torch.load(weights)
+        state = safetensors.torch.load(weights)
         network.load_state_dict(state, assign=True)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise InvalidModel("weights: they are not those of this architecture and these arguments") from error

@@ -221,6 +221,25 @@ def test_cancel_leaves_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path, schedule: str) -> None:
+    settings = CnnTraining(epochs=4, batch_size=8, learning_rate=0.01, precision="float32", schedule=schedule)
+    trainer = trainer_of(
+        Cnn(CnnShape(2, 8, 5, 24, 20)), settings, random_curves(40), Split.of(40, 0.1, 1), tmp_path
+    )
+    rates = []
+    for _ in range(16):
+        trainer.loop.train_step(torch.arange(8))
+        rates.append(trainer.loop._optimiser.param_groups[0]["lr"])
+    if schedule == "constant":
+        assert rates == [0.01] * 16
+    else:
+        assert rates[0] < 0.001
+        assert max(rates) == pytest.approx(0.01, rel=0.02)
+        assert rates[1:] == sorted(rates[1:], reverse=True)
+        assert rates[-1] < 0.001
+
+
 def test_patience_ends_it_with_the_best(tmp_path: Path) -> None:
     curves = random_curves(40)
     split = Split.of(40, 0.1, 1)

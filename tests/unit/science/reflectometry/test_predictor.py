@@ -87,6 +87,23 @@ def test_given_resolution_is_used(model: PhysicalPredictor) -> None:
     assert np.abs(np.diff(np.log10(sharp))).sum() > 1.2 * np.abs(np.diff(np.log10(blurred))).sum()
 
 
+def test_given_errors_are_used(model: PhysicalPredictor) -> None:
+    """Of two curves with the same points, the network trusts the one that was measured longer."""
+    q = np.geomspace(0.01, 0.2, 60)
+    values, clean = curves(model, q, 200)
+    dr = np.sqrt((0.02 * clean) ** 2 + clean / 1e5).astype(np.float32)
+    r = clean + dr * np.random.default_rng(2).standard_normal(clean.shape).astype(np.float32)
+    told, untold, wrong = (
+        model.predict({"q": q[None].astype(np.float32), "reflectivity": r, **errors})["parameters"]
+        for errors in ({"error": dr}, {}, {"error": np.full_like(r, 1e-12)})
+    )
+    spread = values.std(0)
+    miss_told, miss_untold, miss_wrong = (
+        float((np.abs(answer - values) / spread).mean()) for answer in (told, untold, wrong)
+    )
+    assert miss_told < miss_untold < miss_wrong
+
+
 def test_points_that_are_not_positive_are_kept(model: PhysicalPredictor) -> None:
     q = np.geomspace(0.01, 0.2, 60)
     _, r = curves(model, q, 1)
@@ -117,6 +134,11 @@ def wrong_inputs() -> list[tuple[dict[str, Any], str]]:
         ({"q": q, "reflectivity": put(r, 7, nan)}, r"inputs\.reflectivity\[0\]\[7\]: got nan"),
         ({"q": q, "reflectivity": put(r, 7, np.inf)}, r"inputs\.reflectivity\[0\]\[7\]: got inf"),
         ({"q": q, "reflectivity": r, "resolution": q}, r"inputs\.resolution\[0\]\[0\]"),
+        (
+            {"q": q, "reflectivity": r, "error": put(r, 2, 0)},
+            r"inputs\.error\[0\]\[2\]: got 0\.0; must be pos",
+        ),
+        ({"q": q, "reflectivity": r, "error": put(r, 2, nan)}, r"inputs\.error\[0\]\[2\]: got nan"),
         ({"q": np.full_like(q, nan), "reflectivity": r}, "at least two points"),
         ({"q": q * 5, "reflectivity": r}, r"inputs\.q: got .* % covered in row 0; the model needs half"),
     ]
@@ -207,7 +229,7 @@ def test_compression_is_log10_above_the_floor_and_smooth_through_zero() -> None:
 def test_resampling_on_the_own_grid_changes_nothing() -> None:
     grid = torch.logspace(-2, -0.7, 40, dtype=torch.float64)
     r = torch.rand(2, 40, dtype=torch.float64) + 0.1
-    value, known = resample(grid.expand(2, -1), r, grid)
+    (value,), known = resample(grid.expand(2, -1), compress(r)[None], grid)
     assert bool(known.all())
     torch.testing.assert_close(value, compress(r))
 
@@ -215,6 +237,6 @@ def test_resampling_on_the_own_grid_changes_nothing() -> None:
 def test_resampling_marks_what_was_not_measured() -> None:
     grid = torch.logspace(-2, -0.7, 40, dtype=torch.float64)
     q = grid[10:30].expand(1, -1)
-    value, known = resample(q, torch.ones_like(q), grid)
+    (value,), known = resample(q, torch.ones(1, *q.shape), grid)
     assert known[0].tolist() == [10 <= i < 30 for i in range(40)]
     assert float(value[~known].abs().max()) == 0.0
