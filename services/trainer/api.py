@@ -82,7 +82,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
         bus = None
         if settings.nats.url is not None:
-            bus = await EventBus.connect(settings.nats, SERVICE)
+            bus = await EventBus.connect(settings.nats, SERVICE, owns_streams=True)
             stack.push_async_callback(bus.close)
 
         database = Database(engine, Wakes())
@@ -108,9 +108,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             stack.callback(owners.close)
             relay = settings.relay
             # Of its own: a webhook that does not answer holds up nobody else.
-            patient = relay.model_copy(
-                update={"retry_longest_seconds": settings.notify.retry_longest_seconds}
-            )
+            patient = settings.notify.relay(relay)
             tasks.create_task(Relay(database, owners.tellers(), patient, relay.leisure_seconds).run())
             # Somebody waits for a result; the others have heard by themselves of what the bus is told.
             leisurely = {**BusTellers(database, bus).tellers(), **storage.deeds()}
@@ -146,7 +144,7 @@ def _services(
         Batches(submissions, settings.jobs),
         Retries(database, submissions),
         Jobs(database, queues),
-        Control(database, journal, queues, settings),
+        Control(database, journal, choosing, queues, settings),
         Watching(database, settings.watch),
         workers_table,
     )

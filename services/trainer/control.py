@@ -29,6 +29,7 @@ from services.trainer.lifecycle import (
     StopRequested,
 )
 from services.trainer.notifications import Target, check_targets
+from services.trainer.pools import Pools
 from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job
 from services.trainer.scheduler import NORMAL_PRIORITY, moved_rank
@@ -74,10 +75,16 @@ class Control:
     """Changes to jobs, for owners and operators."""
 
     def __init__(
-        self, database: Database, journal: Journal, queues: Queues, settings: TrainerSettings
+        self,
+        database: Database,
+        journal: Journal,
+        pools: Pools,
+        queues: Queues,
+        settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._journal = journal
+        self._pools = pools
         self._queues = queues
         self._settings = settings.jobs
         self._notify = settings.notify
@@ -88,14 +95,16 @@ class Control:
         Raises:
             NotFound: the caller sees no job of this name.
             FailedPrecondition: the job is not in a state for it.
+            ResourceExhausted: it would wait, and its owner has too many that do.
         """
         async with self._database.unit() as unit:
             job = await lock_visible(unit, principal, name)
+            if job.state is State.PAUSED and method == "ResumeJob":
+                await self._pools.require_room(unit.connection, principal, job.owner, job.pool)
             after = await self._journal.apply(unit, job, WISHES[method])
             if after is not job:
                 audit(unit, principal, method, name, etag_before=job.etag, etag_after=after.etag)
-        async with self._database.statements() as connection:
-            return await self._queues.see(connection, after)
+        return (await self._queues.see_stored(self._database, [after]))[0]
 
     async def update(self, principal: Principal, name: str, etag: str, change: Update) -> Seen:
         """Changes some fields; harmless to repeat.
@@ -117,8 +126,7 @@ class Control:
                 after = await append(unit, job, [], values)
                 audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-        async with self._database.statements() as connection:
-            return await self._queues.see(connection, job)
+        return (await self._queues.see_stored(self._database, [job]))[0]
 
     def _changes(self, change: Update) -> dict[str, Any]:
         """The columns that an update sets, checked."""
@@ -224,6 +232,7 @@ class Control:
             NotFound: there is none, or it is another's: nobody learns which.
             FailedPrecondition: it is another's, and the caller may see it.
             PermissionDenied: a guest cannot own a job.
+            ResourceExhausted: it waits, and the caller has too many that do.
         """
         owner = owner_for(principal)
         if not owner:
@@ -234,11 +243,12 @@ class Control:
                 require_visible(principal, None if job is None or job.name != name else job.owner, name)
                 raise FailedPrecondition(f"{name} has an owner", reason="JOB_OWNED")
             if job.owner == "":
+                if job.state is State.QUEUED:
+                    await self._pools.require_room(unit.connection, principal, owner, job.pool)
                 after = await append(unit, job, [], {"owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
-        async with self._database.statements() as connection:
-            return await self._queues.see(connection, job)
+        return (await self._queues.see_stored(self._database, [job]))[0]
 
 
 def _require_etag(given: str, job: Job) -> None:

@@ -164,13 +164,18 @@ class Database:
         Raises:
             Unavailable: the database cannot be reached.
         """
-        async with transaction(self._engine) as connection:
-            unit = Unit(connection, self._sender)
-            yield unit
-            await unit.flush()
-        # The relay of this process tells what was sent; those of others need not be woken for it.
-        for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
-            self.wakes.ring(topic, deaf)
+        unit = None
+        try:
+            async with transaction(self._engine) as connection:
+                unit = Unit(connection, self._sender)
+                yield unit
+                await unit.flush()
+        finally:
+            # Also when it is not known whether that was committed: who is woken for nothing waits on.
+            # The relay of this process tells what was sent; those of others need not be woken for it.
+            if unit is not None:
+                for topic in (*unit.topics, *map(outbox_topic, unit.sent)):
+                    self.wakes.ring(topic, deaf)
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[AsyncConnection]:

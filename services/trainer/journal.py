@@ -86,29 +86,35 @@ class Journal:
     def __init__(self, settings: LeaseSettings) -> None:
         self._settings = settings
 
-    async def submit(self, unit: Unit, values: dict[str, Any], max_attempts: int) -> Job:
-        """Stores a new job.
+    async def submit(self, unit: Unit, new: Sequence[tuple[dict[str, Any], int]]) -> list[Job]:
+        """Stores new jobs.
 
         Args:
             unit: the transaction.
-            values: the columns that the lifecycle does not set.
-            max_attempts: how often it may be tried.
+            new: of each the columns that the lifecycle does not set, with its `head_start` in the queue, and
+                how often it may be tried.
         """
-        facts, effects = transition(None, Submitted(max_attempts))
-        columns = {
-            "state": facts.state.value,
-            "desired": facts.desired.value,
-            "lease_epoch": facts.lease_epoch,
-            "attempt_count": facts.attempt_count,
-            "max_attempts": facts.max_attempts,
-            "last_seq": 1,
-        }
-        statement = insert(jobs).values(values | columns).returning(*jobs.c)
-        job = Job.of((await unit.connection.execute(statement)).mappings().one())
-        unit.append_events(job.id, 0, [_state_note(job, facts, NOTHING)])
-        for effect in effects:
-            await self._carry_out(unit, job, effect, NOTHING)
-        return job
+        decided = [(values, *transition(None, Submitted(max_attempts))) for values, max_attempts in new]
+        rows = [
+            values
+            | {
+                "state": facts.state.value,
+                "desired": facts.desired.value,
+                "lease_epoch": facts.lease_epoch,
+                "attempt_count": facts.attempt_count,
+                "max_attempts": facts.max_attempts,
+                "last_seq": 1,
+            }
+            for values, facts, _ in decided
+        ]
+        stored = (await unit.connection.execute(_INSERT, rows)).mappings()
+        by_id = {row["id"]: Job.of(row) for row in stored}
+        made = [by_id[values["id"]] for values, _, _ in decided]
+        for job, (_, facts, effects) in zip(made, decided, strict=True):
+            unit.append_events(job.id, 0, [_state_note(job, facts, NOTHING)])
+            for effect in effects:
+                await self._carry_out(unit, job, effect, NOTHING)
+        return made
 
     async def apply(self, unit: Unit, job: Job, event: Event, cause: Cause = NOTHING) -> Job:
         """Carries out what `event` does to a job that the transaction has locked.
@@ -213,7 +219,13 @@ async def append(unit: Unit, job: Job, notes: Sequence[Note], values: dict[str, 
         f"new_{name}": timedelta(seconds=value.seconds) if isinstance(value, FromNow) else value
         for name, value in changes.items()
     }
-    after = Job.of((await unit.connection.execute(statement, {"job_id": job.id, **new})).mappings().one())
+    now = (await unit.connection.execute(statement, {"job_id": job.id, **new})).scalar_one()
+    after = job.changed(
+        {
+            name: now + timedelta(seconds=value.seconds) if isinstance(value, FromNow) else value
+            for name, value in changes.items()
+        }
+    )
     unit.append_events(job.id, job.last_seq, notes)
     unit.wake(job_topic(job.id))
     if after.complete and not job.complete:
@@ -234,11 +246,18 @@ def _change(columns: tuple[tuple[str, bool], ...]) -> ReturningUpdate[Any]:
             values[name] = func.now() + bindparam(f"new_{name}", type_=Interval)
         else:
             values[name] = bindparam(f"new_{name}", type_=jobs.c[name].type)
-    return update(jobs).where(jobs.c.id == bindparam("job_id")).values(values).returning(*jobs.c)
+    return update(jobs).where(jobs.c.id == bindparam("job_id")).values(values).returning(func.now())
+
+
+_INSERT = (
+    insert(jobs).values(queue_rank=func.now() - bindparam("head_start", type_=Interval)).returning(*jobs.c)
+)
 
 
 def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
-    """Says that work waits in a pool, now or after a while."""
+    """Says that work waits in a pool, now or after a while; once in a transaction is enough for now."""
+    if not delay_seconds and pool_topic(pool) in unit.topics:
+        return
     unit.send("doorbell", pool, {"wake": bool(delay_seconds)}, delay_seconds)
     if not delay_seconds:
         unit.wake(pool_topic(pool))

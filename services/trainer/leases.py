@@ -30,7 +30,7 @@ from services.trainer.lifecycle import (
     State,
 )
 from services.trainer.records import Checkpoint, Job, Worker
-from services.trainer.scheduler import next_job
+from services.trainer.scheduler import lock_pool, next_job
 from services.trainer.settings import TrainerSettings
 from services.trainer.tables import attempts, jobs, worker_credentials, workers
 from services.trainer.wakes import Ear, pool_topic
@@ -188,6 +188,7 @@ class Leases:
         self._issuer = issuer
         self._trainer_settings = settings
         self._settings = settings.lease
+        self._looking: dict[str, asyncio.Lock] = {}
 
     async def lease(
         self, principal: Principal, worker: str, wait_seconds: float
@@ -199,16 +200,21 @@ class Leases:
         Raises:
             NotFound: the worker has to register.
             Unauthenticated: its credential was revoked.
+            Aborted: another request of the worker's was answered meanwhile.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._longest_wait(wait_seconds)
+        first = True
         with self._database.wakes.listening(pool_topic(principal.pool or "")) as ear:
             while True:
                 ear.clear()
-                grant = await self._grant(principal, worker)
+                # Of those who are woken one looks at a time: the others would hold connections meanwhile.
+                async with self._looking.setdefault(principal.pool or "", asyncio.Lock()):
+                    grant = await self._grant(principal, worker, first)
                 if isinstance(grant, Grant):
                     given(grant)
                     return grant
+                first = False
                 remaining = give_up - loop.time()
                 if remaining <= 0 or self._database.wakes.closed:
                     return grant
@@ -219,26 +225,40 @@ class Leases:
         longest = min(wait_seconds, self._settings.max_wait_seconds)
         return longest if deadline is None else min(longest, deadline - _ANSWER_SECONDS)
 
-    async def _grant(self, principal: Principal, name: str) -> Grant | OutOfService | None:
+    async def _grant(self, principal: Principal, name: str, first: bool) -> Grant | OutOfService | None:
+        async with self._database.unit() as unit:
+            asking = await self._workers.asking(unit.connection, principal, name)
+            if asking.holds_job:
+                if not first:
+                    # It hung up on this request unheard, and made another one, with which it got a job.
+                    raise Aborted(f"{name} holds a job, which another request gave it")
+                await self._take_back(unit, asking.worker.id)
+                await lock_pool(unit.connection, asking.worker.pool)
+            return await self._give(unit, asking.worker)
+
+    async def leave(self, principal: Principal, name: str) -> None:
+        """A worker stops and wants no job: what a request that it gave up was given for it, goes back.
+
+        Raises:
+            NotFound, Unauthenticated: as `lease`.
+        """
         async with self._database.unit() as unit:
             worker = await self._workers.find(unit.connection, principal, name)
+            # That request is committed by now, or has not chosen a job and is over.
+            await lock_pool(unit.connection, worker.pool)
             await self._take_back(unit, worker.id)
-            return await self._give(unit, worker)
 
     async def give_next(self, unit: Unit, held: Held) -> Grant | None:
         """The next job for the worker whose attempt at another ends in the same transaction.
 
         Call `given` when that is committed.
         """
-        worker = await self._workers.get(unit.connection, held.worker_id)
-        if held.finished:
-            # It did not hear the first answer, with which it may have been given one.
-            await self._take_back(unit, worker.id)
+        worker = await self._workers.next_in_line(unit.connection, held.worker_id)
         grant = await self._give(unit, worker)
         return grant if isinstance(grant, Grant) else None
 
     async def _give(self, unit: Unit, worker: Worker) -> Grant | OutOfService | None:
-        """The next job for a worker that has none."""
+        """The next job for a worker that has none, in a pool that is locked."""
         unit.see(worker.id)
         if worker.out_of_service:
             return OutOfService()

@@ -110,6 +110,9 @@ class Relay:
         self._settings = settings
         self._pace_seconds = pace_seconds
         self._at_once = asyncio.Semaphore(settings.parallel)
+        # Being told for longer than a round, and how many messages those are.
+        self._slow: set[asyncio.Task[None]] = set()
+        self._slow_messages = 0
         # Kinds that failed last, so that an outage is logged once.
         self._failing: set[str] = set()
 
@@ -135,30 +138,36 @@ class Relay:
         Returns:
             Seconds until something will be, as far as is known now.
         """
-        messages, pause = await self._claim()
+        room = self._settings.batch - self._slow_messages
+        if room <= 0:
+            await asyncio.wait(self._slow, return_when=asyncio.FIRST_COMPLETED)
+            return 0.0
+        messages, pause = await self._claim(room)
         if messages:
             fault_point("trainer.outbox.claimed")
-        telling = {tasks.create_task(self._tell(group)) for group in self._groups(messages)}
+        telling = {tasks.create_task(self._tell(group)): len(group) for group in self._groups(messages)}
         if telling:
             told, slow = await asyncio.wait(telling, timeout=self._settings.patience_seconds)
             # One that takes long does not hold up what comes after it.
             for task in slow:
-                tasks.create_task(self._settle_later(task))
+                later = tasks.create_task(self._settle_later(task, telling[task]))
+                self._slow.add(later)
+                later.add_done_callback(self._slow.discard)
             await self._settle([task.result() for task in told])
         return pause
 
-    async def _claim(self) -> tuple[list[Message], float]:
+    async def _claim(self, most: int) -> tuple[list[Message], float]:
         """What is due, taken for a while, and how long it is until more will be."""
         settings = self._settings
         values = {
             "claim_seconds": settings.claim_seconds,
             "kinds": list(self._tellers),
-            "batch": settings.batch,
+            "batch": most,
         }
         async with self._database.statements() as connection:
             rows = (await connection.execute(_CLAIM, values)).all()
         messages = [Message(*row[:-1]) for row in rows if row.id is not None]
-        if len(messages) == settings.batch:
+        if len(messages) == most:
             return messages, 0.0
         wait = rows[0].wait_seconds
         return messages, settings.idle_seconds if wait is None else min(wait, settings.idle_seconds)
@@ -172,25 +181,28 @@ class Relay:
 
     async def _tell(self, messages: Sequence[Message]) -> _Told:
         kind = messages[0].kind
-        async with self._at_once:
-            try:
-                async with asyncio.timeout(self._settings.call_seconds):
-                    await self._tellers[kind].tell(messages)
-            except AppError as error:
-                return _Told(messages, f"{error.code.name}: {error.message}")
-            except TimeoutError:
-                return _Told(messages, "took too long")
-            except Exception as error:
-                # Whatever is wrong with these, the others have to be told.
-                logger.exception("cannot tell messages of kind %s", kind)
-                return _Told(messages, type(error).__name__)
+        try:
+            # The wait for its turn counts: a claim does not last for ever.
+            async with asyncio.timeout(self._settings.call_seconds), self._at_once:
+                await self._tellers[kind].tell(messages)
+        except AppError as error:
+            return _Told(messages, f"{error.code.name}: {error.message}")
+        except TimeoutError:
+            return _Told(messages, "took too long")
+        except Exception as error:
+            # Whatever is wrong with these, the others have to be told.
+            logger.exception("cannot tell messages of kind %s", kind)
+            return _Told(messages, type(error).__name__)
         return _Told(messages, None)
 
-    async def _settle_later(self, task: asyncio.Task[_Told]) -> None:
+    async def _settle_later(self, task: asyncio.Task[_Told], messages: int) -> None:
+        self._slow_messages += messages
         try:
             await self._settle([await task])
         except AppError:
             logger.debug("the database is away: told again when the claim runs out")
+        finally:
+            self._slow_messages -= messages
 
     async def _settle(self, told: Sequence[_Told]) -> None:
         """Drops what was told and puts off what was not."""

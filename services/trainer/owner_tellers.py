@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 
-from guidehall.core.errors import AppError, InvalidArgument, Unavailable
+from guidehall.core.errors import InvalidArgument, Unavailable
 from services.trainer.documents import Document
 from services.trainer.notifications import check_targets
 from services.trainer.origins import port_of
@@ -64,24 +64,29 @@ class OwnerTellers:
         """
         for end in ends:
             target = end.payload["target"]
+            age = datetime.now(UTC) - datetime.fromisoformat(end.payload["since"])
+            late = age.total_seconds() >= self._settings.give_up_seconds
+            if late and end.tries > 1:
+                # Whatever kept the tries before from an answer.
+                self._give_up(end, "it takes too long")
+                continue
             try:
                 # What was allowed when the job was submitted need not be so any more.
                 check_targets([target], self._settings)
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._threads, partial(self._tell, target, end))
             except InvalidArgument as error:
-                self._give_up(end, error)
+                self._give_up(end, error.message)
             except Unavailable as error:
-                age = datetime.now(UTC) - datetime.fromisoformat(end.payload["since"])
-                if age.total_seconds() < self._settings.give_up_seconds:
+                if not late:
                     raise
-                self._give_up(end, error)
+                self._give_up(end, error.message)
 
-    def _give_up(self, end: Message, error: AppError) -> None:
+    def _give_up(self, end: Message, problem: str) -> None:
         (kind,) = end.payload["target"]
         _GIVEN_UP.labels(kind).inc()
         job = end.payload["event"]["job"]
-        logger.warning("nobody is told that %s has ended: after %d tries: %s", job, end.tries, error.message)
+        logger.warning("nobody is told that %s has ended: after %d tries: %s", job, end.tries, problem)
 
     def _tell(self, target: Mapping[str, str], end: Message) -> None:
         try:

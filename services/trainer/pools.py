@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.auth import Principal
@@ -89,6 +89,8 @@ class Pools:
         most = most_queued(self._settings.pool(pool), principal, owner)
         if not most:
             return
+        # Nobody counts while another adds to what is counted: locked a statement before the one that counts.
+        await connection.execute(_LOCK_ROOM, {"place": f"{pool} {owner}"})
         waiting = (jobs.c.state == State.QUEUED.value) & (jobs.c.pool == pool) & (jobs.c.owner == owner)
         # Counted no further than it matters.
         some = select(jobs.c.id).where(waiting).limit(most).subquery()
@@ -102,6 +104,9 @@ class Pools:
                 metadata={"pool": pool, "limit": str(most), "queued": str(queued)},
                 violations=[Violation(f"owner:{owner}", problem)],
             )
+
+
+_LOCK_ROOM = text("SELECT pg_advisory_xact_lock(hashtextextended('guidehall room ' || :place, 0))")
 
 
 def choose_pool(classes: Collection[str], pools: Mapping[str, str], able: Collection[str]) -> str | None:

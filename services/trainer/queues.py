@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from guidehall.core.errors import Unavailable
 from services.trainer.checkpoints import newest_checkpoints
+from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.estimates import (
     MOST_PLAYED,
@@ -107,6 +109,14 @@ class Queues:
     async def see(self, connection: AsyncConnection, job: Job) -> Seen:
         """One job and where it stands."""
         return (await self.see_all(connection, [job]))[0]
+
+    async def see_stored(self, database: Database, stored: Sequence[Job]) -> list[Seen]:
+        """Jobs that were just changed: they are also when it cannot be told where they stand."""
+        try:
+            async with database.statements() as connection:
+                return await self.see_all(connection, stored)
+        except Unavailable:
+            return [Seen(job, -1) for job in stored]
 
     async def see_all(self, connection: AsyncConnection, listed: Sequence[Job]) -> list[Seen]:
         """Jobs and where they stand, in the order given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -65,14 +65,12 @@ class Job:
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Job:
         """The job in a row that has at least the columns of `jobs`."""
-        values = {name: row[name] for name in cls.__dataclass_fields__}
-        reason = values["end_reason"]
-        values |= {
-            "state": State(values["state"]),
-            "desired": Desired(values["desired"]),
-            "end_reason": None if reason is None else EndReason(reason),
-        }
-        return cls(**values)
+        return cls(**_typed({name: row[name] for name in cls.__dataclass_fields__}))
+
+    def changed(self, columns: Mapping[str, Any]) -> Job:
+        """The job after some columns of its row were set."""
+        known = {name: value for name, value in columns.items() if name in self.__dataclass_fields__}
+        return replace(self, **_typed(known))
 
     @property
     def name(self) -> str:
@@ -99,6 +97,12 @@ class Job:
             self.attempt_count,
             self.max_attempts,
         )
+
+
+def _typed(values: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a job, with words for what the lifecycle knows."""
+    kinds = {"state": State, "desired": Desired, "end_reason": EndReason}
+    return values | {name: kind(values[name]) for name, kind in kinds.items() if values.get(name) is not None}
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,9 @@ class Reports:
             if not found.finished:
                 # The lifecycle refuses an attempt that does not hold the job.
                 job = await self._journal.apply(unit, job, event, cause)
-            grant = await self._leases.give_next(unit, found) if lease_next else None
+            # A report that comes again may be an old one: what the worker has now must stay its own.
+            more = lease_next and not found.finished
+            grant = await self._leases.give_next(unit, found) if more else None
             fault_point("trainer.finish.stored")
         fault_point("trainer.finish.committed")
         if grant is not None:

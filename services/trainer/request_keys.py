@@ -32,6 +32,8 @@ class RequestKey:
         Raises:
             InvalidArgument: the content holds what JSON cannot; by its path.
         """
+        if not request_id:
+            return cls("", "", "")
         held = {name: plain(value, name) for name, value in content.items()}
         return cls(f"{principal.kind}:{principal.subject}", request_id, digest(held))
 

@@ -17,13 +17,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, func, text
+from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.trainer.journal import seconds
 from services.trainer.records import Job, Worker
 from services.trainer.settings import PoolSettings, TrainerSettings
 from services.trainer.tables import jobs
@@ -33,21 +31,21 @@ NORMAL_PRIORITY, HIGHEST_PRIORITY = 2, 3
 GROUP_PREFIX = "group:"
 
 
-def queue_rank(priority: int, ageing_seconds: float) -> Any:
-    """The place of a job that is submitted now."""
-    return func.now() - seconds((priority - NORMAL_PRIORITY) * ageing_seconds)
+def head_start(priority: int, ageing_seconds: float) -> timedelta:
+    """How far a job's place is moved back from the time of its submission."""
+    return timedelta(seconds=(priority - NORMAL_PRIORITY) * ageing_seconds)
 
 
 def moved_rank(job: Job, priority: int, ageing_seconds: float) -> datetime:
     """The place of a job that waits when its priority is changed: as if it had had it from the start."""
-    return job.queue_rank - timedelta(seconds=(priority - job.priority) * ageing_seconds)
+    gained = head_start(priority, ageing_seconds) - head_start(job.priority, ageing_seconds)
+    return job.queue_rank - gained
 
 
 async def next_job(connection: AsyncConnection, worker: Worker, settings: TrainerSettings) -> Job | None:
     """The first job that `worker` can run and whose owner may have one more, locked.
 
-    Leases of one pool wait for each other here: otherwise two at a time could both take the last one that an
-    owner may have. A job that something else has locked, such as a cancel, is passed over.
+    The pool must be locked. A job that something else has locked, such as a cancel, is passed over.
     """
     pool = settings.pool(worker.pool)
     memory = worker.capabilities.get("device_memory_bytes") or worker.capabilities.get("memory_bytes") or 0
@@ -60,13 +58,21 @@ async def next_job(connection: AsyncConnection, worker: Worker, settings: Traine
         "group_cap": pool.max_running_per_group,
         "caps": pool.max_running,
     }
-    # A statement of its own: the next one must see what the lease before has committed.
-    await connection.execute(_LOCK, {"pool": worker.pool})
     row = (await connection.execute(NEXT_JOB, values)).mappings().first()
     return None if row is None else Job.of(row)
 
 
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('guidehall lease ' || :pool, 0))")
+async def lock_pool(connection: AsyncConnection, pool: str) -> None:
+    """Makes leases of one pool wait for each other: two could both take the last job that an owner may have.
+
+    A statement before the one that chooses, which must see what the lease before has committed. Comes after
+    locks on jobs that are held.
+    """
+    await connection.execute(_LOCK, {"pool": pool})
+
+
+LOCK_POOL = "pg_advisory_xact_lock(hashtextextended('guidehall lease ' || {pool}, 0))"
+_LOCK = text(f"SELECT {LOCK_POOL.format(pool=':pool')}")
 # Owners are found by skipping from one to the next in jobs_owner_queue_idx, and of each only its first jobs
 # are looked at: however many wait, few rows are read. Two of each, for the first may be locked by a cancel.
 # CASE hides from the planner how few it would expect to meet the conditions: it would rather read all of an

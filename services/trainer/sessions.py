@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from guidehall.core.auth import Principal
-from guidehall.core.errors import InvalidArgument
+from guidehall.core.errors import InvalidArgument, Unavailable
 from services.trainer.leases import Leases, job_id_of
 from services.trainer.lifecycle import Desired, StaleEpoch
 from services.trainer.records import Note
@@ -88,7 +88,7 @@ class Sessions:
         Raises:
             InvalidArgument: the first message is no hello, a later one is, or a batch leaves a gap.
             NotFound: no such job in the worker's pool.
-            Unavailable: the database is away, or this server is about to stop: connect again.
+            Unavailable: the database is away, this server is about to stop, or no hello came: connect again.
         """
         hello = await self._hello(incoming)
         with self._wakes.listening(job_topic(job_id_of(hello.job))) as ear:
@@ -104,7 +104,8 @@ class Sessions:
             async with asyncio.timeout(self._settings.hello_seconds):
                 first = await anext(incoming, None)
         except TimeoutError:
-            first = None
+            # A worker that was held up for so long may still hold its job.
+            raise Unavailable("no hello came in time", reason="NO_HELLO", retry_after_seconds=0.0) from None
         if not isinstance(first, Hello):
             raise InvalidArgument.field("message", type(first).__name__, "a hello, first and once")
         return first
@@ -138,6 +139,10 @@ class Sessions:
                         asked = loop.time()
                         standing = await self._leases.heartbeat(principal, job, epoch)
                         lease_end = asked + standing.lease_seconds
+                        # Whoever wished it may have gone before anybody was rung.
+                        if standing.desired is not wish:
+                            wish = standing.desired
+                            yield Wish(wish)
                     case Begun():
                         await self._leases.started(principal, job, epoch, ear)
                     case Batch(first, notes):

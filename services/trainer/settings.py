@@ -233,6 +233,10 @@ class WatchSettings(_Group):
     )
 
 
+# Name, connection, greeting, TLS, log-in (two), sender, recipient, text (two), and one more.
+_STEPS_OF_A_MAIL = 11
+
+
 class NotifySettings(_Group):
     """Telling owners that a job has ended. Neither webhooks nor e-mail unless an operator says where to."""
 
@@ -252,6 +256,17 @@ class NotifySettings(_Group):
     parallel: int = Field(8, ge=1)
     retry_longest_seconds: float = Field(600.0, gt=0, description="longest wait before another try")
     give_up_seconds: float = Field(86_400.0, gt=0)
+
+    def relay(self, usual: RelaySettings) -> RelaySettings:
+        """That of owners: a thread cannot be stopped, so each try may take as long as a mail can."""
+        longest = _STEPS_OF_A_MAIL * self.call_seconds
+        return usual.model_copy(
+            update={
+                "retry_longest_seconds": self.retry_longest_seconds,
+                "call_seconds": longest,
+                "claim_seconds": longest + usual.claim_seconds,
+            }
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

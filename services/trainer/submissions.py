@@ -29,7 +29,7 @@ from services.trainer.pools import Pools
 from services.trainer.queues import Queues, Seen
 from services.trainer.records import Job
 from services.trainer.request_keys import RequestKey
-from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, queue_rank
+from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, head_start
 from services.trainer.settings import TrainerSettings
 
 LONGEST_DISPLAY_NAME = 80
@@ -152,8 +152,7 @@ class Submissions:
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
         # Afterwards: workers need not wait for what is only told.
-        async with self._database.statements() as connection:
-            return await self._queues.see_all(connection, made)
+        return await self._queues.see_stored(self._database, made)
 
     async def rehearse(self, principal: Principal, new: Sequence[NewJob]) -> list[Seen]:
         """The jobs as they would be; nothing is stored.
@@ -163,7 +162,8 @@ class Submissions:
         """
         async with self._database.rehearsal() as connection:
             made = await self._take_in(Unit(connection, ""), principal, new)
-            return await self._queues.see_all(connection, made)
+            # Nobody else may see a queue with what is never stored.
+            return await Queues(self._all_settings).see_all(connection, made)
 
     async def prepare(
         self, principal: Principal, submission: Submission, pinned: dict[str, str] | None = None
@@ -219,7 +219,7 @@ class Submissions:
             "priority": priority,
             "memory_hint_bytes": submission.memory_hint_bytes,
             "timeout_seconds": submission.timeout_seconds or self._all_settings.default_timeout_seconds(pool),
-            "queue_rank": queue_rank(priority, self._settings.ageing_seconds),
+            "head_start": head_start(priority, self._settings.ageing_seconds),
             "notifications": [dict(target) for target in submission.notifications],
         }
         return NewJob(values, submission.max_attempts or self._settings.default_max_attempts)
@@ -227,9 +227,10 @@ class Submissions:
     async def _take_in(self, unit: Unit, principal: Principal, new: Sequence[NewJob]) -> list[Job]:
         """Stores jobs if their owners may have so many more waiting."""
         places = Counted((item.values["owner"], item.values["pool"]) for item in new)
-        for (owner, pool), count in places.items():
+        # In one order, so that two of many do not wait for each other.
+        for (owner, pool), count in sorted(places.items()):
             await self._pools.require_room(unit.connection, principal, owner, pool, count)
-        return [await self._journal.submit(unit, item.values, item.max_attempts) for item in new]
+        return await self._journal.submit(unit, [(item.values, item.max_attempts) for item in new])
 
     def _check_fields(self, submission: Submission) -> None:
         settings = self._settings

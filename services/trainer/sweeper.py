@@ -24,22 +24,17 @@ from services.trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-# One ring for each job that waits while a worker idles: no more than there are of either.
+# Pools in which a job waits while a worker idles.
 _UNHEARD = text(
     """
-    WITH waiting AS (
-        SELECT pool, count(*) AS jobs FROM trainer.jobs
-        WHERE state = 'QUEUED'
-            AND coalesce(not_before, update_time) < now() - make_interval(secs => :wait_seconds)
-        GROUP BY pool
-    ), idle AS (
-        SELECT w.pool, count(*) AS workers FROM trainer.workers w
-        LEFT JOIN trainer.jobs j ON j.worker_id = w.id AND j.state IN ('LEASED', 'RUNNING')
-        WHERE j.id IS NULL AND w.last_seen_time >= now() - make_interval(secs => :lost_seconds)
-            AND w.drain_time IS NULL AND w.quarantine_time IS NULL
-        GROUP BY w.pool
-    )
-    SELECT pool, least(jobs, workers) AS rings FROM waiting JOIN idle USING (pool)
+    SELECT DISTINCT w.pool FROM trainer.workers w
+    WHERE w.last_seen_time >= now() - make_interval(secs => :lost_seconds)
+        AND w.drain_time IS NULL AND w.quarantine_time IS NULL
+        AND NOT EXISTS (
+            SELECT FROM trainer.jobs WHERE worker_id = w.id AND state IN ('LEASED', 'RUNNING'))
+        AND EXISTS (
+            SELECT FROM trainer.jobs WHERE pool = w.pool AND state = 'QUEUED'
+                AND coalesce(not_before, update_time) < now() - make_interval(secs => :wait_seconds))
     """
 )
 _JOBS = Gauge("guidehall_jobs", "Jobs that have not ended", ["pool", "state"])
@@ -129,12 +124,14 @@ class Sweeper:
             mine = await unit.connection.execute(select(func.pg_try_advisory_xact_lock(_RING_LOCK)))
             if not mine.scalar_one():
                 return
-            for row in await unit.connection.execute(_UNHEARD, values):
-                for _ in range(row.rings):
-                    ring(unit, row.pool)
+            for pool in (await unit.connection.execute(_UNHEARD, values)).scalars():
+                ring(unit, pool)
 
     async def measure(self) -> None:
         """Sets the gauges of what waits."""
+        for gauge in (_JOBS, _OLDEST, _WORKERS):
+            # Of pools that are not any more.
+            gauge.clear()
         for pool in await self._workers.pools(self._settings.named_pools, "", _MOST_POOLS):
             _JOBS.labels(pool.name, "queued").set(pool.queued)
             _JOBS.labels(pool.name, "running").set(pool.running)
@@ -150,11 +147,13 @@ class Sweeper:
             _BACKLOG.labels(kind).set(backlog.get(kind, 0))
 
     async def purge(self) -> None:
-        """Drops what has no use any more: old request ids, and job events nobody could be told of."""
+        """Drops what has no use any more: old request ids, and what the bus could not be told for long."""
         requests = request_ids.c.create_time < func.now() - seconds(
             self._settings.jobs.request_id_keep_seconds
         )
-        events = outbox.c.create_time < func.now() - seconds(self._settings.relay.events_keep_seconds)
+        # The database holds the events, and the sweep rings again for jobs that wait.
+        stale = outbox.c.create_time < func.now() - seconds(self._settings.relay.events_keep_seconds)
+        of_bus = outbox.c.kind.in_(["events", "doorbell"]) & (outbox.c.tries > 0)
         async with self._database.unit() as unit:
             await unit.connection.execute(delete(request_ids).where(requests))
-            await unit.connection.execute(delete(outbox).where(events, outbox.c.kind == "events"))
+            await unit.connection.execute(delete(outbox).where(stale, of_bus))

@@ -121,13 +121,19 @@ Index(
 )
 Index("jobs_batch_idx", jobs.c.batch, jobs.c.batch_position, postgresql_where=jobs.c.batch.is_not(None))
 Index("jobs_end_time_idx", jobs.c.end_time, postgresql_where=jobs.c.end_reason.is_not(None))
+# Ended jobs that still have more events than are kept for ever; see retention.py.
+Index(
+    "jobs_whole_past_idx",
+    jobs.c.end_time,
+    postgresql_where=text("end_reason IS NOT NULL AND first_seq < (last_seq - (result IS NOT NULL)::int)"),
+)
+Index("jobs_retried_from_idx", jobs.c.retried_from, postgresql_where=jobs.c.retried_from.is_not(None))
 Index(
     "jobs_pipeline_end_time_idx",
     jobs.c.pipeline,
     jobs.c.end_time,
     postgresql_where=text("state = 'SUCCEEDED'"),
 )
-Index("jobs_lease_until_idx", jobs.c.lease_until, postgresql_where=_held)
 Index("jobs_worker_idx", jobs.c.worker_id, postgresql_where=_held)
 Index("jobs_active_idx", jobs.c.pool, jobs.c.state, postgresql_where=jobs.c.end_reason.is_(None))
 Index("jobs_project_create_time_idx", jobs.c.project, jobs.c.create_time, jobs.c.id)
@@ -213,7 +219,7 @@ outbox = Table(
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("last_error", Text),
     Column("create_time", _Time, nullable=False, server_default=func.now()),
-    Index("outbox_next_time_idx", "next_time", "id"),
+    Index("outbox_kind_next_time_idx", "kind", "next_time", "id"),
 )
 
 worker_credentials = Table(

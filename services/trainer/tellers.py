@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -9,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import grpc
+from prometheus_client import Counter
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -17,7 +19,7 @@ from guidehall.contracts.events.v1 import events_pb2
 from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2
 from guidehall.contracts.results.v1 import staging_pb2, staging_pb2_grpc
 from guidehall.core.bus import EventBus
-from guidehall.core.errors import from_rpc_error
+from guidehall.core.errors import Code, from_rpc_error
 from guidehall.core.faults import fault_point
 from services.trainer import messages
 from services.trainer.database import Database
@@ -26,7 +28,16 @@ from services.trainer.outbox import Message, Teller
 from services.trainer.records import Note, StoredEvent
 from services.trainer.wakes import pool_topic
 
+logger = logging.getLogger(__name__)
+
 SERVICE = "trainer"
+_REFUSED = Counter(
+    "guidehall_promotions_refused", "Attempts to publish a result that storage refused for a lasting reason"
+)
+# Of answers, those that another try may not meet.
+_PASSING = frozenset(
+    {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.CANCELLED}
+)
 # A message of the bus holds at most 1 MiB.
 _MOST_EVENT_BYTES = 512 << 10
 _MOST_EVENTS = 2000
@@ -149,7 +160,12 @@ class StorageTellers:
             try:
                 promoted = await self._staging.Promote(request, timeout=self._call_seconds)
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
+                problem = from_rpc_error(error)
+                if problem.code not in _PASSING:
+                    # Whoever waits for the result waits until somebody has repaired this.
+                    logger.error("storage refuses the outputs of %s: %s", payload["job"], problem.message)
+                    _REFUSED.inc()
+                raise problem from error
             fault_point("trainer.promote.answered")
             await self._published(promotion.subject, promoted.result, list(promoted.model_versions))
 

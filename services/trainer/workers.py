@@ -8,7 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, func, insert, select, text, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -21,6 +38,7 @@ from services.trainer.documents import Document
 from services.trainer.journal import seconds
 from services.trainer.lifecycle import HELD
 from services.trainer.records import Worker
+from services.trainer.scheduler import LOCK_POOL
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import jobs, worker_credentials, workers
 from services.trainer.wakes import job_topic, pool_topic
@@ -56,6 +74,14 @@ class Pool:
     due: int = 0
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A worker that asks for a job, and whether one is held by it already."""
+
+    worker: Worker
+    holds_job: bool
+
+
 class Workers:
     """The table of workers."""
 
@@ -86,16 +112,26 @@ class Workers:
             await require_credential(unit.connection, principal)
             row = None
             if earlier:
-                statement = update(workers).where(self._own(principal, earlier)).values(values)
-                row = (await unit.connection.execute(statement.returning(*workers.c))).mappings().first()
+                statement = update(workers).where(_OWN).values(values).returning(*workers.c)
+                again = self._own(principal, earlier)
+                row = (await unit.connection.execute(statement, again)).mappings().first()
             if row is None:
                 new = insert(workers).values(values | {"id": str(uuid.uuid4())}).returning(*workers.c)
                 row = (await unit.connection.execute(new)).mappings().one()
         return _worker(row)
 
-    async def get(self, connection: AsyncConnection, worker_id: str) -> Worker:
-        """A worker that is known to be there."""
-        return _worker((await connection.execute(_BY_ID, {"worker_id": worker_id})).mappings().one())
+    async def next_in_line(self, connection: AsyncConnection, worker_id: str) -> Worker:
+        """A worker that is known to be there and wants a job; its pool is locked."""
+        return _worker((await connection.execute(_NEXT_IN_LINE, {"worker_id": worker_id})).mappings().one())
+
+    async def asking(self, connection: AsyncConnection, principal: Principal, name: str) -> Asking:
+        """The caller's own worker, which asks for a job; its pool is locked unless it holds one.
+
+        Raises:
+            Unauthenticated, NotFound: as `find`.
+        """
+        row = await self._found(connection, principal, name, _ASKING)
+        return Asking(_worker(row), row["holds_job"])
 
     async def find(self, connection: AsyncConnection, principal: Principal, name: str) -> Worker:
         """The caller's own worker.
@@ -104,28 +140,31 @@ class Workers:
             Unauthenticated: the credential was revoked.
             NotFound: the worker has to register.
         """
-        holds = (worker_credentials.c.id == workers.c.credential_id) & worker_credentials.c.revoke_time.is_(
-            None
-        )
-        statement = select(workers).join(worker_credentials, holds).where(self._own(principal, name))
-        row = (await connection.execute(statement)).mappings().first()
+        return _worker(await self._found(connection, principal, name, _FIND))
+
+    async def _found(
+        self, connection: AsyncConnection, principal: Principal, name: str, statement: Select[Any]
+    ) -> Mapping[Any, Any]:
+        found = await connection.execute(statement, self._own(principal, name))
+        row: Mapping[Any, Any] | None = found.mappings().first()
         if row is None:
             await require_credential(connection, principal)
             raise NotFound(f"{name} is not registered", reason="WORKER_UNKNOWN", metadata={"resource": name})
-        return _worker(row)
+        return row
 
     @staticmethod
-    def _own(principal: Principal, name: str) -> Any:
+    def _own(principal: Principal, name: str) -> dict[str, Any]:
+        """What `_OWN` compares."""
         ids = names.WORKER.parse(name, "worker")
         try:
             worker_id = str(uuid.UUID(ids["worker"]))
         except ValueError:
             raise InvalidArgument.field("worker", name, "a name that Register gave") from None
-        return (
-            (workers.c.id == worker_id)
-            & (workers.c.pool == ids["pool"])
-            & (workers.c.credential_id == principal.credential_id)
-        )
+        return {
+            "own_id": worker_id,
+            "own_pool": ids["pool"],
+            "own_credential_id": principal.credential_id,
+        }
 
     async def page(self, pool: str, after: Sequence[str] | None, size: int) -> list[Worker]:
         """Workers heard of lately, by pool and id, beginning after (pool, id)."""
@@ -239,7 +278,24 @@ class Workers:
             return {(row.name, row.version): row.live for row in rows}
 
 
-_BY_ID = select(workers).where(workers.c.id == bindparam("worker_id"))
+# Names of its own: `register` sets columns in the same statement.
+_OWN = and_(
+    workers.c.id == bindparam("own_id"),
+    workers.c.pool == bindparam("own_pool"),
+    workers.c.credential_id == bindparam("own_credential_id"),
+)
+_FIND = (
+    select(workers)
+    .join(worker_credentials, worker_credentials.c.id == workers.c.credential_id)
+    .where(_OWN, worker_credentials.c.revoke_time.is_(None))
+)
+# Made once, and with all that can be told at once: a statement costs more than what it finds out.
+_LOCKED: ColumnElement[Any] = literal_column(LOCK_POOL.format(pool="workers.pool"))
+_HOLDS_JOB = exists().where(jobs.c.worker_id == workers.c.id, _HELD)
+_NEXT_IN_LINE = select(workers, _LOCKED).where(workers.c.id == bindparam("worker_id"))
+_ASKING = _FIND.add_columns(
+    _HOLDS_JOB.label("holds_job"), case((~_HOLDS_JOB, cast(_LOCKED, Text))).label("locked")
+)
 _POOLS = text(
     """
     WITH waiting AS (

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import grpc
 import jwt
 import pytest
 
@@ -182,6 +183,32 @@ async def test_a_worker_that_comes_back_for_a_job_gives_up_the_one_it_had(cast: 
     assert (again.job, again.lease_epoch, again.attempt) == (job.name, 3, 2)
 
 
+async def test_of_two_requests_of_one_worker_one_is_answered_and_the_job_stays_its_own(cast: Cast) -> None:
+    """The connection of the first may be broken at the worker's side alone: the server still holds it."""
+    owner, worker = cast.owner(), await cast.worker()
+    asking = [asyncio.create_task(worker.lease(5.0)) for _ in range(2)]
+    done, _ = await asyncio.wait(asking, timeout=0.3)
+    assert not done
+    job = await owner.submit()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    (lease,) = [answer for answer in answers if isinstance(answer, workers_pb2.Lease)]
+    (refusal,) = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert refusal.code() is grpc.StatusCode.ABORTED
+    assert (lease.job, lease.lease_epoch) == (job.name, 1)
+    assert await worker.finish(lease) == "SUCCEEDED"
+
+
+async def test_a_worker_that_leaves_gives_back_what_it_was_given_unheard(cast: Cast) -> None:
+    owner, leaving, other = cast.owner(), await cast.worker(), await cast.worker()
+    job = await owner.submit()
+    await leaving.must_lease()
+    answer = await leaving.call("Lease", workers_pb2.LeaseRequest(worker=leaving.name, leaving=True))
+    assert answer == workers_pb2.LeaseResponse()
+    lease = await other.lease()
+    assert lease is not None
+    assert (lease.job, lease.lease_epoch, lease.attempt) == (job.name, 2, 1)
+
+
 async def test_a_worker_may_take_its_registration_up_again(cast: Cast) -> None:
     worker = await cast.worker()
     again = await cast.worker(worker=worker.name)
@@ -340,6 +367,20 @@ async def test_a_cancel_reaches_the_worker_at_once_and_its_finish_ends_the_job(c
     assert (await owner.cancel(job.name)).etag == asked.etag
     assert await worker.finish(lease, "CANCELLED") == "CANCELLED"
     assert await worker.finish(lease, "CANCELLED") == "CANCELLED"
+
+
+async def test_a_wish_that_nobody_was_rung_for_comes_with_the_next_heartbeat(cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    async with worker.session(lease) as session:
+        await session.start()
+        # As a caller leaves it who hangs up after the commit.
+        await cast.site.fetch(
+            "UPDATE trainer.jobs SET desired = 'CANCEL' WHERE id = $1", job.name.rpartition("/")[2]
+        )
+        await session.send(heartbeat=workers_pb2.Heartbeat())
+        assert (await session.receive("desired")).desired_state == jobs_pb2.DESIRED_STATE_CANCEL
 
 
 async def test_what_finished_while_it_was_being_cancelled_keeps_nothing(cast: Cast) -> None:

@@ -156,6 +156,19 @@ async def test_more_than_the_quota_may_not_wait(cast: Cast) -> None:
         await operator.submit()
 
 
+async def test_submissions_at_the_same_time_keep_to_the_quota_together(cast: Cast) -> None:
+    cast.pool = "small"
+    owner = cast.owner(f"ada-{uuid.uuid4().hex}")
+    answers = await asyncio.gather(*(owner.submit() for _ in range(8)), return_exceptions=True)
+    made = [answer for answer in answers if isinstance(answer, jobs_pb2.Job)]
+    assert len(made) == 2
+    # What is paused does not wait; when it would again, it counts.
+    await owner.jobs.PauseJob(jobs_pb2.PauseJobRequest(name=made[0].name))
+    await owner.submit()
+    async with refused(ResourceExhausted):
+        await owner.jobs.ResumeJob(jobs_pb2.ResumeJobRequest(name=made[0].name))
+
+
 async def test_the_next_job_is_found_among_ten_thousand_without_reading_them(site: TrainerSite) -> None:
     pool = f"long-{uuid.uuid4().hex[:8]}"
     await site.fetch(

@@ -113,10 +113,14 @@ async def test_a_worker_hears_of_work_after_the_streams_were_wiped(
     streams = admin.jetstream()
     for stream in await streams.streams_info():
         await streams.delete_stream(stream.config.name)
-    await admin.close()
     for _ in range(2):
         job = await owner.submit(params={"steps": 5})
         assert (await ended(owner, job.name)).state == jobs_pb2.JOB_STATE_SUCCEEDED
+    # The first of what is told makes them again.
+    async with asyncio.timeout(30):
+        while not await streams.streams_info():  # noqa: ASYNC110 (the broker's, which wakes nobody)
+            await asyncio.sleep(0.1)
+    await admin.close()
 
 
 @pytest.fixture

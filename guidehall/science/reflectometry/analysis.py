@@ -160,12 +160,14 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
     """
     prepared = _prepare(model.arguments, curve, field)
     with torch.inference_mode():
-        q, r, dr = (
-            None if column is None else torch.from_numpy(column)[None].to(model.device)
-            for column in (prepared.q, prepared.r, prepared.dr)
-        )
+
+        def row(column: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(column)[None].to(model.device)
+
+        dr = None if prepared.dr is None else row(prepared.dr)
         relative = torch.tensor([float(np.median(prepared.sigma / prepared.q))], device=model.device)
-        unit = model.unit(q, r, dr, relative, f"{field}.q")[0].double().cpu().numpy()
+        found = model.unit(row(prepared.q), row(prepared.r), dr, relative, f"{field}.q")
+        unit = found[0].double().cpu().numpy()
     prior = Prior(model.arguments.stack, model.arguments.probe)
     return describe(prior, prepared, model.arguments.probe.resolution_mode, unit, "network")
 

@@ -55,6 +55,9 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
         )
 
     async def Lease(self, request: workers_pb2.LeaseRequest, _context: Any) -> workers_pb2.LeaseResponse:  # noqa: N802
+        if request.leaving:
+            await self._leases.leave(current_principal(), request.worker)
+            return workers_pb2.LeaseResponse()
         wait = request.wait_seconds
         if not (math.isfinite(wait) and wait >= 0):
             raise InvalidArgument.field("wait_seconds", wait, "0 or more")

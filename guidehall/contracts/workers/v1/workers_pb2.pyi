@@ -294,18 +294,24 @@ class LeaseRequest(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     wait_seconds: _builtins.float
     """How long the server may hold the call when nothing waits; 0 answers at once."""
+    leaving: _builtins.bool
+    """The worker stops and wants no job: what an earlier call of its was given unheard is free again. Answered
+    at once, with nothing.
+    """
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         wait_seconds: _builtins.float = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaving", b"leaving", "wait_seconds", b"wait_seconds", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
