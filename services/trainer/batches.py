@@ -6,13 +6,13 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import partial
 
 from guidehall.core import names
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer.documents import Document, canonical
-from services.trainer.journal import seconds
 from services.trainer.param_paths import Axis, blamed, combinations
 from services.trainer.queues import Seen
 from services.trainer.request_keys import RequestKey
@@ -85,7 +85,7 @@ class Batches:
         for position, item in enumerate(new):
             item.values.update(batch=batch_id, batch_position=position)
             # All are submitted at one time: their order has to be told.
-            item.values["queue_rank"] += seconds(position * 1e-6)
+            item.values["head_start"] -= timedelta(microseconds=position)
         made = await self._submissions.store(principal, "BatchSubmitJobs", key, new)
         return made, _name(made)
 

@@ -94,10 +94,10 @@ class Journal:
             new: of each the columns that the lifecycle does not set, with its `head_start` in the queue, and
                 how often it may be tried.
         """
-        decided = [(values, *transition(None, Submitted(max_attempts))) for values, max_attempts in new]
-        rows = [
-            values
-            | {
+        made = []
+        for values, max_attempts in new:
+            facts, effects = transition(None, Submitted(max_attempts))
+            row = values | {
                 "state": facts.state.value,
                 "desired": facts.desired.value,
                 "lease_epoch": facts.lease_epoch,
@@ -105,15 +105,11 @@ class Journal:
                 "max_attempts": facts.max_attempts,
                 "last_seq": 1,
             }
-            for values, facts, _ in decided
-        ]
-        stored = (await unit.connection.execute(_INSERT, rows)).mappings()
-        by_id = {row["id"]: Job.of(row) for row in stored}
-        made = [by_id[values["id"]] for values, _, _ in decided]
-        for job, (_, facts, effects) in zip(made, decided, strict=True):
+            job = Job.of((await unit.connection.execute(_INSERT, row)).mappings().one())
             unit.append_events(job.id, 0, [_state_note(job, facts, NOTHING)])
             for effect in effects:
                 await self._carry_out(unit, job, effect, NOTHING)
+            made.append(job)
         return made
 
     async def apply(self, unit: Unit, job: Job, event: Event, cause: Cause = NOTHING) -> Job:
