@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 from guidehall.core import names
 from guidehall.core.access import may_see, require_visible
 from guidehall.core.auth import Principal
+from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import AppError, ResourceExhausted, Unavailable
 from guidehall.science.pipeline import InvalidModel
 from services.inference.cache import DiskCache
@@ -242,8 +243,10 @@ class Repository:
     def _start_load(self, entry: Entry) -> asyncio.Task[Served | None]:
         task = self._loads.get(entry)
         if task is None:
-            # In a context of its own: a load outlives the deadline of the request that asked for it.
-            task = self._tasks.create_task(self._load(entry), context=contextvars.Context())
+            # It outlives the deadline of the request that asked for it, and keeps its trace.
+            context = contextvars.copy_context()
+            context.run(set_deadline, None)
+            task = self._tasks.create_task(self._load(entry), context=context)
             self._loads[entry] = task
         return task
 

@@ -12,6 +12,7 @@ from sqlalchemy import Interval, bindparam, func, insert, literal, select, updat
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from guidehall.core.telemetry import trace_headers
 from services.trainer.checkpoints import (
     discard,
     drop_predecessors,
@@ -102,6 +103,7 @@ class Journal:
             "attempt_count": facts.attempt_count,
             "max_attempts": facts.max_attempts,
             "last_seq": 1,
+            "traceparent": trace_headers().get("traceparent", ""),
         }
         statement = insert(jobs).values(values | columns).returning(*jobs.c)
         job = Job.of((await unit.connection.execute(statement)).mappings().one())
