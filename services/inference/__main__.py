@@ -21,7 +21,7 @@ from guidehall.core.auth import Authenticator, KeyPair, Policy, Role, TokenIssue
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
-from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.science.reflectometry import engine as reflectometry_engine
 from services.inference import events
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = InferenceSettings.load()
         configure_logging(settings.log, SERVICE_NAME)
         configure_tracing(settings.telemetry, SERVICE_NAME)
-        _log.info("settings", extra={"settings": settings.redacted()})
+        log_settings(settings)
         uvloop.run(serve(settings))
     except* (SettingsError, OSError) as group:
         print(f"inference: {group.exceptions[0]}", file=sys.stderr)
