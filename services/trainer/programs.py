@@ -52,7 +52,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m services.trainer", epilog="also: worker, config show | describe")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer", epilog="also: worker, config show | describe"
+    )
     programs = parser.add_subparsers(dest="program", required=True)
     programs.add_parser("api", help="serve jobs and workers")
     schema = programs.add_parser("migrate", help="bring the database to the newest schema")
