@@ -70,7 +70,7 @@ async def serve(settings: InferenceSettings) -> None:
         stack.callback(repository.close)
         plane = DataPlane(repository, settings.execution.max_batch_rows)
         analysis = ReflectometryAnalysis(plane, engine, refinement, settings.analysis.max_candidates)
-        ops = OpsServer(settings.ops, repository.ready.is_set)
+        ops = OpsServer(settings.ops, repository.ready.is_set, lambda: repository.missing)
         ops.start()
         stack.callback(ops.stop)
         services = _services(plane, analysis, settings)
@@ -83,7 +83,13 @@ async def serve(settings: InferenceSettings) -> None:
             {"engine": calculates}
         )
         _log.info(
-            "listening", extra={"port": port, "device": engine.device, "reflectometry_engine": calculates}
+            "listening",
+            extra={
+                "port": port,
+                "ops_port": ops.port,
+                "device": engine.device,
+                "reflectometry_engine": calculates,
+            },
         )
         background = [tasks.create_task(repository.run()), tasks.create_task(_announce(repository, server))]
         if settings.nats.url is not None:

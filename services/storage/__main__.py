@@ -136,7 +136,7 @@ async def _run(
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
-    ops = OpsServer(settings.ops, lambda: health.ready)
+    ops = OpsServer(settings.ops, lambda: health.ready, lambda: health.missing)
     await health.begin(server)
     port = await server.start()
     ops.start()

@@ -207,6 +207,30 @@ def test_a_server_that_knows_nothing_is_up_but_not_ready(start_inference: StartI
     assert not server.serving(READY)
 
 
+def test_a_server_is_ready_when_every_pinned_model_is_loaded(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    server = start_inference(ready=False, REPOSITORY__PINS='["pinned-late"]', REPOSITORY__RETRY_SECONDS=0.2)
+    health = f"http://127.0.0.1:{json.loads(server.wait_for('ops_port'))['ops_port']}/health"
+
+    def missing() -> list[str]:
+        body: dict[str, Any] = urllib3.request("GET", health, retries=False).json()
+        assert not body["ready"]
+        return body.get("missing", [])
+
+    name = MODEL.format("pinned-late")
+    eventually(lambda: missing() == [f"{name}: not in storage"])
+    model = line_model(slope=3)
+    publish(storage, "pinned-late", model.changed(example=WRONG_EXAMPLE))
+    eventually(lambda: any("answers differently" in reason for reason in missing()))
+    assert name in server.wait_for("the model answers differently")
+    assert not server.serving(READY)
+    publish(storage, "pinned-late", model)
+    server.wait_serving()
+    assert urllib3.request("GET", health, retries=False).json() == {"ready": True}
+    assert predict(server, "pinned-late") == ([3], 2)
+
+
 def test_inputs_are_checked_by_name(storage: StorageSite, inference: Server) -> None:
     publish(storage, "strict", line_model(slope=1))
     with grpc.insecure_channel(inference.target) as channel:
