@@ -24,7 +24,7 @@ from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.science.reflectometry import engine as reflectometry_engine
-from services.inference import events
+from services.inference import audit, events
 from services.inference.analysis import ReflectometryAnalysis
 from services.inference.cache import DiskCache
 from services.inference.dataplane import DataPlane
@@ -60,7 +60,7 @@ async def serve(settings: InferenceSettings) -> None:
         refinement = RefinementPool(settings.refinement)
         stack.callback(refinement.close)
         channel = await stack.enter_async_context(
-            open_channel(settings.storage, _credentials(settings), IDEMPOTENT)
+            open_channel(settings.storage, _credentials(settings), (*IDEMPOTENT, *audit.IDEMPOTENT))
         )
         cache = DiskCache(settings.cache_dir.expanduser(), settings.repository.cache_bytes)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -73,7 +73,8 @@ async def serve(settings: InferenceSettings) -> None:
         ops = OpsServer(settings.ops, repository.ready.is_set, lambda: repository.missing)
         ops.start()
         stack.callback(ops.stop)
-        services = _services(plane, analysis, settings)
+        log = audit.AuditLog(channel, SERVICE_NAME, settings.repository.list_timeout_seconds)
+        services = _services(plane, analysis, log, settings)
         server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE_NAME), POLICIES)
         port = await server.start()
         stack.push_async_callback(server.stop)
@@ -102,13 +103,13 @@ async def serve(settings: InferenceSettings) -> None:
 
 
 def _services(
-    plane: DataPlane, analysis: ReflectometryAnalysis, settings: InferenceSettings
+    plane: DataPlane, analysis: ReflectometryAnalysis, log: audit.AuditLog, settings: InferenceSettings
 ) -> list[Service]:
     return [
         Service(
             open_inference.FULL_NAME,
             add_GRPCInferenceServiceServicer_to_server,
-            open_inference.OpenInferenceServicer(plane),
+            open_inference.OpenInferenceServicer(plane, log),
         ),
         Service(
             prediction.FULL_NAME,

@@ -16,6 +16,8 @@ import urllib3
 from minio import Minio
 
 from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc
+from guidehall.contracts.inference import open_inference_pb2, open_inference_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.core.auth import Role
@@ -257,6 +259,27 @@ def test_a_model_is_there_for_its_owner_and_operators_only(storage: StorageSite,
     with pytest.raises(NotFound) as missing:
         predict(inference, "nothing", metadata=mallory)
     assert hidden.value.message.replace("private", "nothing") == missing.value.message
+
+
+def test_loading_and_unloading_on_request_are_in_the_audit_log(
+    storage: StorageSite, inference: Server
+) -> None:
+    publish(storage, "audited", line_model(slope=1))
+    owner, name = as_user(storage, OWNER), MODEL.format("audited")
+    with grpc.insecure_channel(inference.target) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for change in ("Unload", "Load"):
+            request = getattr(open_inference_pb2, f"RepositoryModel{change}Request")(model_name="audited")
+            getattr(stub, f"RepositoryModel{change}")(request, timeout=10, metadata=owner)
+    with grpc.insecure_channel(storage.target) as channel:
+        listed = audit_pb2_grpc.AuditServiceStub(channel).ListAuditEvents(
+            audit_pb2.ListAuditEventsRequest(filter=f'resource = "{name}" AND service = "inference"'),
+            timeout=10,
+            metadata=as_user(storage, "olga", Role.OPERATOR),
+        )
+    done = [(event.subject, event.method.rpartition("/")[2], event.outcome) for event in listed.events]
+    assert done == [(OWNER, "RepositoryModelLoad", "OK"), (OWNER, "RepositoryModelUnload", "OK")]
+    assert all(len(event.trace_id) == 32 for event in listed.events)
 
 
 def test_with_tokens_required_nobody_gets_in_without_one(
