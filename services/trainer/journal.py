@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
+from prometheus_client import Counter
 from sqlalchemy import Interval, bindparam, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
@@ -44,6 +45,10 @@ from services.trainer.records import Checkpoint, Job, Note, worker_name
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import jobs
 from services.trainer.wakes import job_topic, pool_topic
+
+
+# With reason ATTEMPTS_EXHAUSTED: jobs that were given up, each attempt having failed or lost its worker.
+_ENDED = Counter("guidehall_jobs_ended", "Jobs that have ended", ["pool", "state", "reason"])
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class Journal:
         after = await append(unit, job, notes, values)
         for effect in effects:
             await self._carry_out(unit, after, effect, cause)
+        if facts.end_reason is not None and job.end_reason is None:
+            _ENDED.labels(job.pool, facts.state.value, facts.end_reason.value).inc()
         return after
 
     def _columns(self, job: Job, facts: JobFacts, effects: Sequence[Effect], cause: Cause) -> dict[str, Any]:
