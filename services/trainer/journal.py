@@ -46,7 +46,6 @@ from services.trainer.settings import LeaseSettings
 from services.trainer.tables import jobs
 from services.trainer.wakes import job_topic, pool_topic
 
-
 # With reason ATTEMPTS_EXHAUSTED: jobs that were given up, each attempt having failed or lost its worker.
 _ENDED = Counter("guidehall_jobs_ended", "Jobs that have ended", ["pool", "state", "reason"])
 
