@@ -137,7 +137,7 @@ class Unit:
                 "seen": self._seen,
                 "events": self._events,
                 "messages": self._messages,
-                "origin": trace_headers() or None,
+                "origin": (trace_headers() or None) if self._messages else None,
                 "topics": [f"{self._sender} {topic}" for topic in sorted(self.topics)],
                 "channel": _CHANNEL,
             }

@@ -124,9 +124,17 @@ def inject(headers: MutableMapping[str, str]) -> None:
 
 
 def trace_headers() -> dict[str, str]:
-    """What `inject` adds, to be kept beside what is told to others later; empty outside of any request."""
-    headers: dict[str, str] = {}
-    inject(headers)
+    """Trace context and request id, to be kept beside what is told to others later; empty outside of any.
+
+    Every transaction asks for them: made here in a few microseconds, without the baggage and vendors' state that
+    `inject` passes on.
+    """
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return {}
+    headers = {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"}
+    if request_id.get():
+        headers[REQUEST_ID_HEADER] = request_id.get()
     return headers
 
 
