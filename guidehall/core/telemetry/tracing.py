@@ -126,8 +126,8 @@ def inject(headers: MutableMapping[str, str]) -> None:
 def trace_headers() -> dict[str, str]:
     """Trace context and request id, to be kept beside what is told to others later; empty outside of any.
 
-    Every transaction asks for them: made here in a few microseconds, without the baggage and vendors' state that
-    `inject` passes on.
+    Every transaction asks for them: made here in a few microseconds, without the baggage and vendors' state
+    that `inject` passes on.
     """
     span = trace.get_current_span().get_span_context()
     if not span.is_valid:
