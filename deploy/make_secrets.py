@@ -1,4 +1,5 @@
-"""Makes the secrets of a development cluster: service keys, the trust file, passwords, the broker's users.
+"""Makes the secrets of a development cluster: service keys, the trust file, passwords, the broker's
+users, and an administrator's token.
 
     python deploy/make_secrets.py deploy/k8s/overlays/dev/secrets
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from guidehall.local.identity import Identity
@@ -18,26 +20,28 @@ from guidehall.local.nats import USERS
 POSTGRES_USERS = ("storage", "trainer")
 
 
-def _password(path: Path) -> str:
-    """The password in the file, made when it is not there."""
+def _kept(path: Path, make: Callable[[], str] = lambda: secrets.token_urlsafe(32)) -> str:
+    """The secret in the file, made when it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(32))
+        path.write_text(make())
     return path.read_text()
 
 
 def make_secrets(folder: Path) -> None:
     """Fills `folder` with everything that the overlay's secretGenerator names."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    Identity(folder).ensure()
+    identity = Identity(folder)
+    identity.ensure()
+    _kept(folder / "administrator.token", identity.administrator_token)
     for service in POSTGRES_USERS:
-        _password(folder / service / "postgres-password")
+        _kept(folder / service / "postgres-password")
     for name in ("postgres-superuser-password", "s3-secret-key"):
-        _password(folder / name)
+        _kept(folder / name)
     users = []
     for user, subjects in USERS.items():
-        password = _password(folder / user / "nats-password")
+        password = _kept(folder / user / "nats-password")
         permissions = {"publish": {"allow": subjects.publish}, "subscribe": {"allow": subjects.subscribe}}
         users.append({"user": user, "password": password, "permissions": permissions})
     config = {

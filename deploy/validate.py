@@ -46,6 +46,27 @@ def _validate(name: str, manifest: str, scratch: Path) -> int:
     return sum(1 for document in yaml.safe_load_all(manifest) if document)
 
 
+def _check(name: str, folder: Path, scratch: Path) -> str:
+    """Renders a folder and checks it; its manifest."""
+    manifest = _render(folder)
+    if manifest != _render(folder):
+        raise SystemExit(f"{name}: two renderings differ")
+    count = _validate(name, manifest, scratch)
+    _pod_rules(name, manifest)
+    print(f"deploy/k8s/{name}: {count} objects valid for Kubernetes {KUBERNETES_VERSION}")
+    return manifest
+
+
+def _check_component(component: Path, base: str, scratch: Path) -> None:
+    """A component on top of the base: one whose patches meet nothing is a slip, too."""
+    overlay = component.parents[1] / "overlays" / f"only-{component.name}"
+    overlay.mkdir()
+    kustomization = {"resources": ["../../base"], "components": [f"../../components/{component.name}"]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    if _check(f"components/{component.name}", overlay, scratch) == base:
+        raise SystemExit(f"components/{component.name}: changes nothing in the base")
+
+
 def _pod_rules(name: str, manifest: str) -> None:
     """The rules that a schema cannot say: no service links, never root, limits on every container."""
     for document in filter(None, yaml.safe_load_all(manifest)):
@@ -74,13 +95,11 @@ def main() -> None:
         tree = scratch / "k8s"
         shutil.copytree(DEPLOY / "k8s", tree, ignore=shutil.ignore_patterns("secrets"))
         make_secrets(tree / "overlays" / "dev" / "secrets")
-        for folder in ["base", *sorted(f"overlays/{path.name}" for path in (tree / "overlays").iterdir())]:
-            manifest = _render(tree / folder)
-            if manifest != _render(tree / folder):
-                raise SystemExit(f"{folder}: two renderings differ")
-            count = _validate(folder, manifest, scratch)
-            _pod_rules(folder, manifest)
-            print(f"deploy/k8s/{folder}: {count} objects valid for Kubernetes {KUBERNETES_VERSION}")
+        base = _check("base", tree / "base", scratch)
+        for overlay in sorted((tree / "overlays").iterdir()):
+            _check(f"overlays/{overlay.name}", overlay, scratch)
+        for component in sorted((tree / "components").iterdir()):
+            _check_component(component, base, scratch)
 
 
 if __name__ == "__main__":

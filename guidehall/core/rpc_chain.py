@@ -31,7 +31,7 @@ from guidehall.core.errors import (
     from_rpc_error,
     to_status,
 )
-from guidehall.core.telemetry import begin_request, end_request
+from guidehall.core.telemetry import begin_request, end_request, job_id, note_job
 from guidehall.core.validation import MAX_STRUCT_DEPTH, validate
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     request = _validated(request, most)
                 else:
                     await _validate(request, most)
+                    _note_job(request)
                 answer = behaviour(request, context)
                 if streams_answers:
                     answer = _write(answer, context)
@@ -179,6 +180,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             )
         policy.check(principal, method)
         set_principal(principal)
+        job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()
         if seconds is not None and seconds <= 0:
             raise DeadlineExceeded("the deadline had passed on arrival")
@@ -225,6 +227,13 @@ async def _validate(request: Message | None, max_struct_bytes: int) -> None:
         await asyncio.to_thread(validate, request, max_struct_bytes)
     else:
         validate(request, max_struct_bytes)
+
+
+def _note_job(request: Message | None) -> None:
+    for field in ("job", "name"):
+        name = getattr(request, field, None)
+        if isinstance(name, str) and "/jobs/" in name:
+            note_job(name)
 
 
 async def _validated(

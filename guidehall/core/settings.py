@@ -8,6 +8,7 @@ refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from guidehall.core._environment import SettingsError as SettingsError
 from guidehall.core._environment import decode, default_at, field_at, paths, resolve, type_name
+
+logger = logging.getLogger(__name__)
 
 SettingsT = TypeVar("SettingsT", bound="ServiceSettings")
 _URL_CREDENTIALS = re.compile(r"://[^/@\s\"]+@")
@@ -277,6 +280,11 @@ class ServiceSettings(BaseSettings):
             kind = type_name(field.annotation)
             lines.append(f"{prefix}{'__'.join(path).upper()} ({kind}, {given}){help_text}")
         return "\n".join(lines)
+
+
+def log_settings(settings: ServiceSettings) -> None:
+    """Tells at the start, in the log, what a program was told; secrets as stars."""
+    logger.info("settings", extra={"settings": settings.redacted()})
 
 
 def config_command(settings: type[ServiceSettings], arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ import uvicorn
 
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
-from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.core.tls import server_context
 from services.gateway.app import create_app
@@ -26,6 +26,7 @@ def serve() -> None:
     settings = GatewaySettings.load()
     allow_open_files()
     configure_logging(settings.log, NAME)
+    log_settings(settings)
     configure_tracing(settings.telemetry, NAME)
     if settings.auth.service_key_file is None:
         raise SettingsError(

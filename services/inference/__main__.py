@@ -21,10 +21,10 @@ from guidehall.core.auth import Authenticator, KeyPair, Policy, Role, TokenIssue
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
-from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.science.reflectometry import engine as reflectometry_engine
-from services.inference import events
+from services.inference import audit, events
 from services.inference.analysis import ReflectometryAnalysis
 from services.inference.cache import DiskCache
 from services.inference.dataplane import DataPlane
@@ -60,7 +60,7 @@ async def serve(settings: InferenceSettings) -> None:
         refinement = RefinementPool(settings.refinement)
         stack.callback(refinement.close)
         channel = await stack.enter_async_context(
-            open_channel(settings.storage, _credentials(settings), IDEMPOTENT)
+            open_channel(settings.storage, _credentials(settings), (*IDEMPOTENT, *audit.IDEMPOTENT))
         )
         cache = DiskCache(settings.cache_dir.expanduser(), settings.repository.cache_bytes)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -70,10 +70,11 @@ async def serve(settings: InferenceSettings) -> None:
         stack.callback(repository.close)
         plane = DataPlane(repository, settings.execution.max_batch_rows)
         analysis = ReflectometryAnalysis(plane, engine, refinement, settings.analysis.max_candidates)
-        ops = OpsServer(settings.ops, repository.ready.is_set)
+        ops = OpsServer(settings.ops, repository.ready.is_set, lambda: repository.missing)
         ops.start()
         stack.callback(ops.stop)
-        services = _services(plane, analysis, settings)
+        log = audit.AuditLog(channel, SERVICE_NAME, settings.repository.list_timeout_seconds)
+        services = _services(plane, analysis, log, settings)
         server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE_NAME), POLICIES)
         port = await server.start()
         stack.push_async_callback(server.stop)
@@ -83,7 +84,13 @@ async def serve(settings: InferenceSettings) -> None:
             {"engine": calculates}
         )
         _log.info(
-            "listening", extra={"port": port, "device": engine.device, "reflectometry_engine": calculates}
+            "listening",
+            extra={
+                "port": port,
+                "ops_port": ops.port,
+                "device": engine.device,
+                "reflectometry_engine": calculates,
+            },
         )
         background = [tasks.create_task(repository.run()), tasks.create_task(_announce(repository, server))]
         if settings.nats.url is not None:
@@ -96,13 +103,13 @@ async def serve(settings: InferenceSettings) -> None:
 
 
 def _services(
-    plane: DataPlane, analysis: ReflectometryAnalysis, settings: InferenceSettings
+    plane: DataPlane, analysis: ReflectometryAnalysis, log: audit.AuditLog, settings: InferenceSettings
 ) -> list[Service]:
     return [
         Service(
             open_inference.FULL_NAME,
             add_GRPCInferenceServiceServicer_to_server,
-            open_inference.OpenInferenceServicer(plane),
+            open_inference.OpenInferenceServicer(plane, log),
         ),
         Service(
             prediction.FULL_NAME,
@@ -147,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = InferenceSettings.load()
         configure_logging(settings.log, SERVICE_NAME)
         configure_tracing(settings.telemetry, SERVICE_NAME)
-        _log.info("settings", extra={"settings": settings.redacted()})
+        log_settings(settings)
         uvloop.run(serve(settings))
     except* (SettingsError, OSError) as group:
         print(f"inference: {group.exceptions[0]}", file=sys.stderr)

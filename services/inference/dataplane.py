@@ -68,7 +68,7 @@ class DataPlane:
 
     @property
     def ready(self) -> bool:
-        """Whether it is known which models there are."""
+        """Whether it is known which models there are, and the pinned ones are loaded."""
         return self._repository.ready.is_set()
 
     async def infer(

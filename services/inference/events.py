@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from guidehall.contracts.events.v1 import events_pb2
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
+from guidehall.core.telemetry import handling
 from services.inference.repository import Repository
 from services.inference.versions import Reference
 
@@ -20,16 +21,17 @@ _SUBJECTS = "model.>"
 async def follow(bus: EventBus, repository: Repository) -> None:
     """Passes events on until it is cancelled. What is missed here, the next reconciliation finds."""
     async for message in bus.tail(_SUBJECTS):
-        try:
-            await _handle(events_pb2.Event.FromString(message.data), repository)
-        except (AppError, DecodeError) as error:
-            _log.warning(
-                "an event could not be followed", extra={"subject": message.subject, "reason": str(error)}
-            )
-            repository.reconcile_soon()
+        with handling(message.headers, message.subject):
+            try:
+                await _follow(events_pb2.Event.FromString(message.data), repository)
+            except (AppError, DecodeError) as error:
+                _log.warning(
+                    "an event could not be followed", extra={"subject": message.subject, "reason": str(error)}
+                )
+                repository.reconcile_soon()
 
 
-async def _handle(event: events_pb2.Event, repository: Repository) -> None:
+async def _follow(event: events_pb2.Event, repository: Repository) -> None:
     kind = event.WhichOneof("payload")
     if kind == "model_published":
         await repository.model_published(

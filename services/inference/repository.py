@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 from guidehall.core import names
 from guidehall.core.access import may_see, require_visible
 from guidehall.core.auth import Principal
+from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import AppError, ResourceExhausted, Unavailable
 from guidehall.science.pipeline import InvalidModel
 from services.inference.cache import DiskCache
@@ -31,6 +32,10 @@ class Repository:
 
     Args:
         tasks: owns what goes on in the background; cancel it to stop.
+
+    Attributes:
+        ready: set when it is known which models there are and every pinned one has answered its example.
+        missing: pinned models that are waited for, each with the reason.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Repository:
         self._pins = {Reference.of_protocol(pin, "").key for pin in settings.pins}
         self._reconcile_now = asyncio.Event()
         self.ready = asyncio.Event()
+        self.missing: tuple[str, ...] = ()
 
     # What callers ask
 
@@ -134,7 +140,6 @@ class Repository:
         """Keeps in step with storage until it is cancelled."""
         for published in await asyncio.to_thread(lambda: list(self._cache.remembered())):
             self._catalogue.add(published)
-        first = True
         while True:
             self._reconcile_now.clear()
             try:
@@ -145,10 +150,10 @@ class Repository:
                 usable = any(True for _ in self._catalogue)
             else:
                 delay, usable = self._settings.reconcile_seconds, True
-            if usable and first:
-                first = False
+            if usable and not self.ready.is_set():
                 await self._warm_up()
-                self.ready.set()
+            if not self.ready.is_set():
+                delay = self._settings.retry_seconds
             try:
                 async with asyncio.timeout(delay):
                     await self._reconcile_now.wait()
@@ -216,13 +221,16 @@ class Repository:
         return entry
 
     async def _warm_up(self) -> None:
-        """Loads pinned models, then in the background the newest of the others as far as memory goes."""
+        """Loads pinned models; when all are there, the newest of the others as far as memory goes."""
+        reasons = {key: await self._load_pinned(key) for key in sorted(self._pins)}
+        missing = tuple(f"{key}: {reason}" for key, reason in reasons.items() if reason)
+        if missing and missing != self.missing:
+            _log.warning("not ready: pinned models are missing", extra={"models": missing})
+        self.missing = missing
+        if missing:
+            return
+        self.ready.set()
         newest = {entry.published.key: entry for entry in reversed(list(self._catalogue))}
-        pinned = [newest[key] for key in self._pins if key in newest]
-        for key in self._pins - newest.keys():
-            _log.warning("a pinned model is not in storage", extra={"model": str(key)})
-        for entry in pinned:
-            await self._loaded(entry)
         others = [entry for key, entry in newest.items() if key not in self._pins]
         others.sort(key=lambda entry: entry.published.published_at, reverse=True)
         left = self._settings.memory_bytes - self._memory_used()
@@ -231,6 +239,23 @@ class Repository:
             if left < 0:
                 break
             self._start_load(entry)
+
+    async def _load_pinned(self, key: ModelKey) -> str:
+        """Loads the newest version that can be loaded.
+
+        Returns:
+            Why none can; empty when one answers, or none is wanted: it was unloaded on request.
+        """
+        entries = self._catalogue.versions(key)
+        if not entries:
+            return "not in storage"
+        if all(entry.held_back for entry in entries):
+            return ""
+        for entry in entries:
+            # What failed for good is not tried again until it is published anew.
+            if entry.usable(time.monotonic()) and await self._loaded(entry) is not None:
+                return ""
+        return entries[0].reason
 
     async def _loaded(self, entry: Entry) -> Served | None:
         """The model in memory, after loading it if need be; None when it cannot be loaded."""
@@ -242,8 +267,10 @@ class Repository:
     def _start_load(self, entry: Entry) -> asyncio.Task[Served | None]:
         task = self._loads.get(entry)
         if task is None:
-            # In a context of its own: a load outlives the deadline of the request that asked for it.
-            task = self._tasks.create_task(self._load(entry), context=contextvars.Context())
+            # It outlives the deadline of the request that asked for it, and keeps its trace.
+            context = contextvars.copy_context()
+            context.run(set_deadline, None)
+            task = self._tasks.create_task(self._load(entry), context=context)
             self._loads[entry] = task
         return task
 

@@ -35,6 +35,7 @@ class RepositorySettings(_Group):
     # Weights on disk, below `cache_dir`.
     cache_bytes: PositiveInt = 6 * _GIB
     # Models whose newest version is loaded at start and stays: ids in the default project, or resource names.
+    # The server is not ready before.
     pins: tuple[str, ...] = ()
     # How many further models, newest first, are loaded at start before anybody asks.
     warm_models: int = Field(4, ge=0)

@@ -21,7 +21,7 @@ from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
-from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from services.storage.audit import log
 from services.storage.audit.use_cases import AuditLog
@@ -112,6 +112,7 @@ def _services(
 
 async def serve(settings: StorageSettings) -> None:
     """Serves until it is told to end; running calls get the drain time."""
+    log_settings(settings)
     engine = create_engine(settings.postgres)
     store = ObjectStore(settings.s3, settings.transfer)
     bus = await EventBus.connect(settings.nats, NAME) if settings.nats.url else None
@@ -135,7 +136,7 @@ async def _run(
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
-    ops = OpsServer(settings.ops, lambda: health.ready)
+    ops = OpsServer(settings.ops, lambda: health.ready, lambda: health.missing)
     await health.begin(server)
     port = await server.start()
     ops.start()

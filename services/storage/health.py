@@ -22,6 +22,7 @@ class Health:
 
     Attributes:
         ready: whether everything answers.
+        missing: what does not.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Health:
         with_objects: Sequence[str],
     ) -> None:
         self.ready = False
+        self.missing: tuple[str, ...] = ()
         self._database = database
         self._store = store
         self._seconds = seconds
@@ -68,6 +70,8 @@ class Health:
 
     async def _tell(self, server: GrpcServer, database: bool, store: bool) -> None:
         self.ready = database and store
+        parts = (("database", database), ("object store", store))
+        self.missing = tuple(name for name, there in parts if not there)
         logger.info("database %s, object store %s", _word(database), _word(store))
         for name in self._without_objects:
             await server.set_serving(name, database)

@@ -19,6 +19,7 @@ from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError, Unavailable
 from guidehall.core.faults import fault_point
 from guidehall.core.postgres import transaction
+from guidehall.core.telemetry import handling, trace_headers
 from services.storage.tables import outbox
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ class Announcement:
 async def enqueue(connection: AsyncConnection, announcements: Sequence[Announcement]) -> None:
     """Adds to what remains to be announced."""
     if announcements:
-        rows = [{"subject": item.subject, "payload": item.payload} for item in announcements]
+        origin = trace_headers() or None
+        rows = [
+            {"subject": item.subject, "payload": item.payload, "origin": origin} for item in announcements
+        ]
         await connection.execute(insert(outbox), rows)
 
 
@@ -95,7 +99,8 @@ class Relay:
             for row in rows:
                 try:
                     data = encode(row.subject, row.payload, row.message_id, row.create_time)
-                    await self._bus.publish(row.subject, data, row.message_id)
+                    with handling(row.origin, row.subject):
+                        await self._bus.publish(row.subject, data, row.message_id)
                 except Unavailable as error:
                     refused = error
                     break

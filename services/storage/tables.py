@@ -222,5 +222,7 @@ outbox = Table(
     Column("message_id", UUID(as_uuid=False), nullable=False, server_default=func.gen_random_uuid()),
     Column("subject", Text, nullable=False),
     Column("payload", JSONB, nullable=False),
+    # Trace context and id of the request that it comes from, as headers.
+    Column("origin", JSONB(none_as_null=True)),
     moment("create_time"),
 )

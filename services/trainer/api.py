@@ -100,7 +100,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         stack.callback(ops.stop)
 
         port = await server.start()
-        logger.info("listening", extra={"port": port})
+        logger.info("listening", extra={"port": port, "ops_port": ops.port})
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(database.listener(settings.postgres).run())
             storage = StorageTellers(database, channel, settings.storage_seconds)

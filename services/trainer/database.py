@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from guidehall.core.postgres import Listener, transaction
 from guidehall.core.settings import PostgresSettings
+from guidehall.core.telemetry import trace_headers
 from services.trainer.documents import Document
 from services.trainer.records import Note
 from services.trainer.wakes import Ear, Wakes, outbox_topic
@@ -51,8 +52,8 @@ _FLUSH = text(
         FROM jsonb_to_recordset(:events)
             AS r(job_id uuid, seq bigint, time timestamptz, kind text, payload jsonb)
     ), sent AS (
-        INSERT INTO trainer.outbox (kind, subject, payload, next_time)
-        SELECT kind, subject, payload, now() + make_interval(secs => delay_seconds)
+        INSERT INTO trainer.outbox (kind, subject, payload, next_time, origin)
+        SELECT kind, subject, payload, now() + make_interval(secs => delay_seconds), :origin
         FROM jsonb_to_recordset(:messages)
             AS r(kind text, subject text, payload jsonb, delay_seconds float8)
     )
@@ -65,6 +66,7 @@ _FLUSH = text(
     bindparam("seen", type_=ARRAY(UUID(as_uuid=False))),
     bindparam("events", type_=JSONB),
     bindparam("messages", type_=JSONB),
+    bindparam("origin", type_=JSONB(none_as_null=True)),
     bindparam("topics", type_=ARRAY(Text)),
 )
 
@@ -135,6 +137,7 @@ class Unit:
                 "seen": self._seen,
                 "events": self._events,
                 "messages": self._messages,
+                "origin": (trace_headers() or None) if self._messages else None,
                 "topics": [f"{self._sender} {topic}" for topic in sorted(self.topics)],
                 "channel": _CHANNEL,
             }

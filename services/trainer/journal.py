@@ -8,10 +8,12 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
+from prometheus_client import Counter
 from sqlalchemy import Interval, bindparam, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from guidehall.core.telemetry import trace_headers
 from services.trainer.checkpoints import (
     discard,
     drop_predecessors,
@@ -43,6 +45,9 @@ from services.trainer.records import Checkpoint, Job, Note, worker_name
 from services.trainer.settings import LeaseSettings
 from services.trainer.tables import jobs
 from services.trainer.wakes import job_topic, pool_topic
+
+# With reason ATTEMPTS_EXHAUSTED: jobs that were given up, each attempt having failed or lost its worker.
+_ENDED = Counter("guidehall_jobs_ended", "Jobs that have ended", ["pool", "state", "reason"])
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Journal:
                 how often it may be tried.
         """
         made = []
+        traceparent = trace_headers().get("traceparent", "")
         for values, max_attempts in new:
             facts, effects = transition(None, Submitted(max_attempts))
             row = values | {
@@ -104,6 +110,7 @@ class Journal:
                 "attempt_count": facts.attempt_count,
                 "max_attempts": facts.max_attempts,
                 "last_seq": 1,
+                "traceparent": traceparent,
             }
             job = Job.of((await unit.connection.execute(_INSERT, row)).mappings().one())
             unit.append_events(job.id, 0, [_state_note(job, facts, NOTHING)])
@@ -133,6 +140,8 @@ class Journal:
         after = await append(unit, job, notes, values)
         for effect in effects:
             await self._carry_out(unit, after, effect, cause)
+        if facts.end_reason is not None and job.end_reason is None:
+            _ENDED.labels(job.pool, facts.state.value, facts.end_reason.value).inc()
         return after
 
     def _columns(self, job: Job, facts: JobFacts, effects: Sequence[Effect], cause: Cause) -> dict[str, Any]:

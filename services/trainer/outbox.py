@@ -16,6 +16,7 @@ from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
 
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
+from guidehall.core.telemetry import handling
 from services.trainer.database import Database
 from services.trainer.documents import Document
 from services.trainer.settings import RelaySettings
@@ -35,7 +36,7 @@ _CLAIM = text(
     ), claimed AS (
         UPDATE trainer.outbox SET next_time = now() + make_interval(secs => :claim_seconds), tries = tries + 1
         WHERE id IN (SELECT id FROM due)
-        RETURNING id, kind, subject, payload, message_id::text, tries
+        RETURNING id, kind, subject, payload, message_id::text, tries, origin
     )
     SELECT claimed.*, (
         SELECT extract(epoch FROM min(next_time) - now())::float8
@@ -68,6 +69,8 @@ class Message:
     payload: Document
     message_id: str
     tries: int
+    # Headers of the request that it comes from.
+    origin: Document | None
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ class Relay:
         try:
             # The wait for its turn counts: a claim does not last for ever.
             async with asyncio.timeout(self._settings.call_seconds), self._at_once:
-                await self._tellers[kind].tell(messages)
+                with handling(messages[-1].origin, f"tell {kind}"):
+                    await self._tellers[kind].tell(messages)
         except AppError as error:
             return _Told(messages, f"{error.code.name}: {error.message}")
         except TimeoutError:

@@ -16,7 +16,7 @@ from guidehall.core.auth import KeyPair, TokenIssuer
 from guidehall.core.errors import AppError
 from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
-from guidehall.core.settings import SettingsError, config_command
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import configure_logging, configure_tracing
 from guidehall.science.registry import RegistryError
 from services.trainer import credentials
@@ -52,7 +52,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m services.trainer", epilog="also: worker, config show")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer", epilog="also: worker, config show | describe"
+    )
     programs = parser.add_subparsers(dest="program", required=True)
     programs.add_parser("api", help="serve jobs and workers")
     schema = programs.add_parser("migrate", help="bring the database to the newest schema")
@@ -82,6 +84,7 @@ def _pool(text: str) -> str:
 async def _run(settings: TrainerSettings, chosen: argparse.Namespace) -> None:
     match chosen.program:
         case "api":
+            log_settings(settings)
             await serve(settings, _issuer(settings))
         case "migrate":
             await migrate(settings, "services.trainer", chosen.down_to)

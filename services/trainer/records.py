@@ -56,6 +56,7 @@ class Job:
     batch: str | None
     batch_position: int | None
     first_seq: int
+    traceparent: str
     version: int
     create_time: datetime
     start_time: datetime | None

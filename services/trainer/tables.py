@@ -102,6 +102,8 @@ jobs = Table(
     Column("batch_position", Integer),
     # The first of its events that is kept.
     Column("first_seq", BigInteger, nullable=False, server_default="1"),
+    # W3C trace context of its submission, which its attempts go on with; empty for none.
+    Column("traceparent", Text, nullable=False, server_default=""),
     Column("version", BigInteger, nullable=False, server_default="1"),
     Column("create_time", _Time, nullable=False, server_default=func.now()),
     Column("start_time", _Time),
@@ -218,6 +220,8 @@ outbox = Table(
     Column("next_time", _Time, nullable=False, server_default=func.now()),
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("last_error", Text),
+    # Trace context and id of the request that it comes from, as headers.
+    Column("origin", _OptionalJson),
     Column("create_time", _Time, nullable=False, server_default=func.now()),
     Index("outbox_kind_next_time_idx", "kind", "next_time", "id"),
 )

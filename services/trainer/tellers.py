@@ -21,6 +21,7 @@ from guidehall.contracts.results.v1 import staging_pb2, staging_pb2_grpc
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import Code, from_rpc_error
 from guidehall.core.faults import fault_point
+from guidehall.core.telemetry import handling
 from services.trainer import messages
 from services.trainer.database import Database
 from services.trainer.journal import append, lock_job
@@ -73,11 +74,13 @@ class BusTellers:
         """Events were appended to jobs; neighbouring batches of a job travel together."""
         if self._bus is None:
             return
+        origins = {message.subject: message.origin for message in appended}
         for ranges in _portions(appended):
             async with self._database.statements() as connection:
                 rows = (await connection.execute(_EVENTS, {"ranges": ranges})).all()
             for job_id, told in groupby(rows, key=lambda row: str(row.job_id)):
-                await self._publish(job_id, told)
+                with handling(origins[job_id], "publish events"):
+                    await self._publish(job_id, told)
 
     async def _publish(self, job_id: str, rows: Iterable[Any]) -> None:
         assert self._bus is not None  # noqa: S101 (asked before)

@@ -153,6 +153,7 @@ def lease(grant: Grant, settings: LeaseSettings) -> workers_pb2.Lease:
         desired_state=desired_state(job.desired),
         hang_seconds=settings.hang_seconds,
         owner=job.owner,
+        traceparent=job.traceparent,
     )
     if grant.checkpoint is not None:
         newest = grant.checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -46,6 +48,16 @@ def test_reflection_lists_every_service_and_health_answers_for_each(platform: Pl
             answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
     assert SERVICES[server] <= listed
+
+
+@pytest.mark.parametrize("part", ["gateway", *SERVICES, "worker-1"])
+def test_each_process_logs_its_settings_first_and_no_secret(platform: Platform, part: str) -> None:
+    lines = [json.loads(line) for line in platform.log(part).splitlines() if line.startswith("{")]
+    settings = next(line["settings"] for line in lines if line["msg"] == "settings")
+    assert settings["log"]["level"] == "INFO"
+    for group in ("postgres", "nats", "s3"):
+        told = settings.get(group, {})
+        assert {told[key] for key in ("password", "secret_key") if told.get(key)} <= {"**********"}
 
 
 def test_an_error_names_the_field_and_carries_a_reason(platform: Platform) -> None:

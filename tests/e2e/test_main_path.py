@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -168,6 +170,29 @@ def test_http_sees_the_same_job_its_events_and_its_result(platform: Platform) ->
         assert result["document"]["slope"] == pytest.approx(SLOPE, abs=1e-3)
         content = http.get(f"/results/{job}/artifacts/points.npy")
         assert content.content.startswith(b"\x93NUMPY")
+
+
+def test_one_trace_leads_from_the_request_to_the_model_that_it_brings(platform: Platform) -> None:
+    trace = uuid.uuid4().hex
+    base = platform.endpoints["gateway"] + "/api/v1"
+    with httpx.Client(base_url=base, timeout=60) as http:
+        body = {"pipeline": "toy.line", "params": {**LINE, "model_name": "traced"}}
+        made = http.post("/jobs", json=body, headers={"traceparent": f"00-{trace}-{'1' * 16}-01"})
+        job = made.json()["name"].rpartition("/")[2]
+        _events(http, job, {})
+
+    def traced(part: str, message: str) -> list[dict[str, Any]]:
+        lines = [json.loads(text) for text in platform.log(part).splitlines() if message in text]
+        return [line for line in lines if line.get("trace_id") == trace]
+
+    deadline = time.monotonic() + 30
+    # From the worker, which had it with its lease, through the outboxes of trainer and storage and the bus.
+    while not traced("inference", "model is loaded"):
+        assert time.monotonic() < deadline, platform.log("inference")
+        time.sleep(0.1)
+    workers = [path.stem for path in (platform.data / "logs").glob("worker*.log")]
+    (leased,) = [line for part in workers for line in traced(part, "leased")]
+    assert leased["job_id"] == job
 
 
 def _events(http: httpx.Client, job: str, headers: dict[str, str]) -> tuple[list[int], list[str]]:

@@ -50,7 +50,7 @@ from guidehall.core.errors import (
 )
 from guidehall.core.grpc_server import GrpcServer, Service
 from guidehall.core.settings import AuthSettings, ChannelSettings, GrpcSettings
-from guidehall.core.telemetry import begin_request, current_trace_id
+from guidehall.core.telemetry import begin_request, current_trace_id, job_id
 
 NAME = "toy.v1.ToyService"
 KINDS = {"One": (False, False), "Many": (False, True), "Upload": (True, False), "Talk": (True, True)}
@@ -111,6 +111,8 @@ class Toy:
                 raise NotImplementedError
             case "forget":
                 raise NotImplementedError
+            case "tell the job":
+                return Job(display_name=job_id.get())
             case "tell":
                 principal = current_principal()
                 told = [principal.subject, principal.actor, time_remaining(), current_trace_id()]
@@ -531,6 +533,14 @@ async def test_a_service_calls_for_its_own_caller(toy: Toy, site: Site, kind: st
 
     assert (subject, actor, trace_id) == ("ann", "gateway", current_trace_id())
     assert 15 < remaining < 20
+
+
+async def test_log_lines_name_the_job_of_a_jobs_token(toy: Toy, site: Site) -> None:
+    token = site.trainer.mint("jobs/7f", "job", ttl_seconds=60, audience="toy", job_id="7f", lease_epoch=1)
+    jobs = {f"/{NAME}/*": Policy(kinds=frozenset({"job"}))}
+    interceptors = credentials_interceptors(lambda: token)
+    async with connected(toy, site.auth, jobs, interceptors=interceptors) as (_, channel):
+        assert (await call(channel, "One", do("tell the job")))[0].display_name == "7f"
 
 
 async def test_a_service_without_a_caller_calls_for_itself(toy: Toy, site: Site) -> None:

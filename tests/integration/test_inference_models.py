@@ -16,6 +16,8 @@ import urllib3
 from minio import Minio
 
 from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc
+from guidehall.contracts.inference import open_inference_pb2, open_inference_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.core.auth import Role
@@ -207,6 +209,30 @@ def test_a_server_that_knows_nothing_is_up_but_not_ready(start_inference: StartI
     assert not server.serving(READY)
 
 
+def test_a_server_is_ready_when_every_pinned_model_is_loaded(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    server = start_inference(ready=False, REPOSITORY__PINS='["pinned-late"]', REPOSITORY__RETRY_SECONDS=0.2)
+    health = f"http://127.0.0.1:{json.loads(server.wait_for('ops_port'))['ops_port']}/health"
+
+    def missing() -> list[str]:
+        body: dict[str, Any] = urllib3.request("GET", health, retries=False).json()
+        assert not body["ready"]
+        return body.get("missing", [])
+
+    name = MODEL.format("pinned-late")
+    eventually(lambda: missing() == [f"{name}: not in storage"])
+    model = line_model(slope=3)
+    publish(storage, "pinned-late", model.changed(example=WRONG_EXAMPLE))
+    eventually(lambda: any("answers differently" in reason for reason in missing()))
+    assert name in server.wait_for("the model answers differently")
+    assert not server.serving(READY)
+    publish(storage, "pinned-late", model)
+    server.wait_serving()
+    assert urllib3.request("GET", health, retries=False).json() == {"ready": True}
+    assert predict(server, "pinned-late") == ([3], 2)
+
+
 def test_inputs_are_checked_by_name(storage: StorageSite, inference: Server) -> None:
     publish(storage, "strict", line_model(slope=1))
     with grpc.insecure_channel(inference.target) as channel:
@@ -233,6 +259,27 @@ def test_a_model_is_there_for_its_owner_and_operators_only(storage: StorageSite,
     with pytest.raises(NotFound) as missing:
         predict(inference, "nothing", metadata=mallory)
     assert hidden.value.message.replace("private", "nothing") == missing.value.message
+
+
+def test_loading_and_unloading_on_request_are_in_the_audit_log(
+    storage: StorageSite, inference: Server
+) -> None:
+    publish(storage, "audited", line_model(slope=1))
+    owner, name = as_user(storage, OWNER), MODEL.format("audited")
+    with grpc.insecure_channel(inference.target) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for change in ("Unload", "Load"):
+            request = getattr(open_inference_pb2, f"RepositoryModel{change}Request")(model_name="audited")
+            getattr(stub, f"RepositoryModel{change}")(request, timeout=10, metadata=owner)
+    with grpc.insecure_channel(storage.target) as channel:
+        listed = audit_pb2_grpc.AuditServiceStub(channel).ListAuditEvents(
+            audit_pb2.ListAuditEventsRequest(filter=f'resource = "{name}" AND service = "inference"'),
+            timeout=10,
+            metadata=as_user(storage, "olga", Role.OPERATOR),
+        )
+    done = [(event.subject, event.method.rpartition("/")[2], event.outcome) for event in listed.events]
+    assert done == [(OWNER, "RepositoryModelLoad", "OK"), (OWNER, "RepositoryModelUnload", "OK")]
+    assert all(len(event.trace_id) == 32 for event in listed.events)
 
 
 def test_with_tokens_required_nobody_gets_in_without_one(

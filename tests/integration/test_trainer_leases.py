@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 
 import grpc
+import httpx
 import jwt
 import pytest
 
@@ -224,6 +226,15 @@ async def test_a_lost_job_fails_after_the_last_permitted_attempt(cast: Cast) -> 
     failed = await owner.wait(job.name, "FAILED")
     assert failed.end_reason == jobs_pb2.END_REASON_ATTEMPTS_EXHAUSTED
     assert (failed.error.reason, failed.worker) == ("LEASE_LOST", "")
+    labels = f'pool="{cast.pool}",reason="ATTEMPTS_EXHAUSTED",state="FAILED"'
+    assert f"guidehall_jobs_ended_total{{{labels}}} 1.0" in metrics(cast.site)
+
+
+def metrics(site: TrainerSite) -> str:
+    """What operators see of all the site's processes."""
+    told = [json.loads(process.wait_for("ops_port")) for process in site.processes]
+    urls = [f"http://127.0.0.1:{line['ops_port']}/metrics" for line in told]
+    return "".join(httpx.get(url).text for url in urls)
 
 
 async def test_an_attempt_that_takes_too_long_is_ended(cast: Cast) -> None:

@@ -61,6 +61,7 @@ def client(storage: StorageSite, channel: grpc.aio.Channel, *inputs: str, job_id
         hang_seconds=0,
         desired=Desired.RUN,
         owner="ada",
+        traceparent="",
     )
     return StorageClient(channel, job, timeout_seconds=30, transfer_seconds=60)
 

@@ -10,9 +10,12 @@ from guidehall.core.telemetry.tracing import (
     configure_tracing,
     current_trace_id,
     end_request,
+    handling,
     inject,
     job_id,
+    note_job,
     request_id,
+    trace_headers,
 )
 
 __all__ = [
@@ -24,7 +27,10 @@ __all__ = [
     "configure_tracing",
     "current_trace_id",
     "end_request",
+    "handling",
     "inject",
     "job_id",
+    "note_job",
     "request_id",
+    "trace_headers",
 ]

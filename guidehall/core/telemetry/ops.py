@@ -6,7 +6,7 @@ import json
 import logging
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,14 +26,18 @@ class OpsServer:
     Args:
         settings: the address; port 0 takes a free one.
         ready: whether the process can do its work now; asked from other threads, so free of asyncio.
+        missing: what it waits for, for people; asked likewise when it is not ready.
 
     Raises:
         OSError: the address is taken or not this machine's.
     """
 
-    def __init__(self, settings: OpsSettings, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: OpsSettings, ready: Callable[[], bool], missing: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        handler = _handler(ready, missing, settings.request_seconds)
         try:
-            self._server = _Server((settings.host, settings.port), _handler(ready, settings.request_seconds))
+            self._server = _Server((settings.host, settings.port), handler)
         except OSError as error:
             raise OSError(
                 error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
@@ -66,7 +70,9 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "", int(self.server_address[1])
 
 
-def _handler(ready: Callable[[], bool], request_seconds: float) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    ready: Callable[[], bool], missing: Callable[[], Sequence[str]], request_seconds: float
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = request_seconds
 
@@ -76,7 +82,10 @@ def _handler(ready: Callable[[], bool], request_seconds: float) -> type[BaseHTTP
                 self._answer(HTTPStatus.OK, generate_latest(), CONTENT_TYPE_LATEST)
             elif path == "/health":
                 good = _ask(ready)
-                self._answer_json(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": good})
+                body: dict[str, object] = {"ready": good}
+                if not good and (lacking := list(missing())):
+                    body["missing"] = lacking
+                self._answer_json(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, body)
             elif path == "/log-level":
                 self._answer_json(HTTPStatus.OK, {"level": _level()})
             else:

@@ -15,6 +15,7 @@ from guidehall.core.auth import current_principal
 from guidehall.core.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from guidehall.core.names import DEFAULT_PROJECT
 from guidehall.science.pipeline import InvalidModel, Manifest, TensorSpec
+from services.inference.audit import AuditLog
 from services.inference.codec import decode_request, encode_response
 from services.inference.dataplane import DataPlane
 from services.inference.versions import ModelKey, Published, Reference
@@ -25,8 +26,9 @@ FULL_NAME = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
     """Everything the server advertises of the protocol."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, audit: AuditLog) -> None:
         self._plane = plane
+        self._audit = audit
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: Any) -> oip.ServerLiveResponse:
         return oip.ServerLiveResponse(live=True)
@@ -102,7 +104,9 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         if request.parameters:
             got = ", ".join(sorted(request.parameters))
             raise InvalidArgument.field("parameters", got, "none: models are served as they were published")
-        await self._plane.load(current_principal(), Reference.of_protocol(request.model_name, ""))
+        reference = Reference.of_protocol(request.model_name, "")
+        await self._plane.load(current_principal(), reference)
+        await self._record("RepositoryModelLoad", reference)
         return oip.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
@@ -112,8 +116,13 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         # Nothing depends on another model here, so unload_dependents changes nothing.
         for name in request.parameters.keys() - {"unload_dependents"}:
             raise InvalidArgument.field("parameters", name, "unload_dependents")
-        await self._plane.unload(current_principal(), Reference.of_protocol(request.model_name, ""))
+        reference = Reference.of_protocol(request.model_name, "")
+        await self._plane.unload(current_principal(), reference)
+        await self._record("RepositoryModelUnload", reference)
         return oip.RepositoryModelUnloadResponse()
+
+    async def _record(self, method: str, reference: Reference) -> None:
+        await self._audit.record(current_principal(), f"/{FULL_NAME}/{method}", str(reference))
 
     # Part of the protocol and not offered. The generated stubs would answer with an error of our own.
 

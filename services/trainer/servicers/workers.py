@@ -11,6 +11,7 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import InvalidArgument
+from guidehall.core.telemetry import note_job
 from services.trainer import messages, worker_messages
 from services.trainer.leases import Leases, OutOfService
 from services.trainer.lifecycle import State
@@ -88,6 +89,7 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
     def _report(self, request: workers_pb2.SessionRequest) -> Report:
         match request.WhichOneof("message"):
             case "hello":
+                note_job(request.hello.job)
                 return Hello(request.hello.job, request.hello.lease_epoch)
             case "heartbeat":
                 return Heartbeat()

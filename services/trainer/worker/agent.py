@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 
 from guidehall.core.errors import AppError, Code
 from guidehall.core.faults import fault_point
-from guidehall.core.telemetry import job_id
+from guidehall.core.telemetry import handling, job_id, note_job
 from guidehall.science import registry
 from services.trainer.worker.attempt import Attempt, Tools
 from services.trainer.worker.doorbell import Doorbell
@@ -141,10 +141,17 @@ class Agent:
     async def _run(self, job: LeasedJob) -> bool:
         """Whether the attempt came to a report."""
         fault_point("worker.lease.heard")
+        with handling({"traceparent": job.traceparent}, "attempt"):
+            note_job(job.job)
+            try:
+                return await self._try(job)
+            finally:
+                job_id.set("")
+
+    async def _try(self, job: LeasedJob) -> bool:
         logger.info("leased %s, attempt %d", job.job, job.attempt)
         _BUSY.set(1)
         self._attempt_limit = asyncio.timeout(None)
-        token = job_id.set(job.job)
         folder = self._workspace.new_folder()
         try:
             attempt = self._attempt = Attempt(job, self._tools, folder)
@@ -164,7 +171,6 @@ class Agent:
         finally:
             self._attempt = None
             await asyncio.to_thread(remove, folder)
-            job_id.reset(token)
             _BUSY.set(0)
             _ATTEMPTS.inc()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from services.trainer.worker.outputs import OutputFile, Outputs, described, outp
 from services.trainer.worker.retry import Pauses, until_answered
 from services.trainer.worker.session import LeaseLost, Session
 from services.trainer.worker.settings import WorkerSettings
+from services.trainer.worker.step_times import StepTimes
 from services.trainer.worker.storage_client import StorageClient
 from services.trainer.worker.supervision import Patience, Supervision
 from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
@@ -116,6 +118,7 @@ class Attempt:
         self._checkpoints = CheckpointUploads(self._storage, tools.trainer, job, tools.pauses)
         self._outputs = Outputs()
         self._log = JobLog(folder / LOG_NAME, tools.settings.max_log_bytes)
+        self._step_times = StepTimes(job.pipeline)
         self._error_id = uuid.uuid4().hex[:16]
         # The working directory of the pipeline, and where it leaves files.
         self._run_folder = folder / "run"
@@ -295,6 +298,7 @@ class Attempt:
         self._session.started()
 
     def on_progress(self, progress: Progressed) -> None:
+        self._step_times.stepped(progress, time.monotonic())
         self._session.stepped(progress.step)
         self._events.add_progress(progress)
         self._session.notify()

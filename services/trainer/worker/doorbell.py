@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from guidehall.core.bus import JOBS, EventBus
+from guidehall.core.telemetry import handling
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ class Doorbell:
         await self._waiting.wait()
         async for ring in self._bus.durable(JOBS, f"jobs.{self._pool}", f"workers-{self._pool}"):
             if self._waiting.is_set():
-                await ring.ack()
+                with handling(ring.headers, ring.subject):
+                    logger.debug("rung")
+                    await ring.ack()
                 self._rung.set()
                 # Let the waiter go before asking for the next ring.
                 await asyncio.sleep(0)

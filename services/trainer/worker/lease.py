@@ -53,6 +53,8 @@ class LeasedJob:
     desired: Desired
     # Empty for a guest.
     owner: str
+    # Trace context of the submission, if it had one.
+    traceparent: str
 
 
 def desired_of(state: jobs_pb2.DesiredState.ValueType) -> Desired:
@@ -89,4 +91,5 @@ def leased_job(lease: workers_pb2.Lease) -> LeasedJob:
         hang_seconds=lease.hang_seconds,
         desired=desired_of(lease.desired_state),
         owner=lease.owner,
+        traceparent=lease.traceparent,
     )

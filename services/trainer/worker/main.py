@@ -16,7 +16,7 @@ from prometheus_client import Info
 
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import open_channel
-from guidehall.core.settings import SettingsError
+from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.science.registry import RegistryError
 from services.trainer.worker.agent import Agent
@@ -44,8 +44,11 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         Exit status.
     """
+    if argv[:1] == ["config"]:
+        config_command(WorkerSettings, list(argv[1:]))
+        return 0
     if argv:
-        print("usage: python -m services.trainer worker", file=sys.stderr)
+        print("usage: python -m services.trainer worker [config show | describe]", file=sys.stderr)
         return 2
     try:
         settings = WorkerSettings.load()
@@ -53,6 +56,7 @@ def run(argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     configure_logging(settings.log, _SERVICE)
+    log_settings(settings)
     configure_tracing(settings.telemetry, _SERVICE)
     try:
         uvloop.run(_serve(settings))

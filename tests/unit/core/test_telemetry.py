@@ -20,9 +20,11 @@ from guidehall.core.telemetry import (
     begin_request,
     configure_logging,
     current_trace_id,
+    handling,
     inject,
     job_id,
     request_id,
+    trace_headers,
 )
 from guidehall.core.telemetry.logs import redact
 
@@ -42,6 +44,19 @@ def root_logger() -> Iterator[logging.Logger]:
 
 def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+async def test_a_request_within_a_task_goes_on_with_what_it_came_from_and_ends() -> None:
+    with handling({"traceparent": PARENT, "x-request-id": "r-1"}, "message"):
+        kept = trace_headers()
+        assert (current_trace_id(), request_id.get()) == (TRACE, "r-1")
+    assert (current_trace_id(), request_id.get(), trace_headers()) == (None, "", {})
+
+    with handling(kept, "later"):
+        assert (current_trace_id(), request_id.get()) == (TRACE, "r-1")
+        injected: dict[str, str] = {}
+        inject(injected)
+        assert injected == trace_headers()
 
 
 async def test_a_record_names_its_request(

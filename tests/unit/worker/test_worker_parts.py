@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from guidehall.core.errors import (
     Aborted,
@@ -22,10 +23,23 @@ from guidehall.science.pipeline import Desired
 from services.trainer.worker.child_process import ChildOptions, environment
 from services.trainer.worker.machine import find_machine, gpu_tier, gpus_in, reflectometry_engine
 from services.trainer.worker.main import tell_engine
+from services.trainer.worker.messages import Progressed
 from services.trainer.worker.retry import Pauses, calling, passes, until_answered
+from services.trainer.worker.step_times import StepTimes
 from services.trainer.worker.trainer_client import may_pass
 from services.trainer.worker.wishes import Interrupted, Wishes
 from services.trainer.worker.workspace import Workspace
+
+
+def test_the_time_of_a_step_is_the_mean_between_two_reports_of_a_phase() -> None:
+    def told(name: str) -> float:
+        labels = {"pipeline": "toy.timed"}
+        return REGISTRY.get_sample_value(f"guidehall_worker_step_seconds_{name}", labels) or 0.0
+
+    times = StepTimes("toy.timed")
+    for phase, step, now in (("train", 1, 10.0), ("train", 5, 12.0), ("train", 5, 13.0), ("test", 9, 20.0)):
+        times.stepped(Progressed(phase=phase, step=step, total=9, metrics={}), now)
+    assert (told("count"), told("sum")) == (1, 0.5)
 
 
 def test_a_child_sees_what_is_on_the_list_and_nothing_else(tmp_path: Path) -> None:

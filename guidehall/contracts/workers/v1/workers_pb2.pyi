@@ -392,6 +392,7 @@ class Lease(_message.Message):
     DESIRED_STATE_FIELD_NUMBER: _builtins.int
     HANG_SECONDS_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     lease_epoch: _builtins.int
     attempt: _builtins.int
@@ -408,6 +409,8 @@ class Lease(_message.Message):
     """The step watchdog: no progress for this long counts as hung; 0 turns it off."""
     owner: _builtins.str
     """Subject of the job's owner; empty for a guest. Jobs of different owners never share a process."""
+    traceparent: _builtins.str
+    """W3C trace context of the job's submission, for what is logged and called on its behalf; may be empty."""
     @_builtins.property
     def params(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -435,10 +438,11 @@ class Lease(_message.Message):
         desired_state: _jobs_pb2.DesiredState.ValueType = ...,
         hang_seconds: _builtins.float = ...,
         owner: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "desired_state", b"desired_state", "hang_seconds", b"hang_seconds", "heartbeat_seconds", b"heartbeat_seconds", "inputs", b"inputs", "job", b"job", "job_token", b"job_token", "lease_epoch", b"lease_epoch", "lease_seconds", b"lease_seconds", "owner", b"owner", "params", b"params", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "seed", b"seed", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "desired_state", b"desired_state", "hang_seconds", b"hang_seconds", "heartbeat_seconds", b"heartbeat_seconds", "inputs", b"inputs", "job", b"job", "job_token", b"job_token", "lease_epoch", b"lease_epoch", "lease_seconds", b"lease_seconds", "owner", b"owner", "params", b"params", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
