@@ -192,6 +192,8 @@ class Job:
     lease_epoch: int
     # The job that this one repeats, if any.
     retried_from: str
+    # Of a job that failed or was cancelled: the newest job that repeats it, if any.
+    latest_retry: str
     etag: str
     memory_hint_bytes: int
     # The group among the owner's whose share and quota it counts against.

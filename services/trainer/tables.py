@@ -120,6 +120,7 @@ Index(
     "jobs_owner_queue_idx", jobs.c.pool, jobs.c.owner, jobs.c.queue_rank, jobs.c.id, postgresql_where=_queued
 )
 Index("jobs_batch_idx", jobs.c.batch, jobs.c.batch_position, postgresql_where=jobs.c.batch.is_not(None))
+Index("jobs_retried_from_idx", jobs.c.retried_from, postgresql_where=jobs.c.retried_from.is_not(None))
 Index("jobs_end_time_idx", jobs.c.end_time, postgresql_where=jobs.c.end_reason.is_not(None))
 Index(
     "jobs_pipeline_end_time_idx",
