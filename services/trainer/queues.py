@@ -36,6 +36,7 @@ from services.trainer.records import Checkpoint, Job
 from services.trainer.scheduler import Claim, Order
 from services.trainer.settings import TrainerSettings
 
+# How stale an answer about a long queue or durations may be: less than anybody sees, more than it costs.
 _SHORT_QUEUE = 200
 _REMEMBER_SECONDS = 2.0
 _HISTORY_SECONDS = 5.0
