@@ -54,7 +54,8 @@ def _rewrite_results(sections: dict[str, str]) -> None:
         for part in RESULTS.read_text().split("\n## ")[1:]:
             kept[part.split("\n", 1)[0]] = "## " + part.rstrip("\n") + "\n"
     kept.update(sections)
-    head = "# Measured\n\nMedians, where a figure was measured several times; CPU-s are of one core.\n\n"
+    head = "# Measured\n\nMedians, where a figure was measured several times; CPU-s are of one core.\n"
+    head += "RQ and Celery stand in `jobs` where a redis-server was installed.\n\n"
     RESULTS.write_text(head + "\n".join(kept[name] for name in sorted(kept) if name in GROUPS))
 
 

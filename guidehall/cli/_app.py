@@ -109,7 +109,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return answer if isinstance(answer, int) else ExitCode.DONE
     except click.ClickException as error:
-        error.show()
+        if "--json" in arguments:
+            click.echo(_as_json(_refused(error)), err=True)
+        else:
+            error.show()
         return error.exit_code
     except (_Interrupted, KeyboardInterrupt, click.Abort) as error:
         if sys.stderr.isatty() and isinstance(error, _Interrupted):
@@ -141,6 +144,16 @@ def _failed(error: Exception, as_json: bool) -> int:
         error = Internal(f"{kind} inside the command line; set GUIDEHALL_DEBUG=1 to see where", reason="BUG")
     click.echo(_as_json(error) if as_json else _as_lines(error), err=True)
     return exit_code(error)
+
+
+def _refused(error: click.ClickException) -> AppError:
+    """What is wrong with the command line, as a service would say it."""
+    from guidehall.core.errors import InvalidArgument, Violation
+
+    message = error.format_message()
+    parameter = error.param if isinstance(error, click.BadParameter) else None
+    violations = [Violation(parameter.opts[0], error.message or message)] if parameter else []
+    return InvalidArgument(message, reason="USAGE", violations=violations)
 
 
 def _as_lines(error: AppError) -> str:

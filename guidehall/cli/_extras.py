@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from importlib.util import find_spec
 
 # By extra: a module of each package that is imported without being looked for.
@@ -28,6 +29,22 @@ def reads_all_curves() -> bool:
     return all(find_spec(name) is not None for name in _CURVE_FILES)
 
 
+def require_linux() -> None:
+    """Sees to it that this machine can run the platform or its workers, or can have run them.
+
+    Raises:
+        Unimplemented: it cannot, whatever is installed.
+    """
+    from guidehall.core.errors import Unimplemented
+
+    if (system := platform.system()) != "Linux":
+        message = (
+            f"the platform and its workers run on Linux, not on {system}: start them there or in a "
+            "container; for a platform elsewhere use --endpoints"
+        )
+        raise Unimplemented(message, reason="NEEDS_LINUX")
+
+
 def require_platform(*more: str) -> None:
     """Sees to it that what the platform needs is installed, and what the extras `more` bring.
 
@@ -36,6 +53,7 @@ def require_platform(*more: str) -> None:
     """
     from guidehall.core.errors import Unimplemented
 
+    require_linux()
     extras = (*_PLATFORM, *more)
     missing = [*_missing_modules(extras), *_missing_servers()]
     if missing:
@@ -50,6 +68,7 @@ def require_workers() -> None:
     """
     from guidehall.core.errors import Unimplemented
 
+    require_linux()
     extras = ("science", "services")
     if missing := _missing_modules(extras):
         raise Unimplemented(needs_more(missing[0], extras), reason="NOT_INSTALLED")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import click
 
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_platform
-from guidehall.cli._output import number, short, table
+from guidehall.cli._output import emit, number, short, table
 from guidehall.cli._watch import follow
 from guidehall.cli.predict import at_bound
 
@@ -39,9 +41,27 @@ WORST_MEAN_LOG10 = 0.15
     show_default=True,
     help="Picture to draw.",
 )
-def demo(data: Path, plot: Path) -> int:
+@click.option(
+    "--json", "as_json", is_flag=True, help="The answer as one JSON document; steps on standard error."
+)
+def demo(data: Path, plot: Path, as_json: bool) -> int:
     """Train a network for a film under water, serve it, and read a measured curve with it."""
     require_platform("demo")
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        answer = _demonstrate(data, plot)
+    if answer is None:
+        return ExitCode.FAILED
+    if as_json:
+        emit(answer)
+    return (
+        ExitCode.DONE
+        if answer["fit"]["refined"]["mean_abs_log10_error"] <= WORST_MEAN_LOG10
+        else ExitCode.FAILED
+    )
+
+
+def _demonstrate(data: Path, plot: Path) -> dict[str, Any] | None:
+    """The whole of it; None where the job failed."""
     from guidehall.cli._plot import check_plot
     from guidehall.client import Client
     from guidehall.local.demo import film_params, measured_file
@@ -61,7 +81,7 @@ def demo(data: Path, plot: Path) -> int:
         job = client.submit(PIPELINE, prior, name="demonstration", seed=SEED)
         click.echo(f"job {short(job.name)}: {PIPELINE}, seed {SEED}")
         if follow(client, job.name, 0, as_json=False) is not ExitCode.DONE:
-            return ExitCode.FAILED
+            return None
         (model,) = client.result(job.id).model_versions
         _step(f"A measured curve ({measured_file().name}, 99 points) asked of {model}")
         network, refined, curve = _analyze(client, model)
@@ -70,8 +90,28 @@ def demo(data: Path, plot: Path) -> int:
         gateway = str(stack.endpoints["gateway"])
     _show(network, refined, peer)
     _draw(curve, refined, plot)
-    _next_steps(data, plot, gateway, time.monotonic() - started)
-    return ExitCode.DONE if refined.mean_abs_log10_error <= WORST_MEAN_LOG10 else ExitCode.FAILED
+    seconds = time.monotonic() - started
+    _next_steps(data, plot, gateway, seconds)
+    return {
+        "job": job.name,
+        "model_version": model,
+        "parameters": refined.parameters,
+        "network": {parameter.name: parameter.value for parameter in network.parameters},
+        "refnx": peer.values,
+        "fit": {
+            **{answer.stage.value: _misfit(answer) for answer in (network, refined)},
+            "refnx": {"chi_square": peer.chi_square, "reduced_chi_square": peer.reduced_chi_square},
+        },
+        "notes": refined.notes,
+        "plot": plot,
+        "data": data,
+        "seconds": seconds,
+    }
+
+
+def _misfit(analysis: Analysis) -> dict[str, float | None]:
+    names = ("chi_square", "reduced_chi_square", "mean_abs_log10_error")
+    return {name: getattr(analysis, name) for name in names}
 
 
 def _end_earlier_runs(client: Client) -> None:

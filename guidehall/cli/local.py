@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import click
 
 from guidehall.cli._context import json_option, own_token
 from guidehall.cli._exit import ExitCode
-from guidehall.cli._extras import require_platform, require_workers
-from guidehall.cli._output import clean, duration, emit, table
+from guidehall.cli._extras import require_linux, require_platform, require_workers
+from guidehall.cli._output import clean, duration, emit, emit_line, table
 
 if TYPE_CHECKING:
     from guidehall.local.control import ServiceStatus
@@ -33,6 +33,12 @@ def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(folder.expanduser().resolve(), *args, **kwargs)
 
     return option(with_folder)
+
+
+# Of what runs until it is told to end: what it says to people goes to standard error then.
+_stages_option = click.option(
+    "--json", "as_json", is_flag=True, help="A line of JSON when everything is ready, and one at the end."
+)
 
 
 @click.command(
@@ -55,13 +61,29 @@ Examples
     help="single: one local user; proxy, token: callers are known, see docs/reference/cli.md.",
 )
 @click.option("--detach", is_flag=True, help="Return when everything is ready, and leave it running.")
-def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
-    """Start the platform on this machine: database, broker, object store, services, workers."""
+@_stages_option
+def up(data: Path, workers: int, auth_mode: str, detach: bool, as_json: bool) -> None:
+    """Start the platform on this machine: database, broker, object store, services, workers.
+
+    It brings a PostgreSQL, a NATS and an S3 server of its own, but for those that $GUIDEHALL_POSTGRES_URL
+    (postgresql://USER:PASSWORD@HOST:PORT), $GUIDEHALL_NATS_URL (nats://USER:PASSWORD@HOST:PORT) and
+    $GUIDEHALL_S3_URL (https://ACCESS_KEY:SECRET_KEY@HOST:PORT/BUCKET) name.
+    """
     require_platform()
     from guidehall.local import control, stack
 
+    def told() -> None:
+        if as_json:
+            emit_line(control.status(data))
+
+    report = partial(click.echo, err=as_json)
     options = stack.Options(data=data, workers=workers, auth_mode=auth_mode)
-    (control.up_detached if detach else stack.up)(options, click.echo)
+    if detach:
+        control.up_detached(options, report)
+    else:
+        stack.up(options, report, told)
+    # In the background it is ready now, in the foreground it has stopped.
+    told()
 
 
 @click.command(epilog="Exits with 0 when everything answers, else with 4.")
@@ -70,6 +92,7 @@ def up(data: Path, workers: int, auth_mode: str, detach: bool) -> None:
 @click.pass_context
 def status(ctx: click.Context, data: Path, as_json: bool) -> None:
     """Show whether the platform of this machine runs, part by part."""
+    require_linux()
     from guidehall.local import control
 
     found = control.status(data)
@@ -119,6 +142,7 @@ def _engines(parts: Sequence[ServiceStatus]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="The lines as they were written, most of them JSON.")
 def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> None:
     """Show the log of one SERVICE of this machine's platform."""
+    require_linux()
     from guidehall.local import control
     from guidehall.local.loglines import readable
 
@@ -139,21 +163,26 @@ def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> N
 @_data_option
 @click.option("--delete-data", is_flag=True, help="Then delete everything that it keeps: jobs, models, data.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
-def down(data: Path, delete_data: bool, yes: bool) -> int:
+@json_option
+def down(data: Path, delete_data: bool, yes: bool, as_json: bool) -> int:
     """Stop the platform of this machine. Everything that it keeps stays, unless it is to be deleted."""
+    require_linux()
     from guidehall.local import control
 
     kept = control.folders(data) if delete_data else []
     names = " and ".join(map(str, kept))
     if kept and not yes and not click.confirm(f"Delete all jobs, models and data in {names}?", err=True):
-        click.echo("nothing was stopped or deleted")
+        click.echo("nothing was stopped or deleted", err=as_json)
         return ExitCode.FAILED
-    click.echo("stopped" if control.down(data) else "nothing was running")
+    stopped = control.down(data)
+    click.echo("stopped" if stopped else "nothing was running", err=as_json)
     if kept:
         control.delete(data)
-        click.echo(f"deleted what was in {names}")
+        click.echo(f"deleted what was in {names}", err=as_json)
     elif delete_data:
-        click.echo(f"there is nothing to delete in {data}")
+        click.echo(f"there is nothing to delete in {data}", err=as_json)
+    if as_json:
+        emit({"stopped": stopped, "deleted": kept})
     return ExitCode.DONE
 
 
@@ -175,8 +204,9 @@ Examples
     metavar="FILE",
     help="The pool's credential. Without it one is made, which operators may, and revoked at the end.",
 )
+@_stages_option
 @click.pass_context
-def worker(ctx: click.Context, pool: str, count: int, credential_file: Path | None) -> None:
+def worker(ctx: click.Context, pool: str, count: int, credential_file: Path | None, as_json: bool) -> None:
     """Run workers on this machine. Ctrl-C stops them; what they run goes on elsewhere."""
     require_workers()
     from guidehall.local import workers
@@ -184,7 +214,13 @@ def worker(ctx: click.Context, pool: str, count: int, credential_file: Path | No
     given = ctx.find_root().params["endpoints"]
     token = None if given or credential_file else own_token()
     options = workers.Options(pool, count, given, token, credential_file)
-    workers.run(options, click.echo)
+
+    def tell(stage: str) -> None:
+        if as_json:
+            emit_line({"stage": stage, "pool": pool, "count": count})
+
+    workers.run(options, partial(click.echo, err=as_json), lambda: tell("ready"))
+    tell("stopped")
 
 
 COMMANDS = (up, status, logs, down, worker)

@@ -16,7 +16,7 @@ from guidehall.cli._output import age, clean, duration, emit, short, table
 from guidehall.cli.jobs import checked_job, job_argument
 
 if TYPE_CHECKING:
-    from guidehall.client import Attempt, Client, Job, Purge
+    from guidehall.client import Attempt, Client, Purge
 
 _DEAD = 'end_reason = "ATTEMPTS_EXHAUSTED"'
 _PURGEABLE = ("SUCCEEDED", "FAILED", "CANCELLED", "QUEUED", "PAUSED")
@@ -85,9 +85,9 @@ def dead(jobs: tuple[str, ...], redrive: bool, every: bool, limit: int, as_json:
         if redrive:
             _redrive(client, jobs, as_json)
             return
-        found = [(job, _retry_of(client, job)) for job in client.jobs(_DEAD, limit=limit)]
+        found = list(client.jobs(_DEAD, limit=limit))
     if as_json:
-        emit([job for job, _ in found])
+        emit(found)
         return
     rows = [
         (
@@ -97,17 +97,13 @@ def dead(jobs: tuple[str, ...], redrive: bool, every: bool, limit: int, as_json:
             f"{job.attempt_count} of {job.max_attempts}",
             age(job.end_time),
             job.owner,
-            "" if retry is None else short(retry.name),
+            short(job.latest_retry),
             job.error.message if job.error else "",
         )
-        for job, retry in found
+        for job in found
     ]
     headings = ("JOB", "NAME", "PIPELINE", "ATTEMPTS", "ENDED", "OWNER", "RETRY", "ERROR")
     table(headings, rows, empty="no dead jobs")
-
-
-def _retry_of(client: Client, job: Job) -> Job | None:
-    return next(iter(client.jobs(f'retried_from = "{job.name}"', limit=1)), None)
 
 
 def _redrive(client: Client, texts: Sequence[str], as_json: bool) -> None:
@@ -115,7 +111,7 @@ def _redrive(client: Client, texts: Sequence[str], as_json: bool) -> None:
     dead = list(map(client.job, texts)) if texts else list(client.jobs(_DEAD))
     again = []
     for job in dead:
-        if not texts and _retry_of(client, job) is not None:
+        if not texts and job.latest_retry:
             continue
         if job.end_reason != "ATTEMPTS_EXHAUSTED":
             raise click.UsageError(

@@ -9,6 +9,7 @@ from guidehall.client._config import Timeouts, Tls
 from guidehall.client.curvefile import read_curve
 from guidehall.client.types import (
     Analysis,
+    AngleSegment,
     Artifact,
     Attempt,
     Band,
@@ -28,6 +29,8 @@ from guidehall.client.types import (
     JobState,
     Launcher,
     LogLine,
+    MeasurementInfo,
+    Medium,
     Model,
     ModelVersion,
     NewWorkerCredential,
@@ -58,6 +61,7 @@ from guidehall.client.types import (
 
 __all__ = [
     "Analysis",
+    "AngleSegment",
     "Artifact",
     "AsyncClient",
     "Attempt",
@@ -79,6 +83,8 @@ __all__ = [
     "JobState",
     "Launcher",
     "LogLine",
+    "MeasurementInfo",
+    "Medium",
     "Model",
     "ModelVersion",
     "NewWorkerCredential",

@@ -92,6 +92,7 @@ def job(message: jobs_pb2.Job) -> types.Job:
         last_seq=message.last_seq,
         lease_epoch=message.lease_epoch,
         retried_from=message.retried_from,
+        latest_retry=message.latest_retry,
         etag=message.etag,
         memory_hint_bytes=message.memory_hint_bytes,
         group=message.group,

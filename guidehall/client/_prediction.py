@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,13 @@ def _to_curve(curve: types.Curve) -> curve_pb2.Curve:
         message.relative_dq = curve.relative_dq
     if curve.beam_side is not None:
         message.beam_side = _SIDES[curve.beam_side]
+    message.mask.extend(_flags(curve.mask, "curve.mask"))
+    for field, medium in (("fronting", curve.fronting), ("backing", curve.backing)):
+        if medium is not None:
+            getattr(message, field).CopyFrom(curve_pb2.Medium(**asdict(medium)))
+    message.segments.extend(curve_pb2.AngleSegment(**asdict(segment)) for segment in curve.segments)
+    if curve.measurement is not None:
+        message.measurement.CopyFrom(curve_pb2.MeasurementInfo(**asdict(curve.measurement)))
     return message
 
 
@@ -115,6 +123,15 @@ def _numbers(values: Any, field: str) -> list[float]:
         raise InvalidArgument.field(field, values, "numbers, one for each point") from error
     if array.ndim != 1:
         raise InvalidArgument.field(field, f"shape {array.shape}", "numbers, one for each point")
+    return list(array.tolist())
+
+
+def _flags(values: Any, field: str) -> list[bool]:
+    array = np.asarray(values)
+    # Indices of points would read as flags, too.
+    if array.ndim != 1 or (array.size and array.dtype != np.bool_):
+        got = f"shape {array.shape}, {array.dtype}"
+        raise InvalidArgument.field(field, got, "true or false, one for each point")
     return list(array.tolist())
 
 
@@ -132,6 +149,41 @@ def _from_curve(message: curve_pb2.Curve) -> types.Curve:
         dq_convention=_known(_CONVENTIONS, message.dq_convention),
         relative_dq=message.relative_dq if message.HasField("relative_dq") else None,
         beam_side=_known(_SIDES, message.beam_side),
+        mask=np.array(message.mask, dtype=np.bool_),
+        fronting=_medium(message, "fronting"),
+        backing=_medium(message, "backing"),
+        segments=tuple(map(_segment, message.segments)),
+        measurement=_measurement(message.measurement) if message.HasField("measurement") else None,
+    )
+
+
+def _medium(message: Any, field: str) -> types.Medium | None:
+    if not message.HasField(field):
+        return None
+    medium: curve_pb2.Medium = getattr(message, field)
+    return types.Medium(medium.sld, medium.isld, medium.material)
+
+
+def _segment(message: curve_pb2.AngleSegment) -> types.AngleSegment:
+    return types.AngleSegment(
+        first_point=message.first_point,
+        end_point=message.end_point,
+        angle_degrees=message.angle_degrees,
+        scale=_optional(message, "scale"),
+        background=_optional(message, "background"),
+        relative_dq=_optional(message, "relative_dq"),
+    )
+
+
+def _measurement(message: curve_pb2.MeasurementInfo) -> types.MeasurementInfo:
+    return types.MeasurementInfo(
+        sample=message.sample,
+        run=message.run,
+        proposal=message.proposal,
+        instrument=message.instrument,
+        facility=message.facility,
+        start_time=message.start_time,
+        other=dict(message.other),
     )
 
 

@@ -192,6 +192,8 @@ class Job:
     lease_epoch: int
     # The job that this one repeats, if any.
     retried_from: str
+    # Of a job that failed or was cancelled: the newest job that repeats it, if any.
+    latest_retry: str
     etag: str
     memory_hint_bytes: int
     # The group among the owner's whose share and quota it counts against.
@@ -568,11 +570,52 @@ def _no_points() -> FloatArray:
     return np.empty(0)
 
 
+def _no_mask() -> NDArray[np.bool_]:
+    return np.empty(0, dtype=np.bool_)
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A semi-infinite medium; scattering length density in 1e-6/angstrom^2."""
+
+    sld: float
+    isld: float = 0.0
+    material: str = ""
+
+
+@dataclass(frozen=True)
+class AngleSegment:
+    """Points of a curve, from `first_point` to before `end_point`, that were measured at one setting of the
+    instrument. `relative_dq` is dq/q of these points, by the curve's `dq_convention`."""
+
+    first_point: int
+    end_point: int
+    angle_degrees: float = 0.0
+    # None where they are not known.
+    scale: float | None = None
+    background: float | None = None
+    relative_dq: float | None = None
+
+
+@dataclass(frozen=True)
+class MeasurementInfo:
+    """Where a curve comes from, as text."""
+
+    sample: str = ""
+    run: str = ""
+    proposal: str = ""
+    instrument: str = ""
+    facility: str = ""
+    start_time: str = ""
+    other: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """A reflectivity curve: `q` ascending, `r`, one standard deviation `dr` of `r`, and the resolution `dq`.
 
-    `dr` and `dq` may be empty. `dq`, or `relative_dq` where there is no `dq`, needs `dq_convention`.
+    `dr` and `dq` may be empty. `dq`, or `relative_dq` where there is no `dq`, needs `dq_convention`. `mask`,
+    where it is not empty, leaves out the points where it is true.
     """
 
     q: FloatArray
@@ -584,6 +627,12 @@ class Curve:
     relative_dq: float | None = None
     # None takes the side that the model was trained for.
     beam_side: BeamSide | None = None
+    mask: NDArray[np.bool_] = field(default_factory=_no_mask)
+    # The media beside the film, where they are known; compared with those of the model.
+    fronting: Medium | None = None
+    backing: Medium | None = None
+    segments: Sequence[AngleSegment] = ()
+    measurement: MeasurementInfo | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,19 +28,20 @@ JOBS = "JOBS"
 EVENTS = "EVENTS"
 
 
-def streams(max_bytes: int, replicas: int) -> list[StreamConfig]:
+def streams(settings: NatsSettings) -> list[StreamConfig]:
     """What the platform keeps on the broker, bounded."""
+    max_bytes, replicas = settings.max_stream_bytes, settings.replicas
     return [
         # A doorbell is gone once heard; unheard it is worth little after a while: the sweeper rings again.
         StreamConfig(
             name=JOBS, subjects=["jobs.>"], retention=RetentionPolicy.WORK_QUEUE, storage=StorageType.FILE,
-            max_age=3600, max_bytes=max_bytes // 8, max_msgs_per_subject=1000, discard=DiscardPolicy.OLD,
-            num_replicas=replicas,
+            max_age=settings.doorbell_keep_seconds, max_bytes=max_bytes // 8, max_msgs_per_subject=1000,
+            discard=DiscardPolicy.OLD, num_replicas=replicas,
         ),
         StreamConfig(
             name=EVENTS, subjects=["events.>", "model.>", "dataset.>"], retention=RetentionPolicy.LIMITS,
-            storage=StorageType.FILE, max_age=7 * 86400, max_bytes=max_bytes, discard=DiscardPolicy.OLD,
-            num_replicas=replicas,
+            storage=StorageType.FILE, max_age=settings.event_keep_seconds, max_bytes=max_bytes,
+            discard=DiscardPolicy.OLD, num_replicas=replicas,
         ),
     ]  # fmt: skip
 
@@ -188,7 +189,7 @@ class EventBus:
             Unavailable: the broker is away.
         """
         jetstream = self._jetstream()
-        for config in streams(self._settings.max_stream_bytes, self._settings.replicas):
+        for config in streams(self._settings):
             try:
                 try:
                     await jetstream.update_stream(config)

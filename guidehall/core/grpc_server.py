@@ -20,7 +20,7 @@ from guidehall.core.rpc_chain import Chain, Limits
 from guidehall.core.settings import GrpcSettings
 from guidehall.core.tls import server_credentials
 
-# For calls that were cut off, to write down what they leave.
+# For calls that were cut off, to write down what they leave; what is set is the drain time before it.
 _CLEARING_SECONDS = 5.0
 
 

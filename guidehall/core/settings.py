@@ -118,6 +118,12 @@ class NatsSettings(_Group):
     )
     retry_seconds: float = Field(1.0, gt=0, description="after a broker has refused something")
     max_stream_bytes: int = Field(256 << 20, ge=1 << 20)
+    doorbell_keep_seconds: float = Field(
+        3600.0, gt=0, description="how long a doorbell that nobody hears is kept; the sweeper rings again"
+    )
+    event_keep_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="how long the bus keeps events for a reader that was away"
+    )
     replicas: int = Field(1, ge=1, le=5, description="of each stream; 3 where the broker is a cluster")
     tls: TlsSettings = TlsSettings()
 

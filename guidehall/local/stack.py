@@ -8,7 +8,7 @@ import platform
 import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -192,10 +192,15 @@ class Stack:
             self._recorder.write(list(self._supervisor.processes.values()), stage, error)
 
 
-def up(options: Options, report: Report = print) -> None:
+def up(options: Options, report: Report = print, ready: Callable[[], None] = lambda: None) -> None:
     """Runs the stack until this process is told to end (Ctrl-C, SIGTERM); to be called by the main thread.
 
     A second signal kills what is still stopping.
+
+    Args:
+        options: what to run.
+        report: gets lines for people.
+        ready: called once everything is ready.
 
     Raises:
         AlreadyRunning: another process runs the stack of this folder.
@@ -211,6 +216,7 @@ def up(options: Options, report: Report = print) -> None:
     try:
         stack.start()
         report(summary(stack.endpoints))
+        ready()
         stack.wait()
         report("stopping (once more to kill)")
         stack.stop()

@@ -176,10 +176,17 @@ class Workers:
             self._supervisor.kill()
 
 
-def run(options: Options, report: Callable[[str], None] = print) -> None:
+def run(
+    options: Options, report: Callable[[str], None] = print, ready: Callable[[], None] = lambda: None
+) -> None:
     """Runs workers until this process is told to end (Ctrl-C, SIGTERM); to be called by the main thread.
 
     A second signal kills what is still stopping.
+
+    Args:
+        options: which, and for whom.
+        report: gets lines for people.
+        ready: called once they run.
 
     Raises:
         As `Workers.start`; KeyboardInterrupt where it was told to end before they ran.
@@ -192,6 +199,7 @@ def run(options: Options, report: Callable[[str], None] = print) -> None:
     try:
         workers.start()
         report(f"{options.count} at work for pool {options.pool}; Ctrl-C stops them")
+        ready()
         workers.wait()
         report(f"stopping within {WORKER_DRAIN_SECONDS:g} s (once more to kill)")
         workers.stop()

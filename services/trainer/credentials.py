@@ -20,6 +20,7 @@ from services.trainer.journal import seconds
 from services.trainer.tables import worker_credentials
 
 LONGEST_NOTE = 200
+# Part of what the call promises; who wants another time says so with it.
 USUAL_TTL_SECONDS = 365 * 86_400
 LONGEST_TTL_SECONDS = 10 * USUAL_TTL_SECONDS
 

@@ -192,7 +192,7 @@ async def _command(settings: LauncherSettings, pool: str, device_class: str) -> 
             start_new_session=True,
         )
         try:
-            return process.wait(min(_SETTLE_SECONDS, settings.timeout_seconds / 2))
+            return process.wait(min(settings.settle_seconds, settings.timeout_seconds / 2))
         except subprocess.TimeoutExpired:
             # Whether as a launcher or as a worker, the pool will tell.
             _left.append(process)
@@ -204,8 +204,6 @@ async def _command(settings: LauncherSettings, pool: str, device_class: str) -> 
         raise LaunchFailed(f"{Path(settings.command[0]).name} ended with status {status}")
 
 
-# A command that has not failed by then is taken for started.
-_SETTLE_SECONDS = 5.0
 _left: list[subprocess.Popen[bytes]] = []
 
 

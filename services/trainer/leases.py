@@ -39,7 +39,7 @@ from services.trainer.workers import Workers
 _LEASES = Counter("guidehall_leases", "Leases given", ["pool"])
 _LOST = Counter("guidehall_leases_lost", "Leases whose worker was not heard of in time", ["pool"])
 _WAIT = Histogram("guidehall_queue_wait_seconds", "From submission to the first lease", ["pool"])
-# Left for the answer when a request for a job comes with a deadline.
+# Left for the answer when a request for a job comes with a deadline: what a network takes.
 _ANSWER_SECONDS = 0.5
 
 

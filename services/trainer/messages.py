@@ -102,6 +102,7 @@ def job(seen: Seen) -> jobs_pb2.Job:
         notifications=[jobs_pb2.Notification(**target) for target in job.notifications],
         start_estimate=_estimate(seen.start),
         end_estimate=_estimate(seen.end),
+        latest_retry=seen.latest_retry,
     )
     if job.retried_from:
         message.retried_from = job_name(job.project, job.retried_from)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from guidehall.core import names
 from guidehall.core.errors import Unavailable
 from services.trainer.checkpoints import newest_checkpoints
 from services.trainer.database import Database
@@ -37,6 +38,7 @@ from services.trainer.records import Checkpoint, Job
 from services.trainer.scheduler import Claim, Order
 from services.trainer.settings import TrainerSettings
 
+# How stale an answer about a long queue or durations may be: less than anybody sees, more than it costs.
 _SHORT_QUEUE = 200
 _REMEMBER_SECONDS = 2.0
 _HISTORY_SECONDS = 5.0
@@ -45,6 +47,7 @@ _HISTORY_JOBS = 100
 # Fewer of a pool's own than this, and those of other pools count too.
 _LEAST_OWN_HISTORY = 3
 _MOST_SIZES_KEPT = 20_000
+_MAY_BE_RETRIED = frozenset({State.FAILED, State.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Seen:
         start: when it will start, while queued.
         end: when it will end, while queued or running. Either is None where nothing is known.
         checkpoint: its newest that is kept.
+        latest_retry: name of the newest job that is it once more, if it failed or was cancelled.
     """
 
     job: Job
@@ -63,6 +67,7 @@ class Seen:
     start: Interval | None = None
     end: Interval | None = None
     checkpoint: Checkpoint | None = None
+    latest_retry: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,11 @@ class Queues:
                 outlook = await self._outlook(connection, pool, queue)
             seen |= {item.job.id: item for item in self._stand(queue, outlook, jobs)}
         kept = await newest_checkpoints(connection, [job.id for job in listed if job.lease_epoch])
-        return [replace(seen[job.id], checkpoint=kept.get(job.id)) for job in listed]
+        retries = await _latest_retries(connection, [job for job in listed if job.state in _MAY_BE_RETRIED])
+        return [
+            replace(seen[job.id], checkpoint=kept.get(job.id), latest_retry=retries.get(job.id, ""))
+            for job in listed
+        ]
 
     def _stand(self, queue: _Queue, outlook: _Outlook, jobs: Sequence[Job]) -> Iterable[Seen]:
         now = datetime.now(UTC)
@@ -245,6 +254,14 @@ class Queues:
         return found
 
 
+async def _latest_retries(connection: AsyncConnection, ended: Sequence[Job]) -> dict[str, str]:
+    """By the ids of jobs that have ended, the names of the newest that are them once more."""
+    if not ended:
+        return {}
+    rows = await connection.execute(_RETRIES, {"ids": [job.id for job in ended]})
+    return {str(row.retried_from): names.JOB.format(project=row.project, job=row.id) for row in rows}
+
+
 def _fraction(progress: Document | None) -> float:
     """Of the present phase that is done, 0 to 1."""
     if not progress or progress["total"] <= 0:
@@ -277,6 +294,12 @@ _WORKERS = text(
 _PARAMS = text("SELECT id, params FROM trainer.jobs WHERE id = ANY(CAST(:ids AS uuid[]))").bindparams(
     bindparam("ids", type_=ARRAY(Text))
 )
+_RETRIES = text(
+    """
+    SELECT DISTINCT ON (retried_from) retried_from, project, id FROM trainer.jobs
+    WHERE retried_from = ANY(CAST(:ids AS uuid[])) ORDER BY retried_from, create_time DESC, id DESC
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Text)))
 _FINISHED = text(
     """
     SELECT j.pipeline, j.pool, j.params_digest, j.params, j.seconds

@@ -118,6 +118,11 @@ class LauncherSettings(_Group):
         300.0, gt=0, description="what was launched has so long to register before it is launched again"
     )
     retry_seconds: float = Field(60.0, gt=0, description="from a launch that failed to the next")
+    settle_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="a command that has not failed by then has started; at most half of timeout_seconds",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

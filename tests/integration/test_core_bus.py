@@ -327,10 +327,10 @@ async def test_only_the_owner_makes_streams(broker: Broker) -> None:
 
 
 async def test_provisioning_twice_updates(broker: Broker, bus: EventBus) -> None:
-    async with bus_on(broker, max_stream_bytes=32 << 20) as larger:
+    async with bus_on(broker, max_stream_bytes=32 << 20, event_keep_seconds=3600.0) as larger:
         await larger.provision()
 
     admin = await nats.connect(broker.settings.url or "")
     info = await admin.jetstream().stream_info(EVENTS)
     await admin.close()
-    assert info.config.max_bytes == 32 << 20
+    assert (info.config.max_bytes, info.config.max_age) == (32 << 20, 3600)

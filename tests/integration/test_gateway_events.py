@@ -1,9 +1,10 @@
-"""Server-sent events of the gateway, with the trainer behind it."""
+"""The gateway with the trainer behind it: server-sent events, and what it says about itself."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import AuthSettings, ChannelSettings
+from guidehall.science import registry
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
@@ -101,3 +103,34 @@ async def test_a_reader_that_comes_too_late_gets_the_job_as_it_stands(
         ("state_change", ended.last_seq),
     ]
     assert json.loads(told[0]["data"])["state"] == "CANCELLED"
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+
+
+async def test_the_description_shows_the_fields_of_every_pipeline(http: httpx.AsyncClient) -> None:
+    # Who only reads it needs no token.
+    del http.headers["Authorization"]
+    document = (await http.get("http://localhost/openapi.json")).json()
+
+    schemas = document["components"]["schemas"]
+    for name in registry.pipelines():
+        params = registry.json_schema(name)
+        assert list(schemas[name]["properties"]) == list(params["properties"])
+    thickness = schemas["reflectometry.simulate"]["$defs"]["Layer"]["properties"]["thickness"]
+    assert (thickness["unit"], thickness["maximum"]) == ("angstrom", 20000)
+    submitted = schemas["SubmitJob"]["properties"]["params"]["anyOf"]
+    assert {"$ref": "#/components/schemas/toy.line"} in submitted
+    simulated = schemas["SimulateBody"]["properties"]["params"]
+    assert simulated == {"$ref": "#/components/schemas/reflectometry.simulate"}
+    for reference in set(_references(document)):
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]

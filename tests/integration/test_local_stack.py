@@ -191,13 +191,17 @@ def test_where_callers_must_be_known_the_start_says_how_to_be(folder: Path) -> N
 @pytest.mark.slow
 def test_ctrl_c_stops_everything_in_reverse(folder: Path) -> None:
     down(folder)
-    command = [sys.executable, "-m", "guidehall.local", "--data", str(folder), "--workers", "1"]
-    with subprocess.Popen([*command, "--auth-mode", "single"], cwd=_ROOT) as process:
-        _wait_until(lambda: status(folder).stage == "ready", seconds=100.0)
+    command = [sys.executable, "-m", "guidehall.cli", "up", "--data", str(folder), "--json"]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=60)
+        told, _ = process.communicate(timeout=60)
 
-    assert code == 0
+    assert process.returncode == 0
+    assert ready["stage"] == "ready"
+    assert {part["name"] for part in ready["services"]} == set(_SERVICES)
+    assert json.loads(told)["stage"] == "stopped"
     stopped = [
         line.split()[0] for line in tail_logs(folder, "supervisor", 100) if line.rstrip().endswith("stopped")
     ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -15,12 +19,13 @@ from guidehall.core.errors import InvalidArgument, PermissionDenied
 from guidehall.local.workers import Options, Workers
 from tests.fixtures.trainer import Cast, TrainerSite
 
+QUICK = {"GUIDEHALL_WORKER__CHILD__SPARE": "false", "GUIDEHALL_SCIENCE_MODULES": "tests.toy_science"}
+
 
 def options(site: TrainerSite, pool: str, token: str, **more: object) -> Options:
-    quick = {"GUIDEHALL_WORKER__CHILD__SPARE": "false", "GUIDEHALL_SCIENCE_MODULES": "tests.toy_science"}
     # Nobody listens where storage should be: these workers have no job.
     endpoints = {"trainer": site.target, "storage": "127.0.0.1:1"}
-    given = {"count": 2, "endpoints": endpoints, "token": token, "environment": {**os.environ, **quick}}
+    given = {"count": 2, "endpoints": endpoints, "token": token, "environment": {**os.environ, **QUICK}}
     return Options(pool, **(given | more))
 
 
@@ -28,17 +33,31 @@ def options(site: TrainerSite, pool: str, token: str, **more: object) -> Options
 async def test_workers_come_with_a_credential_that_ends_with_them(trainer: TrainerSite) -> None:
     cast = Cast(trainer)
     operator = cast.owner("olga", Role.OPERATOR).pools
-    lines: list[str] = []
-    workers = Workers(options(trainer, cast.pool, trainer.token("olga", Role.OPERATOR)), lines.append)
-    workers.start()
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "guidehall.cli",
+            "--endpoints",
+            f"trainer={trainer.target},storage=127.0.0.1:1",
+        ),
+        *("worker", "--pool", cast.pool, "--count", "2", "--json"),
+    ]
+    environ = os.environ | QUICK | {"GUIDEHALL_TOKEN": trainer.token("olga", Role.OPERATOR)}
+    process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=PIPE, stderr=PIPE)
     try:
         request = workers_pb2.ListWorkersRequest(pool=cast.pool)
         async with asyncio.timeout(60):
             while len((await operator.ListWorkers(request, timeout=10)).workers) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     finally:
-        workers.stop()
-    stopped = {tuple(line.split()[:2]) for line in lines[-2:]}
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert process.returncode == 0
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"stage": stage, "pool": cast.pool, "count": 2} for stage in ("ready", "stopped")
+    ]
+    stopped = {tuple(line.split()[:2]) for line in err.decode().splitlines()[-2:]}
     assert stopped == {("worker-1", "stopped"), ("worker-2", "stopped")}
     listing = workers_pb2.ListWorkerCredentialsRequest(parent=f"pools/{cast.pool}")
     (credential,) = (await operator.ListWorkerCredentials(listing, timeout=10)).credentials

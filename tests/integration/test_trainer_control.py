@@ -191,6 +191,7 @@ async def test_a_retry_is_the_same_job_again_and_goes_on_from_the_kept_checkpoin
     async with refused(InvalidArgument):
         await call(owner, "RetryJob", name=first.name, request_id=request_id, seed=8)
     assert retry.retried_from == first.name
+    assert ((await owner.get(first.name)).latest_retry, first.latest_retry) == (retry.name, "")
     for field in ("params", "params_digest", "seed", "display_name", "labels", "timeout_seconds", "pool"):
         assert getattr(retry, field) == getattr(first, field), field
     assert await names(owner, f'retried_from = "{first.name}"') == [retry.name]

@@ -19,7 +19,10 @@ from services.gateway.messages import to_struct
 
 router = APIRouter(tags=["inference"])
 
+# The pipeline whose parameters `/simulate` takes.
+SIMULATION = "reflectometry.simulate"
 MAX_POINTS = 100_000
+MAX_SEGMENTS = 1000
 MAX_SAMPLES = 5000
 Numbers = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=MAX_POINTS, fail_fast=True)
@@ -59,6 +62,31 @@ class MediumBody(Body):
     isld: float = Field(0.0, ge=0, le=150, allow_inf_nan=False)
 
 
+class SegmentBody(Body):
+    """Points measured at one setting of the instrument."""
+
+    first_point: int = Field(ge=0, lt=INT64, description="Index of the first of them")
+    end_point: int = Field(ge=0, lt=INT64, description="Index after the last of them")
+    angle_degrees: float = Field(0.0, allow_inf_nan=False)
+    scale: float | None = Field(None, allow_inf_nan=False, description="Where it is known")
+    background: float | None = Field(None, allow_inf_nan=False, description="Where it is known")
+    relative_dq: float | None = Field(
+        None, ge=0, le=1, description="dq/q of these points where dq is empty, by the curve's dq_convention"
+    )
+
+
+class MeasurementBody(Body):
+    """Where a curve comes from."""
+
+    sample: Text = Field("", max_length=1000)
+    run: Text = Field("", max_length=1000)
+    proposal: Text = Field("", max_length=1000)
+    instrument: Text = Field("", max_length=1000)
+    facility: Text = Field("", max_length=1000)
+    start_time: Text = Field("", max_length=100, examples=["2026-03-01T09:30:00Z"])
+    other: dict[Text, Text] = Field(default_factory=dict, max_length=100)
+
+
 class CurveBody(Body):
     """A measured reflectivity curve."""
 
@@ -83,6 +111,8 @@ class CurveBody(Body):
     mask: list[bool] = Field(
         default_factory=list, max_length=MAX_POINTS, fail_fast=True, description="True leaves the point out"
     )
+    segments: list[SegmentBody] = Field(default_factory=list, max_length=MAX_SEGMENTS)
+    measurement: MeasurementBody | None = None
 
     def message(self) -> curve_pb2.Curve:
         """The curve as the inference service takes it."""
@@ -94,6 +124,7 @@ class CurveBody(Body):
             mask=self.mask,
             q_unit=curve_pb2.QUnit.Value(f"Q_UNIT_{self.q_unit}"),
             relative_dq=self.relative_dq,
+            segments=[curve_pb2.AngleSegment(**segment.model_dump()) for segment in self.segments],
         )
         if self.dq_convention is not None:
             curve.dq_convention = curve_pb2.ResolutionConvention.Value(
@@ -105,6 +136,8 @@ class CurveBody(Body):
             medium: MediumBody | None = getattr(self, name)
             if medium is not None:
                 getattr(curve, name).CopyFrom(curve_pb2.Medium(**medium.model_dump()))
+        if self.measurement is not None:
+            curve.measurement.CopyFrom(curve_pb2.MeasurementInfo(**self.measurement.model_dump()))
         return curve
 
 

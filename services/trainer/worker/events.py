@@ -12,6 +12,7 @@ from services.trainer.worker.messages import Previewed, Progressed
 
 MAX_BATCH_EVENTS = 500
 _MAX_BATCH_CHARACTERS = 1 << 20
+# A traceback or a summary comes whole; what an operator sets is the rate.
 _BURST_SECONDS = 10.0
 TAIL_LINES = 200
 

@@ -17,6 +17,7 @@ from guidehall import science
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.science.pipeline import software_versions
 
+# A driver that does not answer by then is broken, on any machine: the worker then says that it has no GPU.
 _QUERY_SECONDS = 10.0
 _COMPILED_ENGINE = Path(science.__path__[0]) / "reflectometry" / "native" / "engine.so"
 # A container sees its own control group here; elsewhere the whole machine has to do.

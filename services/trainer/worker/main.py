@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 _ENGINE = Info("guidehall_reflectometry_engine", "What calculates reflectivities here")
 
 _SERVICE = "worker"
-# A loop that does not answer for so long is stuck.
+# A loop that does not answer for so long is stuck: it waits for nothing by itself. How many such answers make
+# a restart is for the probe to say.
 _ALIVE_SECONDS = 2.0
 
 

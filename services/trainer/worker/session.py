@@ -26,7 +26,7 @@ from services.trainer.worker.trainer_client import EOF, TrainerClient, may_pass
 
 logger = logging.getLogger(__name__)
 
-# A stream that was silent for so many heartbeats is taken for dead.
+# A stream that was silent for so many heartbeats is taken for dead. The heartbeat is the trainer's to set.
 _SILENT_HEARTBEATS = 3
 
 

@@ -11,6 +11,7 @@ import pytest
 from guidehall.cli import _context
 from guidehall.cli._app import run
 from guidehall.cli.local import _engines
+from guidehall.local import lock
 from guidehall.local.control import ServiceStatus
 
 _LINE = json.dumps(
@@ -37,6 +38,32 @@ def test_logs_for_programs_are_as_they_were_written(data: Path, capsys: pytest.C
     assert run(["logs", "gateway", "--data", str(data), "--json", "-n", "2"]) == 0
 
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == json.loads(_LINE)
+
+
+def test_down_for_programs_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down", "--data", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"stopped": False, "deleted": []}
+
+    (tmp_path / lock.NAME).touch()
+    assert run(["down", "--data", str(tmp_path), "--delete-data", "--yes", "--json"]) == 0
+
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"stopped": False, "deleted": [str(tmp_path)]}
+    assert "deleted what was in" in said.err
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("words", [["up"], ["status"], ["logs", "nats"], ["down"], ["worker"], ["demo"]])
+def test_where_no_platform_can_run_that_is_said(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+
+    assert run([*words, "--json"]) == 1
+
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["reason"] == "NEEDS_LINUX"
+    assert "on Linux, not on Windows" in error["message"]
 
 
 def test_log_of_nobody_is_not_found(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 from guidehall.cli import _output
+from guidehall.cli._app import cli, run
 from guidehall.cli.predict import at_bound
 from guidehall.client import JobEvent, JobState, Note, Parameter, Pool, Progress, StoredObject
 
@@ -101,3 +104,43 @@ def test_parameters_that_stick_to_a_bound_are_told(
     value: float, lower: float, upper: float, said: str
 ) -> None:
     assert at_bound(Parameter("film.thickness", value, "angstrom", lower, upper, None)) == said
+
+
+def _commands(command: click.Command, words: str = "") -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield words, command
+        return
+    if command.invoke_without_command:
+        yield words, command
+    for name, inner in command.commands.items():
+        yield from _commands(inner, f"{words} {name}".strip())
+
+
+def test_every_command_answers_programs() -> None:
+    known = dict(_commands(cli))
+
+    assert {"up", "workers credentials revoke", "models show"} <= set(known)
+    silent = [
+        words for words, command in known.items() if not any("--json" in item.opts for item in command.params)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "told"),
+    [
+        (["jobs", "--limit", "0"], ["--limit"], "0 is not in the range"),
+        (["jobs", "--nosuch"], [], "No such option"),
+        (["dead", "--all"], [], "jobs and --all go with --redrive"),
+        (["job"], ["job"], "Missing argument"),
+    ],
+)
+def test_wrong_arguments_are_told_to_programs_as_every_other_error(
+    words: list[str], fields: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*words, "--json"]) == 2
+
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert (error["code"], error["reason"]) == ("INVALID_ARGUMENT", "USAGE")
+    assert told in error["message"]
+    assert [item["field"] for item in error["violations"]] == fields

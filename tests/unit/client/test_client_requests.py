@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
-from guidehall.client import Client, Submission, Sweep
+from guidehall.client import Client, Curve, Submission, Sweep
 from guidehall.client.errors import InvalidArgument
 
 JOB = "0a1b2c3d-0000-4000-8000-000000000000"
@@ -38,6 +39,8 @@ JOB = "0a1b2c3d-0000-4000-8000-000000000000"
         (lambda client: client.drain("projects/default/jobs/a"), "worker"),
         (lambda client: client.revoke_worker_credential("?"), "credential"),
         (lambda client: client.create_worker_credential("cpu", ttl="ever"), "ttl"),
+        # Indices of points, which are no mask.
+        (lambda client: client.analyze(Curve(np.ones(2), np.ones(2), mask=np.array([0, 1]))), "curve.mask"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(ask: Callable[[Client], Any], field: str) -> None:

@@ -13,6 +13,7 @@ from guidehall.client import AsyncClient, Client
 
 PUBLIC = [
     "Analysis",
+    "AngleSegment",
     "Artifact",
     "Attempt",
     "AsyncClient",
@@ -34,6 +35,8 @@ PUBLIC = [
     "JobState",
     "Launcher",
     "LogLine",
+    "MeasurementInfo",
+    "Medium",
     "Model",
     "ModelVersion",
     "NewWorkerCredential",

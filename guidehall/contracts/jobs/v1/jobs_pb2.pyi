@@ -234,6 +234,7 @@ class Job(_message.Message):
     START_ESTIMATE_FIELD_NUMBER: _builtins.int
     END_ESTIMATE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LATEST_RETRY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"projects/{project}/jobs/{job}"."""
     display_name: _builtins.str
@@ -274,6 +275,8 @@ class Job(_message.Message):
     """The device class that was asked for, such as "H200"; its pool may be of a lower tier."""
     batch: _builtins.str
     """"projects/{project}/batches/{batch}" of the jobs that were submitted together."""
+    latest_retry: _builtins.str
+    """Of a job that failed or was cancelled: the newest job that is it once more; empty where there is none."""
     @_builtins.property
     def params(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -351,10 +354,11 @@ class Job(_message.Message):
         start_estimate: Global___Estimate | None = ...,
         end_estimate: Global___Estimate | None = ...,
         checkpoint: Global___CheckpointCommitted | None = ...,
+        latest_retry: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "create_time", b"create_time", "end_estimate", b"end_estimate", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_estimate", b"start_estimate", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "latest_retry", b"latest_retry", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
