@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.auth import Authenticator, KeyPair, Kind, Role, TokenIssuer, TrustStore
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import AuthSettings
 from services.gateway import problems
@@ -360,6 +361,24 @@ async def test_proxy_mode_counts_the_user_header_only_with_the_secret(tmp_path: 
         )
         assert (alone.status_code, wrong.status_code) == (401, 401)
         assert right.status_code == 503
+
+
+@pytest.mark.parametrize("mode", ["single", "proxy", "token"])
+async def test_the_credential_of_a_service_a_worker_or_a_job_is_refused(tmp_path: Path, mode: str) -> None:
+    issuer = TokenIssuer("trainer", KeyPair.generate())
+    kinds: tuple[Kind, ...] = ("user", "service", "worker", "job")
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(TrustStore.entry(issuer.key, "trainer", kinds)))
+    answers = {}
+    async for client in _client(_settings(mode=mode, trust_file=trust, proxy_secret="known")):
+        for kind in kinds:
+            token = issuer.mint("trainer", kind, ttl_seconds=60, roles=[Role.SCIENTIST], pool="cpu")
+            answers[kind] = await client.get("/api/v1/datasets", headers={"Authorization": f"Bearer {token}"})
+    # No service is there to answer the one who gets in.
+    assert {kind: answer.status_code for kind, answer in answers.items()} == {
+        "user": 503, "service": 403, "worker": 403, "job": 403,
+    }  # fmt: skip
+    assert answers["worker"].json()["reason"] == "WRONG_KIND"
 
 
 async def test_answers_carry_the_request_id_and_guarding_headers(client: httpx.AsyncClient) -> None:
