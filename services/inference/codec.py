@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,8 @@ _CONTENTS_FIELD = {
 _REFUSED_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 _REFUSED_TENSOR_PARAMETERS = ("shared_memory_region", "classification")
 _TIMEOUT = "timeout"
+# More than a model has.
+_MAX_OUTPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def _numbers(name: str, datatype: str, values: Sequence[float], shape: Sequence[
     return Tensor(datatype, np.fromiter(values, dtype=dtype, count=len(values)).reshape(tuple(shape)))
 
 
-def _wanted_outputs(outputs: Iterable[oip.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+def _wanted_outputs(outputs: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+    if len(outputs) > _MAX_OUTPUTS:
+        raise InvalidArgument.field("outputs", f"{len(outputs)} outputs", f"at most {_MAX_OUTPUTS}")
     names: list[str] = []
     for index, output in enumerate(outputs):
         if not output.name or output.name in names:

@@ -115,6 +115,16 @@ def test_queue_time_is_read_in_microseconds() -> None:
         decode_request(request)
 
 
+def test_more_wanted_outputs_than_a_model_has_are_refused() -> None:
+    request = raw_request({"a": Tensor("BOOL", np.ones(1, np.bool_))})
+    for index in range(64):
+        request.outputs.add(name=f"y{index}")
+    assert len(decode_request(request).outputs) == 64
+    request.outputs.add(name="z")
+    with pytest.raises(InvalidArgument, match="65 outputs"):
+        decode_request(request)
+
+
 def test_each_wanted_output_is_named_once() -> None:
     request = raw_request({"a": Tensor("BOOL", np.ones(1, np.bool_))})
     request.outputs.add(name="y")

@@ -269,6 +269,15 @@ def test_weights_whose_header_comes_in_pieces_are_accepted() -> None:
     assert inspect(WeightsInspector(), content, 777) == {}
 
 
+@pytest.mark.parametrize("shape", [[1] * 33, [0, 1 << 53]])
+def test_weights_of_a_shape_that_no_array_has_are_refused(shape: list[int]) -> None:
+    size = 4 * (0 not in shape)
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+
+    with pytest.raises(InvalidArgument, match="not described as safetensors does"):
+        inspect(WeightsInspector(), len(header).to_bytes(8, "little") + header + bytes(size), 1 << 20)
+
+
 def test_a_header_of_any_announced_size_takes_bounded_memory() -> None:
     inspector = WeightsInspector()
 
