@@ -11,6 +11,7 @@ import grpc
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -107,7 +108,8 @@ async def upload_dataset_version(
 ) -> JSONResponse:
     """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when
     complete."""
-    limit = http_request.app.state.settings.http.max_upload_bytes
+    http = http_request.app.state.settings.http
+    limit = http.max_upload_bytes
     if content_length is not None and content_length > limit:
         raise InvalidArgument.field("Content-Length", content_length, f"at most {limit} bytes")
     header = datasets_pb2.UploadDatasetVersionHeader(
@@ -119,10 +121,24 @@ async def upload_dataset_version(
     )
     call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)  # type: ignore[call-arg]
     try:
-        await _send(call, header, http_request.stream(), limit)
+        await _send(call, header, _arriving(http_request.stream(), http.idle_seconds), limit)
         return answer(await call, 201)
     finally:
         call.cancel()
+
+
+async def _arriving(body: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
+    """The pieces of a body, each of which must come in time."""
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                piece = await anext(body, None)
+        except TimeoutError:
+            message = f"nothing of the body came for {idle_seconds:g} seconds"
+            raise HTTPException(408, message, {"Connection": "close"}) from None
+        if piece is None:
+            return
+        yield piece
 
 
 async def _send(
