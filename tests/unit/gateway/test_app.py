@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,10 +12,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from guidehall.contracts.prediction.v1 import prediction_pb2
 from guidehall.core.auth import Authenticator, KeyPair, Kind, Role, TokenIssuer, TrustStore
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import AuthSettings
 from services.gateway import problems
+from services.gateway.api import common
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
@@ -246,6 +249,18 @@ async def test_a_body_that_is_mostly_structure_is_refused(client: httpx.AsyncCli
     answer = await client.post("/api/v1/predict", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert "arrays, objects and names" in answer.json()["detail"]
+
+
+async def test_a_large_answer_is_converted_while_others_are_served() -> None:
+    large = prediction_pb2.PredictResponse()
+    large.outputs["y"].content = bytes(1 << 20)
+    converted = asyncio.create_task(common.answer(large))
+    turns = 0
+    while not converted.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len((await converted).body) > 1 << 20
+    assert turns > 1
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
