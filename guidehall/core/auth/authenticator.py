@@ -10,14 +10,15 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from guidehall.core.auth.keys import TrustStore
-from guidehall.core.auth.principals import Principal, Role
+from guidehall.core.auth.principals import Kind, Principal, Role
 from guidehall.core.auth.tokens import TokenVerifier, VerifiedToken, principal_of
 from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import AuthSettings
 
 ON_BEHALF_OF = "x-guidehall-on-behalf-of"
-# Whom a service may act for; everybody else comes with a credential of their own.
-DELEGABLE = frozenset({"user", "guest"})
+# Whom a service may act for; everybody else comes with a credential of their own. A tuple, for what is
+# looked for in it may be any JSON.
+DELEGABLE: tuple[Kind, ...] = ("user", "guest")
 
 
 class Authenticator:
