@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from guidehall.core.auth import (
+    DELEGABLE,
     ON_BEHALF_OF,
     PLATFORM,
     Principal,
@@ -19,7 +20,7 @@ from guidehall.core.auth import (
     encode_delegation,
 )
 from guidehall.core.deadlines import time_remaining
-from guidehall.core.errors import Unauthenticated
+from guidehall.core.errors import PermissionDenied, Unauthenticated
 from guidehall.core.settings import ChannelSettings
 from guidehall.core.telemetry import inject
 from guidehall.core.tls import channel_credentials
@@ -111,7 +112,8 @@ def credentials_interceptors(
 
     Args:
         token: gives the bearer token, such as a `ServiceTokens`.
-        delegate: act for the caller of the request at hand where there is one.
+        delegate: act for the caller of the request at hand where there is one. A call for anybody but a user
+            or a guest raises PermissionDenied.
     """
     attach = _Attach(token, delegate)
     kinds: tuple[Any, ...] = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
@@ -130,7 +132,11 @@ class _Attach:
         if "authorization" not in carried:
             headers["authorization"] = f"Bearer {self._token()}"
             principal = _caller() if self._delegate else None
-            if principal is not None and principal.kind in ("user", "guest"):
+            if principal is not None:
+                # Without the header the call would be the service's own, with all that a service may do.
+                if principal.kind not in DELEGABLE:
+                    message = f"no service acts for a {principal.kind}"
+                    raise PermissionDenied(message, reason="WRONG_KIND")
                 headers[ON_BEHALF_OF] = encode_delegation(principal)
         metadata = grpc.aio.Metadata(*(details.metadata or ()), *headers.items())
         return grpc.aio.ClientCallDetails(

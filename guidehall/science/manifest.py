@@ -22,6 +22,7 @@ from pydantic import (
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_EXAMPLE_VALUES = 20_000
+MAX_RANK = 8
 
 # Open Inference Protocol data type -> numpy. Sciences speak only these.
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -53,7 +54,7 @@ class TensorSpec(_Document):
 
     name: Name
     datatype: str
-    shape: tuple[Dimension, ...] = Field(min_length=1, max_length=8)
+    shape: tuple[Dimension, ...] = Field(min_length=1, max_length=MAX_RANK)
     unit: str = Field(default="", max_length=64)
     description: str = Field(default="", max_length=2000)
     optional: bool = False
@@ -77,7 +78,7 @@ class TensorSpec(_Document):
 class ExampleArray(_Document):
     """A small array in JSON: row-major values, null for NaN."""
 
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    shape: tuple[Annotated[int, Field(ge=0, le=MAX_EXAMPLE_VALUES)], ...] = Field(max_length=MAX_RANK)
     values: tuple[float | None, ...] = Field(max_length=MAX_EXAMPLE_VALUES)
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ def serve() -> None:
             host=http.host,
             port=http.port,
             loop="uvloop",
-            http=ImpatientProtocol.within(http.head_seconds),
+            http=ImpatientProtocol.within(http.head_seconds, http.idle_seconds),
             limit_concurrency=http.max_connections,
             log_config=None,
             access_log=False,

@@ -1,4 +1,4 @@
-"""Connections: a client that does not finish its request's head is not waited for."""
+"""Connections: a client that neither finishes its request's head nor takes its answer is not waited for."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a limit on the time that a request's head takes.
+    """uvicorn's HTTP/1.1, with limits on the time that a request's head takes and that an answer waits.
 
-    It runs from the connection's start, and later from the first byte of the next request or of a rest that
-    nobody reads any more; more bytes do not prolong it.
+    A head's time runs from the connection's start, and later from the first byte of the next request or of a
+    rest that nobody reads any more; more bytes do not prolong it. An answer may take as long as its reader
+    takes some of it now and then.
     """
 
     head_seconds: ClassVar[float]
+    idle_seconds: ClassVar[float]
     _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    def within(cls, head_seconds: float) -> type[ImpatientProtocol]:
-        """The protocol with its limit."""
-        return type(cls.__name__, (cls,), {"head_seconds": head_seconds})
+    def within(cls, head_seconds: float, idle_seconds: float) -> type[ImpatientProtocol]:
+        """The protocol with its limits."""
+        limits = {"head_seconds": head_seconds, "idle_seconds": idle_seconds}
+        return type(cls.__name__, (cls,), limits)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock."""
@@ -35,9 +39,36 @@ class ImpatientProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         super().connection_lost(exc)
         self._stop()
+        self._stop_answer()
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the reader takes: starts its clock."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """The reader has taken enough."""
+        super().resume_writing()
+        self._stop_answer()
+
+    def _await_reader(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._answer_timer = self.loop.call_later(self.idle_seconds, self._look_at_reader, unsent)
+
+    def _look_at_reader(self, unsent: int) -> None:
+        if self.transport.get_write_buffer_size() < unsent:
+            self._await_reader()
+        else:
+            # Not closed: that would wait until the rest is sent.
+            self.transport.abort()
+
+    def _stop_answer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
 
     def _watch(self) -> None:
         if self._answering():

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from guidehall.core.auth import Authenticator, Principal, Role
-from guidehall.core.errors import InvalidArgument, Unauthenticated
+from guidehall.core.auth import DELEGABLE, Authenticator, Principal, Role
+from guidehall.core.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from guidehall.core.settings import AuthSettings
 
 PROXY_SECRET_HEADER = "x-guidehall-proxy-secret"  # noqa: S105 (a header's name)
@@ -30,11 +30,16 @@ class HttpIdentity:
 
         Raises:
             Unauthenticated: no credential where one is needed, or one that does not hold.
+            PermissionDenied: the credential of a service, a worker or a job; these call the services.
         """
         if self.settings.mode == "proxy" and "authorization" not in headers:
             return self._from_proxy(headers)
         only_token = {name: headers[name] for name in ("authorization",) if name in headers}
-        return self.authenticator.authenticate(only_token, peer)
+        principal = self.authenticator.authenticate(only_token, peer)
+        if principal.kind not in DELEGABLE:
+            message = f"the credential of a {principal.kind} is not for the gateway; allowed: a user's"
+            raise PermissionDenied(message, reason="WRONG_KIND")
+        return principal
 
     def _from_proxy(self, headers: Mapping[str, str]) -> Principal:
         secret = self.settings.proxy_secret

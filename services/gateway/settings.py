@@ -37,6 +37,9 @@ class HttpSettings(BaseModel):
     )
     head_seconds: float = Field(10.0, gt=0, description="longest wait for a request's head to arrive whole")
     body_seconds: float = Field(30.0, gt=0, description="longest wait for a JSON body to arrive whole")
+    idle_seconds: float = Field(
+        30.0, gt=0, description="without a byte of an upload, or without one that an answer's reader takes"
+    )
     cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://127.0.0.1:3000")
     drain_seconds: float = Field(10.0, gt=0)
 

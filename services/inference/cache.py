@@ -96,8 +96,15 @@ class DiskCache:
         return data
 
     def create(self, published: Published) -> IncomingWeights:
-        """Begins to write the weights of a version, after making room for them."""
-        self._make_room(published.weights_bytes)
+        """Begins to write the weights of a version, after making room for them.
+
+        Raises:
+            InvalidModel: they can never fit.
+        """
+        wanted = published.weights_bytes
+        if wanted > self._max_bytes:
+            raise InvalidModel(f"weights: {wanted} bytes; the server's disk cache holds {self._max_bytes}")
+        self._make_room(wanted)
         file = tempfile.NamedTemporaryFile(dir=self._weights, suffix=_PART, delete=False)  # noqa: SIM115
         return IncomingWeights(published, file, self._weights / published.weights_sha256)
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from guidehall.contracts.inference import open_inference_pb2 as oip
 from guidehall.core.errors import InvalidArgument, Unimplemented
-from services.inference.tensors import DTYPES, Tensor, bytes_tensor, check_shape, decode_raw, encode_raw
+from services.inference.tensors import (
+    DTYPES,
+    Declared,
+    Tensor,
+    bytes_tensor,
+    check_count,
+    check_shape,
+    declare_raw,
+    encode_raw,
+)
 
 # Field of InferTensorContents that holds each type; FP16 and BF16 have none and travel raw only.
 _CONTENTS_FIELD = {
@@ -42,20 +52,21 @@ class Inference:
         queue_seconds: how long the request may wait for its turn; None when it does not say.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Declared]
     outputs: tuple[str, ...]
     raw: bool
     queue_seconds: float | None = field(default=None)
 
 
 def decode_request(request: oip.ModelInferRequest) -> Inference:
-    """Reads a request by the rules of the protocol, before any model is touched.
+    """Reads a request by the rules of the protocol, before any model is touched; its values are left unread.
 
     Raises:
         InvalidArgument: names the tensor, what was expected and what came.
         Unimplemented: asks for shared memory, sequences or classification.
     """
     _refuse_parameters("parameters", request.parameters, _REFUSED_PARAMETERS)
+    check_count("inputs", len(request.inputs))
     raw = bool(request.raw_input_contents)
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
         got = "both raw_input_contents and contents"
@@ -65,7 +76,7 @@ def decode_request(request: oip.ModelInferRequest) -> Inference:
         raise InvalidArgument.field(
             "raw_input_contents", got, f"one for each of {len(request.inputs)} inputs"
         )
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, Declared] = {}
     for index, tensor in enumerate(request.inputs):
         name = f"inputs.{tensor.name}"
         if not tensor.name or tensor.name in inputs:
@@ -73,9 +84,12 @@ def decode_request(request: oip.ModelInferRequest) -> Inference:
         _refuse_parameters(f"{name}.parameters", tensor.parameters, _REFUSED_TENSOR_PARAMETERS)
         if raw:
             buffer = request.raw_input_contents[index]
-            inputs[tensor.name] = decode_raw(name, tensor.datatype, tensor.shape, buffer)
+            inputs[tensor.name] = declare_raw(name, tensor.datatype, tensor.shape, buffer)
         else:
-            inputs[tensor.name] = _decode_typed(name, tensor)
+            check_shape(name, tensor.datatype, tensor.shape)
+            shape, size_bytes = tuple(tensor.shape), tensor.contents.ByteSize()
+            read = partial(_decode_typed, name, tensor)
+            inputs[tensor.name] = Declared(tensor.datatype, shape, size_bytes, read)
     return Inference(inputs, _wanted_outputs(request.outputs), raw, _queue_seconds(request.parameters))
 
 
@@ -123,7 +137,8 @@ def _numbers(name: str, datatype: str, values: Sequence[float], shape: Sequence[
     return Tensor(datatype, np.fromiter(values, dtype=dtype, count=len(values)).reshape(tuple(shape)))
 
 
-def _wanted_outputs(outputs: Iterable[oip.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+def _wanted_outputs(outputs: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+    check_count("outputs", len(outputs))
     names: list[str] = []
     for index, output in enumerate(outputs):
         if not output.name or output.name in names:

@@ -96,6 +96,9 @@ def _check_lengths(message: curve_pb2.Curve, max_points: int, field: str) -> Non
         length = len(getattr(message, name))
         if length != points and (length or name == "r"):
             raise InvalidArgument.field(f"{field}.{name}", f"{length} points", f"{points}, as many as q has")
+    if len(message.segments) > points:
+        allowed = f"at most {points}, as many as q has points"
+        raise InvalidArgument.field(f"{field}.segments", f"{len(message.segments)} segments", allowed)
 
 
 def _check_enums(message: curve_pb2.Curve, field: str) -> None:

@@ -11,11 +11,12 @@ from prometheus_client import Histogram
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound, Unavailable
+from guidehall.core.threads import by_size
 from guidehall.science.manifest import DATATYPES
 from guidehall.science.pipeline import Manifest, Predictor, TensorSpec
 from services.inference.execution import Served
 from services.inference.repository import Repository
-from services.inference.tensors import Array, Tensor, tensor_of
+from services.inference.tensors import Array, Declared, Tensor, tensor_of
 from services.inference.versions import Published, Reference
 
 _ROWS = Histogram(
@@ -75,7 +76,7 @@ class DataPlane:
         self,
         principal: Principal,
         reference: Reference,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Declared],
         outputs: Sequence[str] = (),
         queue_seconds: float | None = None,
     ) -> Answer:
@@ -86,7 +87,8 @@ class DataPlane:
             queue_seconds: how long to wait for the model's turn; None for as long as the call may take.
 
         Raises:
-            InvalidArgument: a tensor is missing, unknown, or not as declared; an unknown output.
+            InvalidArgument: a tensor is missing, unknown, or not as declared; an output that is unknown or
+                asked for twice.
             NotFound, Unavailable: see `Repository.acquire`.
             ResourceExhausted, DeadlineExceeded: see `Turns.run`.
             UnusableAnswer: the model failed at its task.
@@ -94,8 +96,9 @@ class DataPlane:
         published, served = await self._repository.acquire(principal, reference)
         manifest = served.manifest
         rows = check_inputs(manifest.inputs, inputs, self._max_batch_rows)
-        wanted = _wanted(manifest.outputs, outputs)
-        arrays = {name: tensor.array for name, tensor in inputs.items()}
+        wanted = wanted_outputs(manifest.outputs, outputs)
+        size_bytes = sum(tensor.size_bytes for tensor in inputs.values())
+        arrays = await by_size(size_bytes, lambda: {name: each.read().array for name, each in inputs.items()})
         if rows:
             _ROWS.observe(rows)
             answer = await served.run(_predict, served.predictor, arrays, queue_seconds=queue_seconds)
@@ -143,7 +146,7 @@ class DataPlane:
         return self._repository.candidates(principal)
 
 
-def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor], max_rows: int) -> int:
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor | Declared], max_rows: int) -> int:
     """Compares what came with what the model takes. Nothing is converted: another type is refused.
 
     Returns:
@@ -169,7 +172,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor], max_
     return rows
 
 
-def _check_declared(spec: TensorSpec, tensor: Tensor) -> None:
+def _check_declared(spec: TensorSpec, tensor: Tensor | Declared) -> None:
     fits = len(tensor.shape) == len(spec.shape) and all(
         want in (-1, have) for want, have in zip(spec.shape, tensor.shape, strict=True)
     )
@@ -178,11 +181,19 @@ def _check_declared(spec: TensorSpec, tensor: Tensor) -> None:
         raise InvalidArgument.field(f"inputs.{spec.name}", got, f"{spec.datatype} {list(spec.shape)}")
 
 
-def _wanted(specs: Sequence[TensorSpec], names: Sequence[str]) -> list[TensorSpec]:
+def wanted_outputs(specs: Sequence[TensorSpec], names: Sequence[str]) -> list[TensorSpec]:
+    """The outputs of these names, in order; all of them when there is no name.
+
+    Raises:
+        InvalidArgument: a name that the model does not know, or twice the same.
+    """
     known = {spec.name: spec for spec in specs}
     for name in names:
         if name not in known:
             raise InvalidArgument.field("outputs", name, f"the outputs are {', '.join(known)}")
+    if len(set(names)) < len(names):
+        repeated = next(name for name in known if list(names).count(name) > 1)
+        raise InvalidArgument.field("outputs", repeated, "each name only once")
     return [known[name] for name in names or known]
 
 

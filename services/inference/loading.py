@@ -16,6 +16,7 @@ from guidehall.science import registry
 from guidehall.science.pipeline import InvalidModel, Predictor
 from services.inference.cache import DiskCache
 from services.inference.execution import Engine, Served, Turns
+from services.inference.settings import RepositorySettings
 from services.inference.source import StorageSource
 from services.inference.versions import Entry, Failure, Published
 
@@ -35,11 +36,11 @@ class Loader:
         source: StorageSource,
         cache: DiskCache,
         engine: Engine,
-        retry_seconds: float,
+        settings: RepositorySettings,
         make_room: Callable[[int], None],
     ) -> None:
         self._source, self._cache, self._engine = source, cache, engine
-        self._retry_seconds, self._make_room = retry_seconds, make_room
+        self._settings, self._make_room = settings, make_room
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, entry: Entry) -> None:
@@ -62,6 +63,12 @@ class Loader:
             entry.loading = False
 
     async def _load(self, published: Published) -> Served:
+        # Before a byte of it is fetched or read.
+        budget = self._settings.memory_bytes
+        if published.weights_bytes > budget:
+            raise InvalidModel(
+                f"weights: {published.weights_bytes} bytes; the server's memory budget is {budget}"
+            )
         manifest = await self._engine.run(published.read_manifest)
         registry.architecture(manifest.architecture)
         weights = await self._weights(published)
@@ -96,7 +103,7 @@ class Loader:
         if isinstance(error, InvalidModel):
             _log.warning("model is refused", extra={"model": name, "reason": str(error)})
             return Failure(str(error), None)
-        retry_at = time.monotonic() + self._retry_seconds
+        retry_at = time.monotonic() + self._settings.retry_seconds
         if isinstance(error, AppError):
             _log.warning("model cannot be loaded now", extra={"model": name, "reason": str(error)})
             return Failure(error.message, retry_at)

@@ -15,7 +15,6 @@ from guidehall.core.access import may_see, require_visible
 from guidehall.core.auth import Principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import AppError, ResourceExhausted, Unavailable
-from guidehall.science.pipeline import InvalidModel
 from services.inference.cache import DiskCache
 from services.inference.execution import Engine, Served
 from services.inference.loading import Loader
@@ -47,7 +46,7 @@ class Repository:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._source, self._cache, self._settings, self._tasks = source, cache, settings, tasks
-        self._loader = Loader(source, cache, engine, settings.retry_seconds, self._make_room)
+        self._loader = Loader(source, cache, engine, settings, self._make_room)
         self._catalogue = Catalogue()
         self._loads: dict[Entry, asyncio.Task[Served | None]] = {}
         self._projects = {names.DEFAULT_PROJECT}
@@ -292,13 +291,9 @@ class Repository:
         """Unloads the least recently used models until `wanted` bytes fit.
 
         Raises:
-            InvalidModel: they can never fit.
             ResourceExhausted: pinned models take what they need.
         """
-        budget = self._settings.memory_bytes
-        if wanted > budget:
-            raise InvalidModel(f"weights: {wanted} bytes; the server's memory budget is {budget}")
-        excess = self._memory_used() + wanted - budget
+        excess = self._memory_used() + wanted - self._settings.memory_bytes
         for served, entry in self._least_used_first():
             if excess <= 0:
                 return

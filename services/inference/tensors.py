@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 DATATYPES = (*DTYPES, "BF16", "BYTES")
 MAX_DIMENSIONS = 32
+# Of one request, each way; no model has more.
+MAX_TENSORS = 64
 # numpy refuses shapes beyond its address space even where a zero makes them empty.
 _MAX_EXTENT = 1 << 48
 # Length that stands in front of each element of a BYTES tensor.
@@ -54,6 +57,22 @@ class Tensor:
         return tuple(self.array.shape)
 
 
+@dataclass(frozen=True)
+class Declared:
+    """A tensor as it came: what it says of itself, and how to read its values, which takes its time.
+
+    Attributes:
+        datatype, shape: as of a `Tensor`; the values need not fit them.
+        size_bytes: of the values on the wire.
+        read: gives the tensor; raises InvalidArgument when declaration and values do not fit together.
+    """
+
+    datatype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    read: Callable[[], Tensor]
+
+
 def tensor_of(array: Array, datatype: str) -> Tensor:
     """A tensor of numbers, converted to the wire's byte order if need be."""
     return Tensor(datatype, np.ascontiguousarray(array, dtype=DTYPES[datatype]))
@@ -75,6 +94,23 @@ def check_shape(field: str, datatype: str, shape: Sequence[int]) -> int:
     if math.prod(max(size, 1) for size in shape) > _MAX_EXTENT:
         raise InvalidArgument.field(f"{field}.shape", list(shape), f"at most {_MAX_EXTENT} elements")
     return math.prod(shape)
+
+
+def check_count(field: str, count: int) -> None:
+    """Refuses more tensors than a model has, before the first is looked at."""
+    if count > MAX_TENSORS:
+        raise InvalidArgument.field(field, f"{count} tensors", f"at most {MAX_TENSORS}")
+
+
+def declare_raw(field: str, datatype: str, shape: Sequence[int], raw: bytes) -> Declared:
+    """A tensor whose values `decode_raw` reads.
+
+    Raises:
+        InvalidArgument: unknown data type, too many dimensions, or a negative one.
+    """
+    check_shape(field, datatype, shape)
+    read = partial(decode_raw, field, datatype, tuple(shape), raw)
+    return Declared(datatype, tuple(shape), len(raw), read)
 
 
 def decode_raw(field: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from prometheus_client import Counter
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.errors import AppError, Unavailable
@@ -78,9 +79,17 @@ class Collector:
     async def _drop_ended(self) -> None:
         ended = frozenset(self._ended)
         if ended:
+            settled = select(objects.c.key).where(objects.c.key.in_(ended), objects.c.state != "writing")
+            # A row that is not there may still come, by a commit whose caller is gone: an insert waits for
+            # it, an update would pass it by. A row too many costs the removal of what is not there.
+            unkept = insert(objects).on_conflict_do_update(
+                index_elements=["key"], set_=DROPPED, where=objects.c.state == "writing"
+            )
             async with self._database.transaction() as connection:
-                unkept = update(objects).where(objects.c.key.in_(ended), objects.c.state == "writing")
-                await connection.execute(unkept.values(DROPPED))
+                keys = ended.difference(await connection.scalars(settled))
+                if keys:
+                    rows = [{"key": key, "state": "garbage", "media_type": ""} for key in keys]
+                    await connection.execute(unkept, rows)
             self._ended -= ended
 
     async def _collect_batch(self) -> int:

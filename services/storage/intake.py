@@ -132,12 +132,13 @@ class Intake:
         self.check(claim)
         with self._transfers.one():
             key = new_key()
-            async with self._database.transaction() as connection:
-                await connection.execute(
-                    insert(objects).values(key=key, state="writing", media_type=claim.media_type)
-                )
-            fault_point("storage.intake.announced")
             try:
+                # Whether it committed need not be known: the answer to a commit can be lost.
+                async with self._database.transaction() as connection:
+                    await connection.execute(
+                        insert(objects).values(key=key, state="writing", media_type=claim.media_type)
+                    )
+                fault_point("storage.intake.announced")
                 stored = await self._store_in_time(key, claim, pieces, inspector, expects_end)
                 fault_point("storage.intake.written")
                 yield stored

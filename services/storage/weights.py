@@ -10,6 +10,9 @@ from guidehall.core.errors import InvalidArgument
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 10_000
+# The product of a longer shape would be a number that takes seconds to calculate.
+_MAX_RANK = 32
+_MAX_LENGTH = 1 << 53
 _LENGTH_BYTES = 8
 _ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
@@ -77,7 +80,9 @@ def _data_bytes(header: bytes) -> int:
 def _span(name: str, tensor: Any) -> tuple[int, int]:
     match tensor:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
-            dtype in _ITEM_BITS and all(type(length) is int and length >= 0 for length in shape)
+            dtype in _ITEM_BITS
+            and len(shape) <= _MAX_RANK
+            and all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape)
         ):
             if 0 <= start <= stop and (stop - start) * 8 == math.prod(shape) * _ITEM_BITS[dtype]:
                 return start, stop

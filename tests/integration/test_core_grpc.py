@@ -24,6 +24,7 @@ from guidehall.contracts.jobs.v1.jobs_pb2 import Job, SubmitJobRequest
 from guidehall.core.auth import (
     Authenticator,
     KeyPair,
+    Kind,
     Policy,
     Principal,
     Role,
@@ -549,6 +550,19 @@ async def test_a_service_without_a_caller_calls_for_itself(toy: Toy, site: Site)
         subject, actor, *_ = json.loads((await call(channel, "One", do("tell")))[0].display_name)
 
     assert (subject, actor) == ("gateway", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_service_that_delegates_calls_for_users_and_guests_only(
+    toy: Toy, site: Site, kind: str
+) -> None:
+    others: tuple[Kind, ...] = ("service", "worker", "job")
+    interceptors = credentials_interceptors(ServiceTokens(site.gateway), delegate=True)
+    async with connected(toy, site.auth, interceptors=interceptors) as (_, channel):
+        for other in others:
+            set_principal(Principal("a", other))
+            with pytest.raises(PermissionDenied, match=f"acts for a {other}"):
+                await call(channel, kind, do("tell"))
 
 
 async def test_only_those_who_may_delegate_do(toy: Toy, site: Site) -> None:

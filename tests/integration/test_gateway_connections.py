@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
-from http.client import HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import pytest
 
 from guidehall.local.identity import Identity
 from tests.fixtures.certificates import Authority
+from tests.fixtures.storage import StorageSite
 from tests.processes import Program
 
 HEAD = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -167,6 +170,49 @@ def test_a_body_that_does_not_come_whole_in_time_is_a_408(start: Callable[..., G
     answer = _to_the_end(gateway.connect(head, b"Content-Length: 100\r\n\r\n{"))
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"application/problem+json" in answer
+
+
+def _to_storage(start: Callable[..., Gateway], storage: StorageSite, **settings: object) -> Gateway:
+    """A gateway of the platform that `storage` belongs to, with little patience."""
+    keys = {
+        "AUTH__SERVICE_KEY_FILE": storage.identity.key_file("gateway"),
+        "AUTH__TRUST_FILE": storage.identity.trust_file,
+    }
+    return start(STORAGE__TARGET=storage.target, HTTP__IDLE_SECONDS=0.5, **keys, **settings)
+
+
+def _versions(dataset: str) -> str:
+    return f"/api/v1/datasets/{dataset}/versions"
+
+
+@pytest.mark.slow
+def test_an_upload_that_falls_silent_is_a_408(start: Callable[..., Gateway], storage: StorageSite) -> None:
+    gateway = _to_storage(start, storage)
+    head = f"POST {_versions('silent')}?filename=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+    for begun in (b"", b"12"):
+        answer = _to_the_end(gateway.connect(head.encode(), begun))
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"application/problem+json" in answer
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_reads_is_cut_off(start: Callable[..., Gateway], storage: StorageSite) -> None:
+    gateway = _to_storage(start, storage, HTTP__MAX_CONNECTIONS=2)
+    # More than the kernel holds for a reader.
+    content = bytes(40 << 20)
+    uploading = HTTPConnection("127.0.0.1", gateway.port, timeout=_WAIT_SECONDS)
+    uploading.request("POST", _versions("unread") + "?filename=a", content)
+    assert uploading.getresponse().status == HTTPStatus.CREATED
+    uploading.close()
+    head = f"GET {_versions('unread')}/1/content HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with gateway.connect(head.encode()) as unread:
+        answers = [_to_the_end(gateway.connect(HEAD, b"Connection: close\r\n\r\n"))]
+        give_up = time.monotonic() + _WAIT_SECONDS
+        while not answers[-1].startswith(b"HTTP/1.1 200") and time.monotonic() < give_up:
+            answers.append(_to_the_end(gateway.connect(HEAD, b"Connection: close\r\n\r\n")))
+        assert answers[-1].startswith(b"HTTP/1.1 200")
+        with contextlib.suppress(ConnectionError):
+            assert len(_to_the_end(unread)) < len(content)
 
 
 def test_connections_over_the_limit_are_told_503(start: Callable[..., Gateway]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -167,12 +168,13 @@ def refused(server: Server, model: str) -> type[AppError] | None:
 
 
 def test_the_least_recently_used_model_makes_room(
-    storage: StorageSite, start_inference: StartInference
+    storage: StorageSite, start_inference: StartInference, tmp_path: Path
 ) -> None:
     size = 400_000
     for slope in (1, 2, 3):
         publish(storage, f"large-{slope}", line_model(slope, padding_bytes=size))
-    publish(storage, "giant", line_model(4, padding_bytes=4 * size))
+    giant = line_model(4, padding_bytes=4 * size)
+    publish(storage, "giant", giant)
     server = start_inference(REPOSITORY__MEMORY_BYTES=int(2.5 * size), REPOSITORY__PINS='["large-1"]')
     for slope in (1, 2, 3, 2, 1):
         assert predict(server, f"large-{slope}")[0] == [slope]
@@ -181,6 +183,9 @@ def test_the_least_recently_used_model_makes_room(
     assert not any("large-1/" in name for name in unloaded), "a pinned model was unloaded"
     with pytest.raises(Unavailable, match="memory budget"):
         predict(server, "giant")
+    fetched = {path.name for path in (tmp_path / "cache" / "weights").iterdir()}
+    assert hashlib.sha256(line_model(1, padding_bytes=size).weights).hexdigest() in fetched
+    assert hashlib.sha256(giant.weights).hexdigest() not in fetched
     assert predict(server, "large-1")[0] == [1]
 
 
@@ -201,6 +206,19 @@ def test_restarts_find_the_models_on_disk_and_mend_what_is_damaged(
     assert predict(alone, "survivor") == ([7], 1)
     with pytest.raises(Unavailable):
         predict(alone, "never-heard-of")
+
+
+@pytest.mark.slow
+def test_what_the_disk_cannot_hold_drives_nothing_off_it(
+    storage: StorageSite, start_inference: StartInference, tmp_path: Path
+) -> None:
+    publish(storage, "modest", line_model(slope=1))
+    publish(storage, "vast", line_model(2, padding_bytes=400_000))
+    server = start_inference(REPOSITORY__CACHE_BYTES=200_000, REPOSITORY__WARM_MODELS=0)
+    assert predict(server, "modest") == ([1], 1)
+    with pytest.raises(Unavailable, match="disk cache holds 200000"):
+        predict(server, "vast")
+    assert len(list((tmp_path / "cache" / "weights").iterdir())) == 1
 
 
 def test_a_server_that_knows_nothing_is_up_but_not_ready(start_inference: StartInference) -> None:
@@ -241,6 +259,11 @@ def test_inputs_are_checked_by_name(storage: StorageSite, inference: Server) -> 
         request = prediction_pb2.PredictRequest(model=MODEL.format("strict"), inputs={"x": tensor})
         with pytest.raises(grpc.RpcError) as caught:
             stub.Predict(request, timeout=10)
+        # The model comes first: values that nobody would take are not read.
+        request.model = MODEL.format("nothing")
+        with pytest.raises(grpc.RpcError) as unknown:
+            stub.Predict(request, timeout=10)
+    assert isinstance(from_rpc_error(unknown.value), NotFound)
     error = from_rpc_error(caught.value)
     assert isinstance(error, InvalidArgument)
     assert error.violations[0].field == "inputs.x"

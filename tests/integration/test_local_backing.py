@@ -43,6 +43,21 @@ def test_a_killed_server_stays_away_until_it_is_restarted(backing: BackingServer
     assert is_ready(probe)
 
 
+async def test_a_killed_database_forgets_nothing_that_it_has_committed(backing: BackingServers) -> None:
+    mine = backing.create_database("committed")
+    access = {"host": mine.host, "port": mine.port, "database": mine.database, "user": mine.user}
+    connection = await asyncpg.connect(**access, password=mine.password)
+    await connection.execute("CREATE TABLE kept AS SELECT 1 AS number")
+
+    backing.kill("postgres")
+    connection.terminate()
+    backing.restart("postgres")
+
+    connection = await asyncpg.connect(**access, password=mine.password)
+    assert await connection.fetchval("SELECT number FROM kept") == 1
+    await connection.close()
+
+
 def test_a_paused_server_answers_nothing_until_resumed(backing: BackingServers) -> None:
     backing.pause("postgres")
     answers = is_ready(backing.probe("postgres"), timeout=0.2)

@@ -14,6 +14,7 @@ import grpc
 import pytest
 import urllib3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import insert
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -28,8 +29,13 @@ from guidehall.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from guidehall.core.postgres import create_engine, transaction
 from guidehall.local.backing import BackingServers
-from services.storage.objects import new_key
+from services.storage.database import Database
+from services.storage.garbage import Collector
+from services.storage.objects import ObjectStore, new_key
+from services.storage.settings import StorageSettings
+from services.storage.tables import objects
 from tests.fixtures.storage import (
     MIB,
     READY,
@@ -187,8 +193,7 @@ async def test_the_database_goes_away_and_comes_back(backing: BackingServers, pe
     before = await site.without_leaks()
     call = await begin(ada, people.name("d"), 9)
     await is_writing(site)
-    # Not SIGKILL: the test's database does not wait for the disk, and would forget what it had committed.
-    backing.kill("postgres", signal.SIGINT)
+    backing.kill("postgres")
     try:
         end = datasets_pb2.UploadEnd(size_bytes=9 * MIB, sha256=sha256(bytes(9 * MIB)))
         await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
@@ -203,6 +208,67 @@ async def test_the_database_goes_away_and_comes_back(backing: BackingServers, pe
 
     assert await site.without_leaks() == before
     assert (await ada.upload(people.name("d"), b"data")).version == 1
+
+
+async def test_an_upload_whose_beginning_committed_unheard_leaves_nothing(
+    backing: BackingServers, own_storage: Callable[..., StorageSite]
+) -> None:
+    site = own_storage()
+    site.start()
+
+    async def configure(*settings: str) -> None:
+        for sql in (*settings, "SELECT pg_reload_conf()"):
+            await asyncio.to_thread(backing.postgres.run_sql, f"{sql};")
+
+    async def is_committing() -> bool:
+        sql = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event = 'SyncRep'"
+        return bool(await site.fetch(sql, site.database.database))
+
+    async def has_committed() -> bool:
+        return await stored_states(site) == ["writing"]
+
+    async with site.user("ada") as ada:
+        # A commit is durable now, and its answer waits for a standby that there is not.
+        await configure("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        try:
+            call = await begin(ada, "d", 0)
+            await eventually(is_committing)
+            call.cancel()
+            await eventually(has_committed)
+        finally:
+            await configure("ALTER SYSTEM RESET synchronous_standby_names")
+
+        # Not after the sweep's two hours.
+        assert await site.without_leaks() == set()
+
+
+async def test_an_upload_is_given_up_before_its_beginning_commits(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage()
+    settings = StorageSettings.load(site.environ)
+    engine = create_engine(settings.postgres)
+    store = ObjectStore(settings.s3, settings.transfer)
+    key = new_key()
+
+    async def is_waiting() -> bool:
+        sql = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'"
+        return bool(await site.fetch(sql, site.database.database)) or given_up.done()
+
+    try:
+        collector = Collector(Database(engine), store, settings.upkeep)
+        async with transaction(engine) as connection:
+            row = {"key": key, "state": "writing", "media_type": "text/plain"}
+            await connection.execute(insert(objects).values(row))
+            collector.give_up(key)
+            given_up = asyncio.create_task(collector.settle())
+            await eventually(is_waiting)
+        await given_up
+    finally:
+        await store.close()
+        await engine.dispose()
+
+    assert await stored_states(site) == ["garbage"]
 
 
 async def test_what_a_killed_process_was_receiving_is_swept(own_storage: Callable[..., StorageSite]) -> None:

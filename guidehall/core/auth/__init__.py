@@ -7,7 +7,7 @@ service for itself.
 
 from __future__ import annotations
 
-from guidehall.core.auth.authenticator import ON_BEHALF_OF, Authenticator, encode_delegation
+from guidehall.core.auth.authenticator import DELEGABLE, ON_BEHALF_OF, Authenticator, encode_delegation
 from guidehall.core.auth.keys import KeyPair, TrustedKey, TrustStore
 from guidehall.core.auth.principals import (
     Kind,
@@ -21,6 +21,7 @@ from guidehall.core.auth.principals import (
 from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
 
 __all__ = [
+    "DELEGABLE",
     "ON_BEHALF_OF",
     "PLATFORM",
     "Authenticator",

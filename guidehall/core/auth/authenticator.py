@@ -10,12 +10,15 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from guidehall.core.auth.keys import TrustStore
-from guidehall.core.auth.principals import Principal, Role
+from guidehall.core.auth.principals import Kind, Principal, Role
 from guidehall.core.auth.tokens import TokenVerifier, VerifiedToken, principal_of
 from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import AuthSettings
 
 ON_BEHALF_OF = "x-guidehall-on-behalf-of"
+# Whom a service may act for; everybody else comes with a credential of their own. A tuple, for what is
+# looked for in it may be any JSON.
+DELEGABLE: tuple[Kind, ...] = ("user", "guest")
 
 
 class Authenticator:
@@ -76,7 +79,7 @@ def _delegate(service: VerifiedToken, text: str) -> Principal:
         claims = json.loads(base64.urlsafe_b64decode(text.encode("ascii")))
     except (ValueError, RecursionError):
         claims = None
-    if not isinstance(claims, dict) or claims.get("kind") not in ("user", "guest"):
+    if not isinstance(claims, dict) or claims.get("kind") not in DELEGABLE:
         raise Unauthenticated("the delegation makes no sense", reason="BAD_CREDENTIAL")
     known = {name: claims[name] for name in ("sub", "kind", "roles", "groups") if name in claims}
     return replace(principal_of(known), actor=service.principal.subject)

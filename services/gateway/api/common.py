@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from guidehall.core.errors import InvalidArgument, NotFound
 from guidehall.core.names import DEFAULT_PROJECT, Pattern
+from guidehall.core.threads import by_size
 from services.gateway.backends import Backends
 from services.gateway.messages import to_json
 
@@ -52,9 +53,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def answer(message: Message, status_code: int = 200) -> JSONResponse:
+async def answer(message: Message, status_code: int = 200) -> JSONResponse:
     """A message as the body of an answer."""
-    return JSONResponse(to_json(message), status_code=status_code)
+    return await by_size(message.ByteSize(), lambda: JSONResponse(to_json(message), status_code=status_code))
 
 
 def returns(message: type[Message], description: str = "") -> dict[str, Any]:

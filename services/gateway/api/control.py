@@ -61,42 +61,42 @@ class PurgeJobs(Body):
 async def cancel_job(job: str, backends: BackendsDep) -> JSONResponse:
     """Asks for the end of a job. May be repeated."""
     request = jobs_pb2.CancelJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.CancelJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.CancelJob(request, timeout=backends.timeouts.call))
 
 
 @router.post("/jobs/{job}:pause", **returns(jobs_pb2.Job))
 async def pause_job(job: str, backends: BackendsDep) -> JSONResponse:
     """Asks a job to save its state and to give up its device. May be repeated."""
     request = jobs_pb2.PauseJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.PauseJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.PauseJob(request, timeout=backends.timeouts.call))
 
 
 @router.post("/jobs/{job}:resume", **returns(jobs_pb2.Job))
 async def resume_job(job: str, backends: BackendsDep) -> JSONResponse:
     """Lets a paused job go on from where it was. May be repeated."""
     request = jobs_pb2.ResumeJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.ResumeJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.ResumeJob(request, timeout=backends.timeouts.call))
 
 
 @router.post("/jobs/{job}:stop", **returns(jobs_pb2.Job))
 async def stop_job(job: str, backends: BackendsDep) -> JSONResponse:
     """Asks for an early end that keeps the best so far. May be repeated."""
     request = jobs_pb2.StopJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.StopJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.StopJob(request, timeout=backends.timeouts.call))
 
 
 @router.post("/jobs/{job}:claim", **returns(jobs_pb2.Job))
 async def claim_job(job: str, backends: BackendsDep) -> JSONResponse:
     """Makes a guest's job the caller's own."""
     request = jobs_pb2.ClaimJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.ClaimJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.ClaimJob(request, timeout=backends.timeouts.call))
 
 
 @router.patch("/jobs/{job}", **returns(jobs_pb2.Job))
 async def update_job(job: str, body: UpdateJob, backends: BackendsDep) -> JSONResponse:
     """Changes name, labels, priority or notifications."""
     request = body.message(resource(JOB, job=job))
-    return answer(await backends.jobs.UpdateJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.UpdateJob(request, timeout=backends.timeouts.call))
 
 
 @router.delete("/jobs/{job}", **returns(jobs_pb2.DeleteJobResponse))
@@ -105,11 +105,11 @@ async def delete_job(
 ) -> JSONResponse:
     """Deletes a job that has ended. Its result and models stay."""
     request = jobs_pb2.DeleteJobRequest(name=resource(JOB, job=job), etag=etag)
-    return answer(await backends.jobs.DeleteJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.DeleteJob(request, timeout=backends.timeouts.call))
 
 
 @router.post("/jobs:purge", **returns(jobs_pb2.PurgeJobsResponse))
 async def purge_jobs(body: PurgeJobs, backends: BackendsDep) -> JSONResponse:
     """Counts, or with `force` deletes, the caller's own jobs that have ended. Results and models stay."""
     request = jobs_pb2.PurgeJobsRequest(**body.model_dump())
-    return answer(await backends.jobs.PurgeJobs(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.PurgeJobs(request, timeout=backends.timeouts.call))

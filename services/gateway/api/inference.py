@@ -182,7 +182,7 @@ async def predict(body: PredictBody, backends: BackendsDep) -> JSONResponse:
         inputs={name: tensor.message(f"inputs.{name}") for name, tensor in body.inputs.items()},
         outputs=body.outputs,
     )
-    return answer(await backends.prediction.Predict(request, timeout=backends.timeouts.analysis))
+    return await answer(await backends.prediction.Predict(request, timeout=backends.timeouts.analysis))
 
 
 @router.post("/analyze", **returns(reflectometry_pb2.AnalyzeCurveResponse))
@@ -198,11 +198,13 @@ async def analyze(body: AnalyzeBody, backends: BackendsDep) -> JSONResponse:
         samples=body.samples,
         seed=body.seed,
     )
-    return answer(await backends.reflectometry.AnalyzeCurve(request, timeout=backends.timeouts.analysis))
+    return await answer(
+        await backends.reflectometry.AnalyzeCurve(request, timeout=backends.timeouts.analysis)
+    )
 
 
 @router.post("/simulate", **returns(reflectometry_pb2.SimulateResponse))
 async def simulate(body: SimulateBody, backends: BackendsDep) -> JSONResponse:
     """The reflectivity and profile of a film, at once."""
     request = reflectometry_pb2.SimulateRequest(params=to_struct(body.params, "params"))
-    return answer(await backends.reflectometry.Simulate(request, timeout=backends.timeouts.analysis))
+    return await answer(await backends.reflectometry.Simulate(request, timeout=backends.timeouts.analysis))

@@ -39,14 +39,14 @@ async def list_pipelines(
 ) -> JSONResponse:
     """What can be run, with the JSON Schema of its parameters."""
     request = jobs_pb2.ListPipelinesRequest(page_size=page_size, page_token=page_token)
-    return answer(await backends.jobs.ListPipelines(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.ListPipelines(request, timeout=backends.timeouts.call))
 
 
 @router.get("/pipelines/{pipeline}", **returns(jobs_pb2.Pipeline))
 async def get_pipeline(pipeline: str, backends: BackendsDep) -> JSONResponse:
     """One pipeline."""
     request = jobs_pb2.GetPipelineRequest(name=pipeline)
-    return answer(await backends.jobs.GetPipeline(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.GetPipeline(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs", **returns(jobs_pb2.ListJobsResponse))
@@ -61,14 +61,14 @@ async def list_jobs(
     request = jobs_pb2.ListJobsRequest(
         page_size=page_size, page_token=page_token, filter=filter, order_by=order_by
     )
-    return answer(await backends.jobs.ListJobs(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.ListJobs(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs/{job}", **returns(jobs_pb2.Job))
 async def get_job(job: str, backends: BackendsDep) -> JSONResponse:
     """One job as it stands."""
     request = jobs_pb2.GetJobRequest(name=resource(JOB, job=job))
-    return answer(await backends.jobs.GetJob(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.GetJob(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs/{job}/attempts", **returns(jobs_pb2.ListAttemptsResponse))
@@ -79,14 +79,14 @@ async def list_attempts(
     request = jobs_pb2.ListAttemptsRequest(
         parent=resource(JOB, job=job), page_size=page_size, page_token=page_token
     )
-    return answer(await backends.jobs.ListAttempts(request, timeout=backends.timeouts.call))
+    return await answer(await backends.jobs.ListAttempts(request, timeout=backends.timeouts.call))
 
 
 @router.get("/jobs/{job}/result", **returns(results_pb2.Result))
 async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
     """The result of a job that succeeded."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=job))
-    return answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+    return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
 
 
 @dataclass

@@ -48,14 +48,14 @@ async def list_pools(
 ) -> JSONResponse:
     """How much waits and runs in each pool."""
     request = workers_pb2.ListPoolsRequest(page_size=page_size, page_token=page_token)
-    return answer(await backends.pools.ListPools(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.ListPools(request, timeout=backends.timeouts.call))
 
 
 @router.get("/pools/{pool}", **returns(workers_pb2.Pool))
 async def get_pool(pool: str, backends: BackendsDep) -> JSONResponse:
     """One pool."""
     request = workers_pb2.GetPoolRequest(name=resource(POOL, pool=pool))
-    return answer(await backends.pools.GetPool(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.GetPool(request, timeout=backends.timeouts.call))
 
 
 @router.get("/workers", **returns(workers_pb2.ListWorkersResponse))
@@ -64,7 +64,7 @@ async def list_workers(
 ) -> JSONResponse:
     """Workers and what they do."""
     request = workers_pb2.ListWorkersRequest(pool=pool, page_size=page_size, page_token=page_token)
-    return answer(await backends.pools.ListWorkers(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.ListWorkers(request, timeout=backends.timeouts.call))
 
 
 @router.post("/workers/{pool}/{worker}:drain", **returns(workers_pb2.Worker))
@@ -75,14 +75,14 @@ async def drain_worker(
     body = body or DrainWorker()
     name = resource(WORKER, pool=pool, worker=worker)
     request = workers_pb2.DrainWorkerRequest(name=name, release_job=body.release_job)
-    return answer(await backends.pools.DrainWorker(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.DrainWorker(request, timeout=backends.timeouts.call))
 
 
 @router.post("/workers/{pool}/{worker}:reinstate", **returns(workers_pb2.Worker))
 async def reinstate_worker(pool: str, worker: str, backends: BackendsDep) -> JSONResponse:
     """Takes a worker that was drained, or has quarantined itself, into service again. May be repeated."""
     request = workers_pb2.ReinstateWorkerRequest(name=resource(WORKER, pool=pool, worker=worker))
-    return answer(await backends.pools.ReinstateWorker(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.ReinstateWorker(request, timeout=backends.timeouts.call))
 
 
 @router.post(
@@ -99,7 +99,7 @@ async def create_worker_credential(
         parent=resource(POOL, pool=pool), note=body.note, ttl_seconds=body.ttl
     )
     made = await backends.pools.CreateWorkerCredential(request, timeout=backends.timeouts.call)
-    return answer(made, status_code=201)
+    return await answer(made, status_code=201)
 
 
 @router.get("/pools/{pool}/credentials", **returns(workers_pb2.ListWorkerCredentialsResponse))
@@ -111,7 +111,7 @@ async def list_worker_credentials(
     request = workers_pb2.ListWorkerCredentialsRequest(
         parent=parent, page_size=page_size, page_token=page_token
     )
-    return answer(await backends.pools.ListWorkerCredentials(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.ListWorkerCredentials(request, timeout=backends.timeouts.call))
 
 
 @router.post("/pools/{pool}/credentials/{credential}:revoke", **returns(workers_pb2.WorkerCredential))
@@ -119,4 +119,4 @@ async def revoke_worker_credential(pool: str, credential: str, backends: Backend
     """Ends a credential: what its workers hold is lost to them. May be repeated."""
     name = resource(WORKER_CREDENTIAL, pool=pool, credential=credential)
     request = workers_pb2.RevokeWorkerCredentialRequest(name=name)
-    return answer(await backends.pools.RevokeWorkerCredential(request, timeout=backends.timeouts.call))
+    return await answer(await backends.pools.RevokeWorkerCredential(request, timeout=backends.timeouts.call))

@@ -11,6 +11,7 @@ import grpc
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -64,7 +65,7 @@ async def create_dataset(body: CreateDataset, backends: BackendsDep) -> JSONResp
     request = datasets_pb2.CreateDatasetRequest(
         dataset_id=body.dataset_id, dataset=dataset, request_id=body.request_id
     )
-    return answer(await backends.datasets.CreateDataset(request, timeout=backends.timeouts.call), 201)
+    return await answer(await backends.datasets.CreateDataset(request, timeout=backends.timeouts.call), 201)
 
 
 @router.get("/datasets", tags=["datasets"], **returns(datasets_pb2.ListDatasetsResponse))
@@ -73,21 +74,21 @@ async def list_datasets(
 ) -> JSONResponse:
     """Datasets, newest first."""
     request = datasets_pb2.ListDatasetsRequest(page_size=page_size, page_token=page_token, filter=filter)
-    return answer(await backends.datasets.ListDatasets(request, timeout=backends.timeouts.call))
+    return await answer(await backends.datasets.ListDatasets(request, timeout=backends.timeouts.call))
 
 
 @router.get("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
 async def get_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
     """One dataset."""
     request = datasets_pb2.GetDatasetRequest(name=resource(DATASET, dataset=dataset))
-    return answer(await backends.datasets.GetDataset(request, timeout=backends.timeouts.call))
+    return await answer(await backends.datasets.GetDataset(request, timeout=backends.timeouts.call))
 
 
 @router.delete("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
 async def delete_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
     """Hides a dataset; versions that jobs pinned stay readable to them."""
     request = datasets_pb2.DeleteDatasetRequest(name=resource(DATASET, dataset=dataset))
-    return answer(await backends.datasets.DeleteDataset(request, timeout=backends.timeouts.call))
+    return await answer(await backends.datasets.DeleteDataset(request, timeout=backends.timeouts.call))
 
 
 @router.post(
@@ -107,7 +108,8 @@ async def upload_dataset_version(
 ) -> JSONResponse:
     """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when
     complete."""
-    limit = http_request.app.state.settings.http.max_upload_bytes
+    http = http_request.app.state.settings.http
+    limit = http.max_upload_bytes
     if content_length is not None and content_length > limit:
         raise InvalidArgument.field("Content-Length", content_length, f"at most {limit} bytes")
     header = datasets_pb2.UploadDatasetVersionHeader(
@@ -119,10 +121,24 @@ async def upload_dataset_version(
     )
     call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)  # type: ignore[call-arg]
     try:
-        await _send(call, header, http_request.stream(), limit)
-        return answer(await call, 201)
+        await _send(call, header, _arriving(http_request.stream(), http.idle_seconds), limit)
+        return await answer(await call, 201)
     finally:
         call.cancel()
+
+
+async def _arriving(body: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
+    """The pieces of a body, each of which must come in time."""
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                piece = await anext(body, None)
+        except TimeoutError:
+            message = f"nothing of the body came for {idle_seconds:g} seconds"
+            raise HTTPException(408, message, {"Connection": "close"}) from None
+        if piece is None:
+            return
+        yield piece
 
 
 async def _send(
@@ -165,7 +181,7 @@ async def list_dataset_versions(
     request = datasets_pb2.ListDatasetVersionsRequest(
         parent=resource(DATASET, dataset=dataset), page_size=page_size, page_token=page_token
     )
-    return answer(await backends.datasets.ListDatasetVersions(request, timeout=backends.timeouts.call))
+    return await answer(await backends.datasets.ListDatasetVersions(request, timeout=backends.timeouts.call))
 
 
 @router.get(
@@ -176,7 +192,7 @@ async def get_dataset_version(dataset: str, version: str, backends: BackendsDep)
     request = datasets_pb2.GetDatasetVersionRequest(
         name=resource(DATASET_VERSION, dataset=dataset, version=version)
     )
-    return answer(await backends.datasets.GetDatasetVersion(request, timeout=backends.timeouts.call))
+    return await answer(await backends.datasets.GetDatasetVersion(request, timeout=backends.timeouts.call))
 
 
 @router.get(
@@ -200,28 +216,28 @@ async def list_models(
 ) -> JSONResponse:
     """Models, newest first."""
     request = models_pb2.ListModelsRequest(page_size=page_size, page_token=page_token, filter=filter)
-    return answer(await backends.models.ListModels(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.ListModels(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}", tags=["models"], **returns(models_pb2.Model))
 async def get_model(model: str, backends: BackendsDep) -> JSONResponse:
     """One model."""
     request = models_pb2.GetModelRequest(name=resource(MODEL, model=model))
-    return answer(await backends.models.GetModel(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.GetModel(request, timeout=backends.timeouts.call))
 
 
 @router.delete("/models/{model}", tags=["models"], **returns(models_pb2.Model))
 async def delete_model(model: str, backends: BackendsDep) -> JSONResponse:
     """Hides a model from lists and from serving; `:undelete` brings it back."""
     request = models_pb2.DeleteModelRequest(name=resource(MODEL, model=model))
-    return answer(await backends.models.DeleteModel(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.DeleteModel(request, timeout=backends.timeouts.call))
 
 
 @router.post("/models/{model}:undelete", tags=["models"], **returns(models_pb2.Model))
 async def undelete_model(model: str, backends: BackendsDep) -> JSONResponse:
     """Brings a deleted model back."""
     request = models_pb2.UndeleteModelRequest(name=resource(MODEL, model=model))
-    return answer(await backends.models.UndeleteModel(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.UndeleteModel(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}/versions", tags=["models"], **returns(models_pb2.ListModelVersionsResponse))
@@ -236,14 +252,14 @@ async def list_model_versions(
     request = models_pb2.ListModelVersionsRequest(
         parent=resource(MODEL, model=model), page_size=page_size, page_token=page_token, filter=filter
     )
-    return answer(await backends.models.ListModelVersions(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.ListModelVersions(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}/versions/{version}", tags=["models"], **returns(models_pb2.ModelVersion))
 async def get_model_version(model: str, version: str, backends: BackendsDep) -> JSONResponse:
     """One version with its manifest; `latest` is the newest."""
     request = models_pb2.GetModelVersionRequest(name=resource(MODEL_VERSION, model=model, version=version))
-    return answer(await backends.models.GetModelVersion(request, timeout=backends.timeouts.call))
+    return await answer(await backends.models.GetModelVersion(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}/versions/{version}/content", tags=["models"], response_class=StreamingResponse)
@@ -263,14 +279,14 @@ async def list_results(
 ) -> JSONResponse:
     """Results without their documents, newest first."""
     request = results_pb2.ListResultsRequest(page_size=page_size, page_token=page_token, filter=filter)
-    return answer(await backends.results.ListResults(request, timeout=backends.timeouts.call))
+    return await answer(await backends.results.ListResults(request, timeout=backends.timeouts.call))
 
 
 @router.get("/results/{result}", tags=["results"], **returns(results_pb2.Result))
 async def get_result(result: str, backends: BackendsDep) -> JSONResponse:
     """One result: its document and its artifacts. A result's id is its job's id."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
-    return answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+    return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
 
 
 @router.get("/results/{result}/artifacts/{artifact}", tags=["results"], response_class=StreamingResponse)

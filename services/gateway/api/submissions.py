@@ -201,14 +201,14 @@ async def submit_job(body: SubmitJob, backends: BackendsDep) -> JSONResponse:
     request.validate_only = body.validate_only
     request.request_id = body.request_id
     job = await backends.jobs.SubmitJob(request, timeout=backends.timeouts.call)
-    return answer(job, status_code=200 if body.validate_only else 201)
+    return await answer(job, status_code=200 if body.validate_only else 201)
 
 
 @router.post("/jobs:batch", status_code=201, **returns(jobs_pb2.BatchSubmitJobsResponse))
 async def batch_submit_jobs(body: BatchSubmitJobs, backends: BackendsDep) -> JSONResponse:
     """Submits many jobs at once, such as a parameter sweep: all or none."""
     made = await backends.jobs.BatchSubmitJobs(body.message(), timeout=backends.timeouts.call)
-    return answer(made, status_code=200 if body.validate_only else 201)
+    return await answer(made, status_code=200 if body.validate_only else 201)
 
 
 @router.post("/jobs/{job}:retry", status_code=201, **returns(jobs_pb2.Job))
@@ -222,4 +222,4 @@ async def retry_job(job: str, backends: BackendsDep, body: RetryJob | None = Non
         **body.model_dump(exclude={"param_changes", "timeout"}),
     )
     made = await backends.jobs.RetryJob(request, timeout=backends.timeouts.call)
-    return answer(made, status_code=200 if body.validate_only else 201)
+    return await answer(made, status_code=200 if body.validate_only else 201)

@@ -35,6 +35,6 @@ async def health(backends: BackendsDep) -> Health:
 @router.get("/whoami", **returns(identity_pb2.Principal))
 async def who_am_i(backends: BackendsDep) -> JSONResponse:
     """Who the platform takes the caller for."""
-    return answer(
+    return await answer(
         await backends.identity.WhoAmI(identity_pb2.WhoAmIRequest(), timeout=backends.timeouts.call)
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from guidehall import __version__
@@ -14,6 +15,7 @@ from guidehall.contracts.inference import open_inference_pb2_grpc as oip_grpc
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from guidehall.core.names import DEFAULT_PROJECT
+from guidehall.core.threads import by_size
 from guidehall.science.pipeline import InvalidModel, Manifest, TensorSpec
 from services.inference.audit import AuditLog
 from services.inference.codec import decode_request, encode_response
@@ -72,13 +74,15 @@ class OpenInferenceServicer(oip_grpc.GRPCInferenceServiceServicer):
         answer = await self._plane.infer(
             current_principal(), reference, inference.inputs, inference.outputs, inference.queue_seconds
         )
-        return encode_response(
+        encode = partial(
+            encode_response,
             answer.outputs,
             raw=inference.raw,
             model_name=request.model_name,
             model_version=str(answer.published.version),
             request_id=request.id,
         )
+        return await by_size(sum(tensor.array.nbytes for tensor in answer.outputs.values()), encode)
 
     async def RepositoryIndex(
         self, request: oip.RepositoryIndexRequest, context: Any

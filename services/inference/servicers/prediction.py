@@ -11,7 +11,7 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.core.auth import current_principal
 from services.inference.dataplane import DataPlane
-from services.inference.tensors import decode_raw, encode_raw
+from services.inference.tensors import check_count, declare_raw, encode_raw
 from services.inference.versions import Reference
 
 FULL_NAME = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
@@ -27,8 +27,9 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self, request: prediction_pb2.PredictRequest, context: Any
     ) -> prediction_pb2.PredictResponse:
         reference = Reference.of_resource(request.model, "model")
+        check_count("inputs", len(request.inputs))
         inputs = {
-            name: decode_raw(f"inputs.{name}", tensor.datatype, tensor.shape, tensor.content)
+            name: declare_raw(f"inputs.{name}", tensor.datatype, tensor.shape, tensor.content)
             for name, tensor in request.inputs.items()
         }
         answer = await self._plane.infer(current_principal(), reference, inputs, request.outputs)

@@ -17,12 +17,13 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.core import names
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import AppError, InvalidArgument
-from services.storage import documents, fields
+from services.storage import documents, fields, manifests
 from services.storage.database import Caller
 from services.storage.documents import Document
 from services.storage.downloads import Content, Downloads
 from services.storage.intake import Claim, End, Piece
 from services.storage.lists import Paging
+from services.storage.manifests import Manifest
 from services.storage.series import Series
 from services.storage.settings import TransferSettings
 
@@ -82,21 +83,25 @@ def struct(value: Any) -> Struct:
     return message
 
 
-def document(field: str, message: Struct, max_bytes: int) -> Document:
-    """A JSON object that travelled. A large one takes long enough to be read in a thread.
+async def document(field: str, message: Struct, max_bytes: int) -> Document:
+    """A JSON object that travelled, read in a thread: a large one takes long.
 
     Raises:
         InvalidArgument: too large, or something in it that cannot be kept.
     """
-    return documents.document(field, plain(field, message), max_bytes)
+    return await asyncio.to_thread(lambda: documents.document(field, _plain(field, message), max_bytes))
 
 
-def plain(field: str, message: Struct) -> dict[str, Any]:
-    """A JSON object that travelled, not checked any further.
+async def manifest(field: str, message: Struct) -> Manifest:
+    """A model's manifest that travelled, read in a thread.
 
     Raises:
-        InvalidArgument: a number that is not finite.
+        InvalidArgument: too large, or something is missing or of the wrong kind.
     """
+    return await asyncio.to_thread(lambda: manifests.read(field, _plain(field, message)))
+
+
+def _plain(field: str, message: Struct) -> dict[str, Any]:
     try:
         return dict(json_format.MessageToDict(message))
     except (json_format.SerializeToJsonError, ValueError):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -128,7 +129,8 @@ class UploadRolesServicer(datasets_pb2_grpc.UploadRolesServiceServicer):
     async def GetUploadRoles(
         self, request: datasets_pb2.GetUploadRolesRequest, context: Any
     ) -> datasets_pb2.UploadRoles:
-        return _upload_roles(await self._upload_roles.get(current_principal(), request.name))
+        roles = await self._upload_roles.get(current_principal(), request.name)
+        return await asyncio.to_thread(_upload_roles, roles)
 
     async def UpdateUploadRoles(
         self, request: datasets_pb2.UpdateUploadRolesRequest, context: Any
@@ -139,10 +141,10 @@ class UploadRolesServicer(datasets_pb2_grpc.UploadRolesServiceServicer):
             given.name,
             dict(given.dataset_versions),
             dict(given.model_versions),
-            common.document("upload_roles.settings", given.settings, self._max_document_bytes),
+            await common.document("upload_roles.settings", given.settings, self._max_document_bytes),
             given.etag,
         )
-        return _upload_roles(replaced)
+        return await asyncio.to_thread(_upload_roles, replaced)
 
 
 def _version(version: DatasetVersion) -> datasets_pb2.DatasetVersion:

@@ -7,11 +7,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from google.protobuf.struct_pb2 import Struct
-
 from guidehall.contracts.results.v1 import history_pb2, history_pb2_grpc
 from guidehall.core.auth import current_principal
-from services.storage.documents import Document
 from services.storage.history import Entry, History, NewEntry
 from services.storage.servicers import common
 
@@ -32,13 +29,13 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
         new = NewEntry(
             user=common.user_of(request.parent),
             display_name=given.display_name,
-            params=await self._document("entry.params", given.params),
-            result=await self._document("entry.result", given.result),
+            params=await common.document("entry.params", given.params, self._max_document_bytes),
+            result=await common.document("entry.result", given.result, self._max_document_bytes),
             job=given.job,
             model_version=given.model_version,
         )
         caller = common.caller(HISTORY, "CreateHistoryEntry")
-        return _entry(await self._history.create(caller, new, request.request_id))
+        return await asyncio.to_thread(_entry, await self._history.create(caller, new, request.request_id))
 
     async def GetHistoryEntry(
         self, request: history_pb2.GetHistoryEntryRequest, context: Any
@@ -51,22 +48,23 @@ class HistoryServicer(history_pb2_grpc.HistoryServiceServicer):
         found, token = await self._history.page(
             current_principal(), request.parent, request.filter, common.paging(request)
         )
-        return history_pb2.ListHistoryEntriesResponse(entries=map(_entry, found), next_page_token=token)
+        return await asyncio.to_thread(
+            lambda: history_pb2.ListHistoryEntriesResponse(entries=map(_entry, found), next_page_token=token)
+        )
 
     async def UpdateHistoryEntry(
         self, request: history_pb2.UpdateHistoryEntryRequest, context: Any
     ) -> history_pb2.HistoryEntry:
         caller = common.caller(HISTORY, "UpdateHistoryEntry")
-        return _entry(await self._history.rename(caller, request.name, request.display_name))
+        return await asyncio.to_thread(
+            _entry, await self._history.rename(caller, request.name, request.display_name)
+        )
 
     async def DeleteHistoryEntry(
         self, request: history_pb2.DeleteHistoryEntryRequest, context: Any
     ) -> history_pb2.DeleteHistoryEntryResponse:
         await self._history.delete(common.caller(HISTORY, "DeleteHistoryEntry"), request.name)
         return history_pb2.DeleteHistoryEntryResponse()
-
-    async def _document(self, field: str, message: Struct) -> Document:
-        return await asyncio.to_thread(common.document, field, message, self._max_document_bytes)
 
 
 def _entry(entry: Entry) -> history_pb2.HistoryEntry:

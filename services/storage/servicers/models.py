@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -58,7 +59,8 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     async def GetModelVersion(
         self, request: models_pb2.GetModelVersionRequest, context: Any
     ) -> models_pb2.ModelVersion:
-        return _version(await self._models.get_version(current_principal(), request.name))
+        version = await self._models.get_version(current_principal(), request.name)
+        return await asyncio.to_thread(_version, version)
 
     async def ListModelVersions(
         self, request: models_pb2.ListModelVersionsRequest, context: Any
@@ -66,7 +68,9 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         found, token = await self._models.page_of_versions(
             current_principal(), request.parent, request.filter, common.paging(request)
         )
-        return models_pb2.ListModelVersionsResponse(versions=map(_version, found), next_page_token=token)
+        return await asyncio.to_thread(
+            lambda: models_pb2.ListModelVersionsResponse(versions=map(_version, found), next_page_token=token)
+        )
 
     async def PublishModelVersion(
         self, request_iterator: AsyncIterator[models_pb2.PublishModelVersionRequest], context: Any
@@ -77,13 +81,14 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
             publication = Publication(
                 ids["project"],
                 ids["model"],
-                manifests.read("manifest", common.plain("manifest", header.manifest)),
+                await common.manifest("manifest", header.manifest),
                 dict(header.labels),
                 common.claim("header", WEIGHTS_MEDIA_TYPE, header.size_bytes, header.sha256, required=True),
                 header.request_id and common.identifier("header.request_id", header.request_id),
             )
             caller = common.caller(MODELS, "PublishModelVersion")
-            return _version(await self._models.publish(caller, publication, common.pieces(request_iterator)))
+            version = await self._models.publish(caller, publication, common.pieces(request_iterator))
+            return await asyncio.to_thread(_version, version)
 
     async def DownloadModelVersion(
         self, request: models_pb2.DownloadModelVersionRequest, context: Any

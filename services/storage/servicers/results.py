@@ -14,7 +14,6 @@ from guidehall.contracts.results.v1 import results_pb2, results_pb2_grpc, stagin
 from guidehall.core import names
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import InvalidArgument
-from services.storage import manifests
 from services.storage.downloads import Downloads
 from services.storage.jobs import read_job
 from services.storage.promotion import Commit, Promotion, Reference
@@ -51,7 +50,9 @@ class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
         found, token = await self._results.page(
             current_principal(), project, request.filter, common.paging(request)
         )
-        return results_pb2.ListResultsResponse(results=map(_result, found), next_page_token=token)
+        return await asyncio.to_thread(
+            lambda: results_pb2.ListResultsResponse(results=map(_result, found), next_page_token=token)
+        )
 
     async def DownloadArtifact(
         self, request: results_pb2.DownloadArtifactRequest, context: Any
@@ -100,7 +101,7 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
                 claim=common.claim(
                     "header.object", said.media_type, said.size_bytes, said.sha256, required=True
                 ),
-                manifest=manifests.read("manifest", common.plain("manifest", header.manifest))
+                manifest=await common.manifest("manifest", header.manifest)
                 if header.HasField("manifest")
                 else None,
             )
@@ -113,9 +114,7 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
     async def StageResult(
         self, request: staging_pb2.StageResultRequest, context: Any
     ) -> staging_pb2.StageResultResponse:
-        document = await asyncio.to_thread(
-            common.document, "document", request.document, self._max_document_bytes
-        )
+        document = await common.document("document", request.document, self._max_document_bytes)
         job = read_job(request.job)
         await self._staging.stage_result(
             current_principal(), job, request.lease_epoch, request.pipeline, document

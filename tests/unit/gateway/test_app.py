@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.contracts.prediction.v1 import prediction_pb2
+from guidehall.core.auth import Authenticator, KeyPair, Kind, Role, TokenIssuer, TrustStore
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.settings import AuthSettings
 from services.gateway import problems
+from services.gateway.api import common
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
@@ -247,6 +251,18 @@ async def test_a_body_that_is_mostly_structure_is_refused(client: httpx.AsyncCli
     assert "arrays, objects and names" in answer.json()["detail"]
 
 
+async def test_a_large_answer_is_converted_while_others_are_served() -> None:
+    large = prediction_pb2.PredictResponse()
+    large.outputs["y"].content = bytes(1 << 20)
+    converted = asyncio.create_task(common.answer(large))
+    turns = 0
+    while not converted.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len((await converted).body) > 1 << 20
+    assert turns > 1
+
+
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
     large = {"content": b"a" * (1 << 20), "headers": {"content-type": "application/json"}}
     for answer, status, reason in (
@@ -360,6 +376,24 @@ async def test_proxy_mode_counts_the_user_header_only_with_the_secret(tmp_path: 
         )
         assert (alone.status_code, wrong.status_code) == (401, 401)
         assert right.status_code == 503
+
+
+@pytest.mark.parametrize("mode", ["single", "proxy", "token"])
+async def test_the_credential_of_a_service_a_worker_or_a_job_is_refused(tmp_path: Path, mode: str) -> None:
+    issuer = TokenIssuer("trainer", KeyPair.generate())
+    kinds: tuple[Kind, ...] = ("user", "service", "worker", "job")
+    trust = tmp_path / "trust.json"
+    trust.write_text(json.dumps(TrustStore.entry(issuer.key, "trainer", kinds)))
+    answers = {}
+    async for client in _client(_settings(mode=mode, trust_file=trust, proxy_secret="known")):
+        for kind in kinds:
+            token = issuer.mint("trainer", kind, ttl_seconds=60, roles=[Role.SCIENTIST], pool="cpu")
+            answers[kind] = await client.get("/api/v1/datasets", headers={"Authorization": f"Bearer {token}"})
+    # No service is there to answer the one who gets in.
+    assert {kind: answer.status_code for kind, answer in answers.items()} == {
+        "user": 503, "service": 403, "worker": 403, "job": 403,
+    }  # fmt: skip
+    assert answers["worker"].json()["reason"] == "WRONG_KIND"
 
 
 async def test_answers_carry_the_request_id_and_guarding_headers(client: httpx.AsyncClient) -> None:

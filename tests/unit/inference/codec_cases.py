@@ -69,7 +69,7 @@ def test_raw_requests_give_their_tensors_and_raw_answers(batch: dict[str, Tensor
     decoded = decode_request(raw_request(batch))
     assert decoded.raw
     assert list(decoded.inputs) == list(batch)
-    assert all(same(decoded.inputs[name], tensor) for name, tensor in batch.items())
+    assert all(same(decoded.inputs[name].read(), tensor) for name, tensor in batch.items())
     answer = encode_response(batch, raw=True, model_name="m", model_version="1", request_id="i")
     assert [output.name for output in answer.outputs] == list(batch)
     assert list(answer.raw_output_contents) == [encode_raw(tensor) for tensor in batch.values()]
@@ -82,9 +82,9 @@ def test_typed_requests_give_their_tensors_and_typed_answers(batch: dict[str, Te
     assert not decoded.raw
     for name, tensor in batch.items():
         if tensor.array.dtype.kind != "f":
-            assert same(decoded.inputs[name], tensor)
+            assert same(decoded.inputs[name].read(), tensor)
         else:
-            np.testing.assert_array_equal(decoded.inputs[name].array, tensor.array)
+            np.testing.assert_array_equal(decoded.inputs[name].read().array, tensor.array)
     numbers = {name: tensor for name, tensor in batch.items() if tensor.datatype != "FP16"}
     answer = encode_response(numbers, raw=False, model_name="m", model_version="1", request_id="i")
     assert not answer.raw_output_contents
@@ -99,9 +99,26 @@ def test_any_message_is_read_or_refused(data: bytes) -> None:
     except DecodeError:
         return
     try:
-        decode_request(request)
+        for tensor in decode_request(request).inputs.values():
+            assert tensor.read().shape == tensor.shape
     except (InvalidArgument, Unimplemented):
         return
+
+
+def test_values_are_left_unread_until_somebody_takes_them() -> None:
+    request = raw_request({"a": Tensor("FP32", np.ones(2, np.float32))})
+    request.raw_input_contents[0] = b"\0"
+    tensor = decode_request(request).inputs["a"]
+    assert (tensor.datatype, tensor.shape, tensor.size_bytes) == ("FP32", (2,), 1)
+    with pytest.raises(InvalidArgument, match="8 bytes"):
+        tensor.read()
+
+
+def test_more_inputs_than_a_model_has_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="65 tensors"):
+        decode_request(
+            raw_request({f"x{index}": Tensor("BOOL", np.ones(1, np.bool_)) for index in range(65)})
+        )
 
 
 def test_queue_time_is_read_in_microseconds() -> None:
@@ -112,6 +129,16 @@ def test_queue_time_is_read_in_microseconds() -> None:
     assert decode_request(request).queue_seconds is None
     request.parameters["timeout"].int64_param = -1
     with pytest.raises(InvalidArgument):
+        decode_request(request)
+
+
+def test_more_wanted_outputs_than_a_model_has_are_refused() -> None:
+    request = raw_request({"a": Tensor("BOOL", np.ones(1, np.bool_))})
+    for index in range(64):
+        request.outputs.add(name=f"y{index}")
+    assert len(decode_request(request).outputs) == 64
+    request.outputs.add(name="z")
+    with pytest.raises(InvalidArgument, match="65 tensors"):
         decode_request(request)
 
 

@@ -49,6 +49,14 @@ def test_inverse_nanometres_and_fwhm_become_inverse_angstroms_and_sigma() -> Non
     assert curve.relative_dq == pytest.approx(0.1 / FWHM_PER_SIGMA)
 
 
+def test_more_segments_than_points_are_refused() -> None:
+    segment = curve_pb2.AngleSegment(first_point=0, end_point=4)
+    read(segments=[segment] * 4)
+    field, message = refused(segments=[segment] * 5)
+    assert field == "curve.segments"
+    assert "5 segments" in message
+
+
 def test_segments_say_their_own_resolution() -> None:
     segments = [
         curve_pb2.AngleSegment(first_point=0, end_point=2, angle_degrees=0.5, relative_dq=0.1),

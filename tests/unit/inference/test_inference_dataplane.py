@@ -7,7 +7,7 @@ import pytest
 
 from guidehall.core.errors import InvalidArgument
 from guidehall.science.pipeline import TensorSpec
-from services.inference.dataplane import UnusableAnswer, check_inputs, check_outputs
+from services.inference.dataplane import UnusableAnswer, check_inputs, check_outputs, wanted_outputs
 from services.inference.tensors import Tensor, tensor_of
 
 INPUTS = (
@@ -47,6 +47,14 @@ def test_inputs_that_are_not_as_declared_are_refused(
         check_inputs(INPUTS, inputs, 8)
     assert caught.value.violations[0].field == field
     assert words in caught.value.message
+
+
+def test_wanted_outputs_are_known_and_named_once() -> None:
+    assert wanted_outputs(OUTPUTS, []) == wanted_outputs(OUTPUTS, ["y"]) == list(OUTPUTS)
+    for names, words in ((["z"], "the outputs are y"), (["y", "y"], "each name only once")):
+        with pytest.raises(InvalidArgument, match=words) as caught:
+            wanted_outputs(OUTPUTS, names)
+        assert caught.value.violations[0].field == "outputs"
 
 
 def test_nan_leaves_only_in_rows_that_were_padded() -> None:

@@ -67,6 +67,9 @@ def test_nan_survives_in_examples() -> None:
         ({"metrics": {"loss": "NaN"}}, "manifest.metrics.loss"),
         ({"example": {"inputs": {"x": {"shape": [3], "values": [1]}}, "outputs": {}}}, "does not hold"),
         ({"example": {"inputs": {"x": {"shape": [1], "values": [1]}}, "outputs": {}}}, "example.outputs"),
+        # The product of a longer one would take seconds to calculate.
+        ({"example": {"inputs": {"x": {"shape": [1] * 9, "values": [1]}}, "outputs": {}}}, "inputs.x.shape"),
+        ({"example": {"inputs": {"x": {"shape": [0, 20_001], "values": []}}, "outputs": {}}}, "shape.1"),
     ],
 )
 def test_refuses_what_is_no_manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guidehall.core.errors import InvalidArgument
 from services.storage import documents
+from services.storage.servicers import common
 from services.storage.sniff import HEAD_BYTES, DataInspector
 from services.storage.weights import MAX_HEADER_BYTES, WeightsInspector
 
@@ -267,6 +270,27 @@ def test_weights_whose_header_comes_in_pieces_are_accepted() -> None:
     content = len(header).to_bytes(8, "little") + header + bytes(16_000)
 
     assert inspect(WeightsInspector(), content, 777) == {}
+
+
+async def test_documents_are_read_while_others_are_served() -> None:
+    message = Struct()
+    message.update({"curve": [0.5] * 10_000})
+    read = asyncio.create_task(common.document("document", message, 1 << 20))
+    turns = 0
+    while not read.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert (await read).value["curve"] == [0.5] * 10_000
+    assert turns > 1
+
+
+@pytest.mark.parametrize("shape", [[1] * 33, [0, 1 << 53]])
+def test_weights_of_a_shape_that_no_array_has_are_refused(shape: list[int]) -> None:
+    size = 4 * (0 not in shape)
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+
+    with pytest.raises(InvalidArgument, match="not described as safetensors does"):
+        inspect(WeightsInspector(), len(header).to_bytes(8, "little") + header + bytes(size), 1 << 20)
 
 
 def test_a_header_of_any_announced_size_takes_bounded_memory() -> None:
