@@ -19,7 +19,15 @@ from services.gateway.api import control, inference, jobs, pools, storage, submi
 from services.gateway.api.common import DOCUMENTED
 from services.gateway.backends import Backends
 from services.gateway.messages import schema
-from services.gateway.middleware import BodyLimit, Identify, LocalHost, SameSite, SecurityHeaders, Trace
+from services.gateway.middleware import (
+    BodyLimit,
+    Identify,
+    LocalHost,
+    SameSite,
+    SecurityHeaders,
+    Trace,
+    Unexpected,
+)
 from services.gateway.settings import GatewaySettings
 
 DESCRIPTION = "Measured curves in, physics out. Errors are problem details (RFC 9457)."
@@ -60,11 +68,12 @@ def create_app(
         seconds=settings.http.body_seconds,
     )
     app.add_middleware(Identify, authenticate=identify)
-    app.add_middleware(SameSite, allowed_origins=settings.http.cors_origins)
+    app.add_middleware(SameSite, allowed_origins=settings.cors_origins)
+    app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=settings.http.cors_origins,
+        allow_origins=settings.cors_origins,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

@@ -16,6 +16,7 @@ import urllib3
 from minio import Minio
 
 from guidehall.contracts.common.v1 import common_pb2
+from guidehall.contracts.inference import open_inference_pb2, open_inference_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.core.auth import Role
@@ -85,6 +86,23 @@ def test_a_new_version_takes_over_without_being_asked_for(storage: StorageSite, 
     assert predict(inference, "takeover") == ([1], 1)
     publish(storage, "takeover", line_model(slope=2))
     eventually(lambda: predict(inference, "takeover") == ([2], 2))
+
+
+def test_a_new_model_of_somebody_is_loaded_when_first_used(storage: StorageSite, inference: Server) -> None:
+    publish(storage, "unasked", line_model(slope=1))
+    listed: list[Any] = []
+
+    def is_known() -> bool:
+        with grpc.insecure_channel(inference.target) as channel:
+            index = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
+                open_inference_pb2.RepositoryIndexRequest(), timeout=10
+            )
+        listed[:] = [model for model in index.models if model.name.endswith("unasked")]
+        return bool(listed)
+
+    eventually(is_known)
+    assert [(model.state, model.reason) for model in listed] == [("UNAVAILABLE", "loaded when first used")]
+    assert predict(inference, "unasked") == ([1], 1)
 
 
 WRONG_EXAMPLE = {

@@ -358,6 +358,12 @@ def test_upload_starts_again_under_the_same_request_id(
     assert len(peer.upload_ids) == 1
 
 
+def test_upload_of_a_file_that_cannot_be_read_says_why(caller: Caller) -> None:
+    # It can be opened, and nothing is where it begins.
+    with pytest.raises(OSError, match="Input/output error"):
+        caller.call("upload_dataset", Path("/proc/self/mem"), "curves")
+
+
 def test_upload_of_a_missing_file_is_refused(caller: Caller, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"gone\.dat"):
         caller.call("upload_dataset", tmp_path / "gone.dat", "curves")
