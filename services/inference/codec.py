@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from guidehall.contracts.inference import open_inference_pb2 as oip
+from guidehall.core.datatypes import DTYPES
 from guidehall.core.errors import InvalidArgument, Unimplemented
-from services.inference.tensors import DTYPES, Tensor, bytes_tensor, check_shape, decode_raw, encode_raw
+from services.inference.tensors import Tensor, bytes_tensor, check_shape, decode_raw, encode_raw
 
 # Field of InferTensorContents that holds each type; FP16 and BF16 have none and travel raw only.
 _CONTENTS_FIELD = {
