@@ -103,7 +103,13 @@ class AsyncDriver:
             return stream
         if isinstance(step, Upload):
             requests = _aiter(step.requests)
-            return await self._guard(step.rpc, self._start(step.rpc, requests, step.timeout_seconds))
+            try:
+                return await self._guard(step.rpc, self._start(step.rpc, requests, step.timeout_seconds))
+            except (AppError, asyncio.CancelledError):
+                # The call is cancelled when making a request fails.
+                if step.requests.error is not None:
+                    raise step.requests.error from None
+                raise
         raise AssertionError(step)
 
     def _start(self, rpc: Rpc, request: Any, timeout_seconds: float) -> Any:

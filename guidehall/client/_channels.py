@@ -17,8 +17,8 @@ from guidehall.core.errors import AppError, DeadlineExceeded, InvalidArgument, U
 
 _MEGABYTE = 1 << 20
 _LARGEST_ANSWER_BYTES = 64 * _MEGABYTE
-# Every call of the client may be repeated: submissions carry a request id, the others read or are idempotent
-# by definition. Streams are not repeated here but go on from where they ended.
+# Calls of the client may be repeated: submissions carry a request id, the others read or are idempotent by
+# definition.
 _RETRIED_SERVICES = (
     "guidehall.jobs.v1.JobsService",
     "guidehall.workers.v1.PoolsService",
@@ -29,7 +29,9 @@ _RETRIED_SERVICES = (
     "guidehall.prediction.v1.PredictionService",
     "guidehall.reflectometry.v1.ReflectometryService",
 )
-_STREAMS = (
+# Streams go on from where they ended. A credential would be made twice, with nobody holding the first.
+_NOT_RETRIED = (
+    ("guidehall.workers.v1.PoolsService", "CreateWorkerCredential"),
     ("guidehall.jobs.v1.JobsService", "WatchJob"),
     ("guidehall.datasets.v1.DatasetsService", "UploadDatasetVersion"),
     ("guidehall.datasets.v1.DatasetsService", "DownloadDatasetVersion"),
@@ -40,7 +42,7 @@ _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
     "methodConfig": [
-        {"name": [{"service": service, "method": method} for service, method in _STREAMS]},
+        {"name": [{"service": service, "method": method} for service, method in _NOT_RETRIED]},
         {
             "name": [{"service": service} for service in _RETRIED_SERVICES],
             "retryPolicy": {

@@ -8,7 +8,6 @@ from typing import Any
 from google.protobuf import timestamp_pb2
 
 from guidehall.client import types
-from guidehall.client._documents import from_struct
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import identity_pb2
@@ -16,6 +15,7 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.structs import from_struct
 
 
 def _word(enum: Any, number: int) -> str:

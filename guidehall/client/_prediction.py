@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from guidehall.client import _names, types
 from guidehall.client._config import Config
-from guidehall.client._documents import to_struct
 from guidehall.client._steps import Call, Operation, Rpc
 from guidehall.client._tensors import from_tensor, to_tensor
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import curve_pb2, reflectometry_pb2, reflectometry_pb2_grpc
 from guidehall.core.errors import InvalidArgument
+from guidehall.core.structs import to_struct
 
 _PREDICT = Rpc("inference", prediction_pb2_grpc.PredictionServiceStub, "Predict")
 _SIMULATE = Rpc("inference", reflectometry_pb2_grpc.ReflectometryServiceStub, "Simulate")

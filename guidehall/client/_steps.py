@@ -51,12 +51,34 @@ class Read:
     stream: Any
 
 
+class Requests:
+    """The requests of an upload. gRPC says only that making one failed; this remembers why.
+
+    Attributes:
+        error: what reading the file ran into.
+    """
+
+    def __init__(self, requests: Iterator[Any]) -> None:
+        self._requests = requests
+        self.error: OSError | None = None
+
+    def __iter__(self) -> Requests:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._requests)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 @dataclass(frozen=True)
 class Upload:
     """Sends a stream of requests, which may block on files. Answered with the response message."""
 
     rpc: Rpc
-    requests: Iterator[Any]
+    requests: Requests
     timeout_seconds: float
 
 

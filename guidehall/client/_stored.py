@@ -13,7 +13,7 @@ from pathlib import Path
 from guidehall.client import _decode, _jobs, _lists, _names, types
 from guidehall.client._config import Config
 from guidehall.client._patience import Patience
-from guidehall.client._steps import Call, Operation, Pause, Rpc, Upload, Work
+from guidehall.client._steps import Call, Operation, Pause, Requests, Rpc, Upload, Work
 from guidehall.client._transfers import Source, download
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
@@ -81,7 +81,9 @@ def upload_dataset(
     patience = Patience(config.timeouts)
     while True:
         try:
-            message = yield Upload(_UPLOAD, _pieces(header, source), config.timeouts.transfer_seconds)
+            message = yield Upload(
+                _UPLOAD, Requests(_pieces(header, source)), config.timeouts.transfer_seconds
+            )
             return _decode.dataset_version(message)
         except (Unavailable, Cancelled):
             if patience.exhausted:

@@ -10,13 +10,13 @@ from google.protobuf import struct_pb2
 
 from guidehall.client import _decode, _names, types
 from guidehall.client._config import Config
-from guidehall.client._documents import to_struct
 from guidehall.client._jobs import resolve
 from guidehall.client._refusal import refusal
 from guidehall.client._steps import Call, Operation, Rpc
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.core.durations import seconds_in
 from guidehall.core.errors import InvalidArgument
+from guidehall.core.structs import to_struct
 
 _SUBMIT = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "SubmitJob")
 _BATCH = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "BatchSubmitJobs")

@@ -99,7 +99,12 @@ class SyncDriver:
             opened.append(stream)
             return stream
         if isinstance(step, Upload):
-            return self._start(step.rpc, step.requests, step.timeout_seconds)
+            try:
+                return self._start(step.rpc, step.requests, step.timeout_seconds)
+            except AppError:
+                if step.requests.error is not None:
+                    raise step.requests.error from None
+                raise
         raise AssertionError(step)
 
     def _start(self, rpc: Rpc, request: Any, timeout_seconds: float) -> Any:

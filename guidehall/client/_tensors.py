@@ -9,23 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guidehall.contracts.common.v1 import common_pb2
+from guidehall.core.datatypes import DTYPES
 from guidehall.core.errors import DataLoss, InvalidArgument
 
-_DTYPES = {
-    "BOOL": "?",
-    "INT8": "i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "UINT8": "u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-}
-_DATATYPES = {np.dtype(text): name for name, text in _DTYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def to_tensor(array: NDArray[Any], field: str) -> common_pb2.Tensor:
@@ -38,7 +25,7 @@ def to_tensor(array: NDArray[Any], field: str) -> common_pb2.Tensor:
     little_endian = array.dtype.newbyteorder("<")
     datatype = _DATATYPES.get(little_endian)
     if datatype is None:
-        raise InvalidArgument.field(field, str(array.dtype), f"an array of one of {', '.join(_DTYPES)}")
+        raise InvalidArgument.field(field, str(array.dtype), f"an array of one of {', '.join(DTYPES)}")
     content = np.ascontiguousarray(array, dtype=little_endian).tobytes()
     return common_pb2.Tensor(datatype=datatype, shape=array.shape, content=content)
 
@@ -49,10 +36,9 @@ def from_tensor(tensor: common_pb2.Tensor, name: str) -> NDArray[Any]:
     Raises:
         DataLoss: an unknown datatype, or a length that does not fit the shape.
     """
-    text = _DTYPES.get(tensor.datatype)
-    if text is None:
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
         raise DataLoss(f"output {name}: this client does not know the datatype {tensor.datatype!r}")
-    dtype = np.dtype(text)
     shape = tuple(tensor.shape)
     expected = math.prod(shape) * dtype.itemsize
     if any(size < 0 for size in shape) or len(tensor.content) != expected:

@@ -20,8 +20,9 @@ from guidehall.core.tls import client_context, fault
 
 logger = logging.getLogger(__name__)
 
-# Classes of SQLSTATE: connection, resources (such as too many connections), shutdown; a cancelled statement.
-_AWAY = ("08", "53", "57P", "57014")
+# Classes of SQLSTATE: connection, resources (such as too many connections), shutdown; a cancelled statement;
+# a server that only reads, such as one that was the primary until a moment ago.
+_AWAY = ("08", "53", "57P", "57014", "25006")
 _NOT_LET_IN = "28"
 _SERIALIZATION_FAILURE = "40001"
 _DEADLOCK = "40P01"

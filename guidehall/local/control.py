@@ -127,14 +127,20 @@ def down(data: Path, seconds: float = 90.0) -> bool:
     supervisor = lock.holder(data)
     if supervisor is None:
         return record.end_leftovers(data)
-    os.kill(supervisor, signal.SIGTERM)
+    _signal(supervisor, signal.SIGTERM)
     deadline = time.monotonic() + seconds
     while lock.holder(data) == supervisor:
         if time.monotonic() > deadline:
-            os.kill(supervisor, signal.SIGKILL)
+            _signal(supervisor, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
     record.end_leftovers(data)
     return True
+
+
+def _signal(supervisor: int, number: signal.Signals) -> None:
+    # It may have ended a moment ago.
+    with suppress(ProcessLookupError):
+        os.kill(supervisor, number)
 
 
 def folders(data: Path) -> list[Path]:

@@ -1,7 +1,9 @@
-"""What /proc tells about processes: who descends from whom, and who someone is even if numbers are reused."""
+"""What /proc tells about processes: who descends from whom, who works where, and who someone is even if
+numbers are reused."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -24,6 +26,17 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def working_in(folder: Path) -> list[int]:
+    """Processes whose current folder is `folder`, as far as we may see."""
+    found = []
+    for entry in _PROC.iterdir():
+        # They come and go, and others' are not shown.
+        with suppress(OSError):
+            if entry.name.isdigit() and (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+    return found
+
+
 def identity(pid: int) -> str | None:
     """Text that no other process on this machine ever has: boot, start time; None if `pid` does not run."""
     fields = _stat(pid)
@@ -31,6 +44,14 @@ def identity(pid: int) -> str | None:
         return None
     boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}:{pid}:{fields[_START]}"
+
+
+def name_of(pid: int) -> str:
+    """The name of the program that `pid` runs; empty if it does not run."""
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _stat(pid: int) -> list[str]:

@@ -10,7 +10,7 @@ from guidehall.local.access import NatsAccess, PostgresAccess, S3Access
 from guidehall.local.binaries import find_postgres
 from guidehall.local.errors import StackError
 from guidehall.local.files import Secrets
-from guidehall.local.postgres import create_database_sql, run_psql
+from guidehall.local.postgres import create_database_sql, passfile_line, run_psql
 from guidehall.local.s3 import BUCKET, create_bucket
 
 POSTGRES_VARIABLE = "GUIDEHALL_POSTGRES_URL"
@@ -45,7 +45,8 @@ def parse_url(variable: str, url: str, ports: dict[str, int]) -> Credentials:
     form = " or ".join(f"{scheme}://USER:PASSWORD@HOST:PORT" for scheme in ports)
     try:
         parts: SplitResult = urlsplit(url)
-        port = parts.port or ports[parts.scheme]
+        usual_port = ports[parts.scheme]
+        port = parts.port or usual_port
     except (ValueError, KeyError) as error:
         raise StackError(f"{variable} is not of the form {form}") from error
     if parts.query or parts.fragment:
@@ -82,7 +83,7 @@ class ExternalPostgres:
     def run_sql(self, sql: str) -> str:
         """Runs a psql script as the user in the URL and returns what it prints."""
         url = self._url
-        passfile = self._secrets.keep("pgpass-external", f"*:*:*:{url.user}:{url.password}\n")
+        passfile = self._secrets.keep("pgpass-external", passfile_line(url.user, url.password))
         return run_psql(find_postgres(), url.host, url.port, url.user, passfile, sql)
 
     def generation(self) -> str:

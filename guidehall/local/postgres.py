@@ -12,12 +12,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from guidehall.local.access import PostgresAccess
 from guidehall.local.accounts import account_for_postgres, can_enter
 from guidehall.local.binaries import PostgresInstall, find_postgres
+from guidehall.local.descendants import name_of, working_in
 from guidehall.local.errors import StackError
 from guidehall.local.files import Secrets, read_json, write_json
 from guidehall.local.ports import LOOPBACK
@@ -30,6 +32,8 @@ _ELSEWHERE = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108 (mkdtemp makes t
 _PREFIX = "guidehall-"
 # Says in our folder where that is.
 _RECORD = "elsewhere.json"
+_ORPHANS_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 # Modest: a handful of services on a machine of two cores that also trains networks.
 _SETTINGS = {
     "unix_socket_directories": "",
@@ -129,7 +133,7 @@ class PostgresServer:
     def run_sql(self, sql: str) -> str:
         """Runs a psql script as superuser and returns what it prints."""
         # The script goes by standard input and the password by file: other accounts can read command lines.
-        passfile = self._secrets.keep("pgpass", f"*:*:*:{self.user}:{self.password}\n")
+        passfile = self._secrets.keep("pgpass", passfile_line(self.user, self.password))
         return run_psql(self._original, self.host, self.port, self.user, passfile, sql)
 
     @property
@@ -151,9 +155,23 @@ class PostgresServer:
     def _prepare(self, run: Run) -> None:
         if _version_of(self._data) is None:
             self._initialise(run)
+        self._end_orphans()
         # Left by a killed server. None runs on these data: only the holder of the data folder's lock gets
         # here, after ending what an earlier supervisor left. The number in it may be anybody's by now.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _end_orphans(self) -> None:
+        """Sees to it that no backend outlives a killed server: it would go on writing beside a new one's.
+
+        Backends end by themselves, but not before they look, and a long statement seldom looks.
+        """
+        give_up = time.monotonic() + _ORPHANS_SECONDS
+        while orphans := [pid for pid in working_in(self._data.resolve()) if name_of(pid) == "postgres"]:
+            if time.monotonic() > give_up:
+                for pid in orphans:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
 
     def _initialise(self, run: Run) -> None:
         shutil.rmtree(self._data, ignore_errors=True)
@@ -209,15 +227,27 @@ def scram_verifier(password: str) -> str:
     return f"SCRAM-SHA-256${iterations}:{encoded[0]}${encoded[1]}:{encoded[2]}"
 
 
+def passfile_line(user: str, password: str) -> str:
+    """A line of a password file that is good for every database of every server."""
+    escaped = (re.sub(r"([\\:])", r"\\\1", text) for text in (user, password))
+    return ":".join(("*", "*", "*", *escaped)) + "\n"
+
+
 def run_psql(install: PostgresInstall, host: str, port: int, user: str, passfile: Path, sql: str) -> str:
     """Runs a psql script against any server and returns what it prints.
 
     Raises:
         StackError: the server refused something, or did not answer within a minute.
     """
-    environment = _environment() | {"PGPASSFILE": str(passfile), "PGCONNECT_TIMEOUT": "10"}
-    connection = f"host={host} port={port} user={user} dbname=postgres"
-    command = [str(install.program("psql")), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", connection]
+    environment = _environment() | {
+        "PGHOST": host,
+        "PGPORT": str(port),
+        "PGUSER": user,
+        "PGDATABASE": "postgres",
+        "PGPASSFILE": str(passfile),
+        "PGCONNECT_TIMEOUT": "10",
+    }
+    command = [str(install.program("psql")), "-XqAt", "-v", "ON_ERROR_STOP=1"]
     try:
         done = subprocess.run(
             command, input=sql, env=environment, capture_output=True, text=True, check=False, timeout=60

@@ -6,13 +6,12 @@ import dataclasses
 import os
 import platform
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 
+from guidehall.client._endpoints import data_folder
 from guidehall.local import record, services
 from guidehall.local.access import Backing
 from guidehall.local.backing import NATS_MONITOR_PORT, NATS_PORT, POSTGRES_PORT, S3_PORT
@@ -26,6 +25,7 @@ from guidehall.local.external import (
     ExternalS3,
 )
 from guidehall.local.files import Secrets, write_json
+from guidehall.local.foreground import run_until_told
 from guidehall.local.identity import Identity
 from guidehall.local.lock import FolderLock
 from guidehall.local.logfiles import RotatingLog
@@ -39,13 +39,7 @@ from guidehall.local.supervisor import Report, Supervisor, silent
 ENDPOINTS = "endpoints.json"
 SUPERVISOR_LOG = "supervisor"
 AUTH_MODES = ("single", "proxy", "token")
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DATABASES = tuple(services.DATABASES.values())
-
-
-def default_data() -> Path:
-    """The data folder unless another one is named: ${GUIDEHALL_DATA:-~/.local/share/guidehall}."""
-    return Path(os.environ.get("GUIDEHALL_DATA") or "~/.local/share/guidehall").expanduser()
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Options:
         environment: variables; those of external servers and of single services count.
     """
 
-    data: Path = field(default_factory=default_data)
+    data: Path = field(default_factory=data_folder)
     workers: int = 1
     auth_mode: str = "single"
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -193,9 +187,7 @@ class Stack:
 
 
 def up(options: Options, report: Report = print, ready: Callable[[], None] = lambda: None) -> None:
-    """Runs the stack until this process is told to end (Ctrl-C, SIGTERM); to be called by the main thread.
-
-    A second signal kills what is still stopping.
+    """Runs the stack until this process is told to end; to be called by the main thread.
 
     Args:
         options: what to run.
@@ -209,30 +201,11 @@ def up(options: Options, report: Report = print, ready: Callable[[], None] = lam
     """
     stack = Stack(options, report)
 
-    # A handler interrupts any line of the main thread, so it must not touch a lock: the queue has none.
-    asked: SimpleQueue[int] = SimpleQueue()
-    previous = {number: signal.signal(number, lambda got, _: asked.put(got)) for number in _ENDING_SIGNALS}
-    threading.Thread(target=_obey, args=(stack, asked), name="signals", daemon=True).start()
-    try:
-        stack.start()
+    def started() -> None:
         report(summary(stack.endpoints))
         ready()
-        stack.wait()
-        report("stopping (once more to kill)")
-        stack.stop()
-    except Interrupted:
-        report("everything is stopped")
-        raise KeyboardInterrupt from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
-
-def _obey(stack: Stack, asked: SimpleQueue[int]) -> None:
-    asked.get()
-    stack.interrupt()
-    asked.get()
-    stack.kill()
+    run_until_told(stack, started, "stopping", report)
 
 
 def summary(endpoints: Mapping[str, object]) -> str:

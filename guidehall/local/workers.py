@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import ssl
 import tempfile
@@ -13,7 +12,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from guidehall.client._config import Credentials, Tls
@@ -24,13 +22,13 @@ from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core.errors import AppError, InvalidArgument
 from guidehall.local.errors import Interrupted
 from guidehall.local.files import Secrets
+from guidehall.local.foreground import run_until_told
 from guidehall.local.ports import Ports
 from guidehall.local.processes import Program
 from guidehall.local.services import WORKER_DRAIN_SECONDS, find_root, worker_program
 from guidehall.local.supervisor import Report, Supervisor
 
 _POOL = r"[a-z0-9][a-z0-9-]{0,62}"
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CREDENTIAL_SECONDS = 30 * 86_400
 _CALL_SECONDS = 30.0
 _CREATE = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "CreateWorkerCredential")
@@ -176,12 +174,8 @@ class Workers:
             self._supervisor.kill()
 
 
-def run(
-    options: Options, report: Callable[[str], None] = print, ready: Callable[[], None] = lambda: None
-) -> None:
-    """Runs workers until this process is told to end (Ctrl-C, SIGTERM); to be called by the main thread.
-
-    A second signal kills what is still stopping.
+def run(options: Options, report: Report = print, ready: Callable[[], None] = lambda: None) -> None:
+    """Runs workers until this process is told to end; to be called by the main thread.
 
     Args:
         options: which, and for whom.
@@ -191,31 +185,13 @@ def run(
     Raises:
         As `Workers.start`; KeyboardInterrupt where it was told to end before they ran.
     """
-    workers = Workers(options, report)
-    # A handler interrupts any line of the main thread, so it must not touch a lock: the queue has none.
-    asked: SimpleQueue[int] = SimpleQueue()
-    previous = {number: signal.signal(number, lambda got, _: asked.put(got)) for number in _ENDING_SIGNALS}
-    threading.Thread(target=_obey, args=(workers, asked), name="signals", daemon=True).start()
-    try:
-        workers.start()
+
+    def started() -> None:
         report(f"{options.count} at work for pool {options.pool}; Ctrl-C stops them")
         ready()
-        workers.wait()
-        report(f"stopping within {WORKER_DRAIN_SECONDS:g} s (once more to kill)")
-        workers.stop()
-    except Interrupted:
-        report("everything is stopped")
-        raise KeyboardInterrupt from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
-
-def _obey(workers: Workers, asked: SimpleQueue[int]) -> None:
-    asked.get()
-    workers.interrupt()
-    asked.get()
-    workers.kill()
+    stopping = f"stopping within {WORKER_DRAIN_SECONDS:g} s"
+    run_until_told(Workers(options, report), started, stopping, report)
 
 
 def _ask(rpc: Rpc, request: Any) -> Generator[Call, Any, Any]:

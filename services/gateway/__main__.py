@@ -50,6 +50,8 @@ def serve() -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            # In single mode the address that calls is its standing: no header may name another.
+            proxy_headers=settings.auth.mode != "single",
             timeout_graceful_shutdown=round(http.drain_seconds),
             ssl_context_factory=None if context is None else lambda *_: context,
         )

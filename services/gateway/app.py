@@ -13,7 +13,15 @@ from services.gateway import problems
 from services.gateway.api import control, inference, jobs, pools, storage, submissions, system
 from services.gateway.backends import Backends
 from services.gateway.documentation import documented
-from services.gateway.middleware import BodyLimit, Identify, LocalHost, SameSite, SecurityHeaders, Trace
+from services.gateway.middleware import (
+    BodyLimit,
+    Identify,
+    LocalHost,
+    SameSite,
+    SecurityHeaders,
+    Trace,
+    Unexpected,
+)
 from services.gateway.settings import GatewaySettings
 
 
@@ -52,11 +60,12 @@ def create_app(
         seconds=settings.http.body_seconds,
     )
     app.add_middleware(Identify, authenticate=identify)
-    app.add_middleware(SameSite, allowed_origins=settings.http.cors_origins)
+    app.add_middleware(SameSite, allowed_origins=settings.cors_origins)
+    app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=settings.http.cors_origins,
+        allow_origins=settings.cors_origins,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

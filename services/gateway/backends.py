@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from guidehall.contracts.results.v1 import results_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2_grpc
 from guidehall.core.channels import open_channel
 from services.gateway.settings import GatewaySettings
+
+_HEALTH_SECONDS = 1.0
+_HEALTH_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,34 @@ class Backends:
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)
         self.reflectometry = reflectometry_pb2_grpc.ReflectometryServiceStub(inference)
+        self._health: asyncio.Future[dict[str, bool]] | None = None
+        self._health_until = 0.0
         self.timeouts = Timeouts(settings.call_seconds, settings.analysis_seconds, settings.transfer_seconds)
 
-    async def health(self, timeout_seconds: float = 2.0) -> dict[str, bool]:
-        """Which services answer and say that they serve."""
-        result = {}
-        for name, channel in self._channels.items():
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=timeout_seconds
-                )
-            except grpc.aio.AioRpcError:
-                result[name] = False
-            else:
-                result[name] = answer.status == health_pb2.HealthCheckResponse.SERVING
-        return result
+    async def health(self) -> dict[str, bool]:
+        """Which services answer and say that they serve, as of at most a second ago: anybody may ask."""
+        now = asyncio.get_running_loop().time()
+        if self._health is None or now >= self._health_until:
+            self._health = asyncio.ensure_future(self._ask_health())
+            self._health_until = now + _HEALTH_SECONDS
+        # Shielded: others wait for the same answer.
+        return await asyncio.shield(self._health)
+
+    async def _ask_health(self) -> dict[str, bool]:
+        serving = await asyncio.gather(*map(_is_serving, self._channels.values()))
+        return dict(zip(self._channels, serving, strict=True))
 
     async def close(self) -> None:
         """Ends every channel."""
         for channel in self._channels.values():
             await channel.close(None)
+
+
+async def _is_serving(channel: grpc.aio.Channel) -> bool:
+    try:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_SECONDS
+        )
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

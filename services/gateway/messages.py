@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 
 from guidehall.core.errors import InvalidArgument, Violation
+from guidehall.core.validation import MAX_STRUCT_DEPTH
 
 Json = dict[str, Any]
 
@@ -32,8 +33,6 @@ _WELL_KNOWN: dict[str, Json] = {
     "google.protobuf.Struct": {"type": "object", "additionalProperties": True},
 }
 _DOUBLES = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT}
-# A level costs three messages within each other on the wire, and decoders take a hundred.
-_MAX_STRUCT_DEPTH = 30
 _SHOWN_KEY_CHARACTERS = 80
 
 
@@ -158,7 +157,7 @@ def _placed(field: str) -> Iterator[list[object]]:
     except OverflowError:
         problem = "not a finite double"
     except _TooDeep:
-        problem = f"nested deeper than {_MAX_STRUCT_DEPTH} levels"
+        problem = f"nested deeper than {MAX_STRUCT_DEPTH} levels"
         # The place would be longer than any explanation.
         place = [field]
     path = ".".join(str(part)[:_SHOWN_KEY_CHARACTERS] for part in place)
@@ -170,7 +169,7 @@ class _TooDeep(Exception):
 
 
 def _fill_struct(struct: Struct, document: Json, place: list[object]) -> None:
-    if len(place) > _MAX_STRUCT_DEPTH:
+    if len(place) > MAX_STRUCT_DEPTH:
         raise _TooDeep
     for key, item in document.items():
         place.append(key)
@@ -179,7 +178,7 @@ def _fill_struct(struct: Struct, document: Json, place: list[object]) -> None:
 
 
 def _fill_list(values: ListValue, items: list[Any], place: list[object]) -> None:
-    if len(place) > _MAX_STRUCT_DEPTH:
+    if len(place) > MAX_STRUCT_DEPTH:
         raise _TooDeep
     for index, item in enumerate(items):
         place.append(index)

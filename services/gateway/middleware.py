@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guidehall.core.auth import Principal, set_principal
 from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
-from services.gateway.problems import respond, respond_http
+from services.gateway.problems import respond, respond_http, respond_unexpected
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -65,6 +65,28 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_guarded)
+
+
+class Unexpected:
+    """Answers what nothing else could: within all that puts headers on answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await respond_unexpected(Request(scope), error)(scope, receive, send)
 
 
 class Identify:

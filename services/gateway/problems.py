@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from guidehall.core.errors import (
     HTTP_STATUS,
@@ -101,17 +102,23 @@ async def _nothing_more(request: Request, error: NothingMore) -> Response:  # no
     return Response(status_code=204)
 
 
-async def _unexpected(request: Request, error: Exception) -> Problem:
+async def _gone(request: Request, error: ClientDisconnect) -> Response:  # noqa: ARG001 (of every handler)
+    # Nobody reads it.
+    return Response(status_code=499)
+
+
+def respond_unexpected(request: Request, error: Exception) -> Problem:
+    """The answer to a fault of ours; what it was is in the log alone."""
     error_id = uuid.uuid4().hex
     logger.error("unexpected error %s", error_id, exc_info=error)
     return respond(request, Internal("internal error", metadata={"error_id": error_id}))
 
 
 def install(app: FastAPI) -> None:
-    """Registers a handler for everything that can go wrong in a route."""
+    """Registers a handler for everything that can go wrong in a route, but for faults of ours."""
     app.exception_handler(NothingMore)(_nothing_more)
     app.exception_handler(AppError)(_app_error)
     app.exception_handler(grpc.RpcError)(_rpc_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(HTTPException)(_http_error)
-    app.exception_handler(Exception)(_unexpected)
+    app.exception_handler(ClientDisconnect)(_gone)

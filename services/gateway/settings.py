@@ -40,7 +40,10 @@ class HttpSettings(BaseModel):
     idle_seconds: float = Field(
         30.0, gt=0, description="without a byte of an upload, or without one that an answer's reader takes"
     )
-    cors_origins: tuple[str, ...] = ("http://localhost:3000", "http://127.0.0.1:3000")
+    cors_origins: tuple[str, ...] | None = Field(
+        None,
+        description="whose pages may call; where not set, in single mode those of port 3000 of this machine",
+    )
     drain_seconds: float = Field(10.0, gt=0)
 
 
@@ -60,3 +63,11 @@ class GatewaySettings(ServiceSettings):
     call_seconds: float = Field(30.0, gt=0, description="deadline of one call to a service")
     analysis_seconds: float = Field(60.0, gt=0, description="deadline of one prediction or simulation")
     transfer_seconds: float = Field(3600.0, gt=0, description="deadline of one upload or download")
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """Origins of other pages that may call with the user's standing."""
+        if self.http.cors_origins is not None:
+            return self.http.cors_origins
+        # Where pages are developed; another user of a shared machine could serve something there.
+        return ("http://localhost:3000", "http://127.0.0.1:3000") if self.auth.mode == "single" else ()

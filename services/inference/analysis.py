@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 # Tables of scattering length densities differ by about this, in 1e-6 per square angstrom.
 _SLD_TOLERANCE = 0.1
+# How many models one call looks at to find those that accept its curve; more would be unpacked by every call.
+_MAX_LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class ReflectometryAnalysis:
         accepted: list[_Asked] = []
         misfits: list[str] = []
         seen: set[ModelKey] = set()
+        asked = 0
         for candidate in self._plane.candidates(principal):
             key = candidate.key
             # Of each model only its newest version: an older one was replaced for a reason.
@@ -148,6 +151,7 @@ class ReflectometryAnalysis:
             seen.add(key)
             try:
                 await asyncio.to_thread(_check_candidate, candidate, measurement)
+                asked += 1
                 accepted.append(await self._ask(principal, Reference(key, candidate.version), measurement))
             except (InvalidArgument, FailedPrecondition, Unavailable, NotFound) as error:
                 # Another one may fit, or load; a full queue, on the other hand, ends the search.
@@ -156,7 +160,12 @@ class ReflectometryAnalysis:
                 # Of no use to anybody, and no reason to withhold what the others say.
                 _log.exception("a model cannot be compared", extra={"model": candidate.name})
                 misfits.append(f"{candidate.name}: its answer is of no use")
-            if len(accepted) == self._max_candidates:
+            # Those that fail count too, or one call could have everything loaded.
+            if (
+                len(accepted) == self._max_candidates
+                or asked == 2 * self._max_candidates
+                or len(seen) == _MAX_LOOKED_AT
+            ):
                 break
         if not accepted:
             raise _nobody(project, misfits)
@@ -204,7 +213,7 @@ def _check_candidate(published: Published, measurement: Measurement) -> None:
     _check_fit(_arguments(published), measurement)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_MAX_LOOKED_AT)
 def _arguments(published: Published) -> PhysicalArguments:
     """What a version was trained for, known without loading it."""
     try:

@@ -1,7 +1,7 @@
 """Weights and descriptions on disk: what was fetched once need not be fetched again, even with storage away.
 
-`weights/<sha256>` holds safetensors files by their digest, `versions/<sha256 of the name>.json` what storage
-said of a version. Files appear whole or not at all. Blocking calls: run them in a thread.
+`weights/<sha256>` holds safetensors files by their digest, `versions/<that digest>-<sha256 of the name>.json`
+what storage said of a version. Files appear whole or not at all. Blocking calls: run them in a thread.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class DiskCache:
         return IncomingWeights(published, file, self._weights / published.weights_sha256)
 
     def remember(self, published: Published) -> None:
-        """Keeps the description of a version whose weights are here."""
+        """Keeps the description of a version whose weights are here; it goes with them."""
         document = {
             "project": published.key.project,
             "model": published.key.model,
@@ -142,9 +142,12 @@ class DiskCache:
                 continue
             if (self._weights / published.weights_sha256).exists():
                 yield published
+            else:
+                path.unlink(missing_ok=True)
 
     def _description(self, published: Published) -> Path:
-        return self._versions / f"{hashlib.sha256(published.name.encode()).hexdigest()}.json"
+        name = hashlib.sha256(published.name.encode()).hexdigest()
+        return self._versions / f"{published.weights_sha256}-{name}.json"
 
     def _make_room(self, wanted: int) -> None:
         files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._weights.iterdir())
@@ -153,6 +156,8 @@ class DiskCache:
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
+            for description in self._versions.glob(f"{path.name}-*.json"):
+                description.unlink(missing_ok=True)
             excess -= size
 
 

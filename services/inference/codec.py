@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from guidehall.contracts.inference import open_inference_pb2 as oip
+from guidehall.core.datatypes import DTYPES
 from guidehall.core.errors import InvalidArgument, Unimplemented
 from services.inference.tensors import (
-    DTYPES,
     Declared,
     Tensor,
     bytes_tensor,

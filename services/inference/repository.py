@@ -177,13 +177,11 @@ class Repository:
         self._reconcile_now.set()
 
     async def model_published(self, reference: Reference) -> None:
-        """Takes over one version, and loads it so that it can take over from an older one."""
+        """Takes over one version, which is loaded where it replaces one in use or its model is pinned."""
         published = await self._source.get(reference)
         if published is not None:
             self._projects.add(published.key.project)
-            entry = self._catalogue.add(published)
-            if not entry.held_back:
-                self._start_load(entry)
+            self._take_over(published)
 
     async def model_deleted(self, key: ModelKey) -> None:
         """Forgets a model."""

@@ -7,11 +7,11 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
 
 import grpc
-from google.protobuf import json_format
 
 from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
 from guidehall.core import names
 from guidehall.core.errors import DeadlineExceeded, NotFound, Unavailable, from_rpc_error
+from guidehall.core.structs import from_struct
 from guidehall.science.pipeline import InvalidModel
 from services.inference.settings import RepositorySettings
 from services.inference.versions import ModelKey, Published, Reference
@@ -27,8 +27,8 @@ class StorageSource:
     def __init__(self, channel: grpc.aio.Channel, settings: RepositorySettings) -> None:
         self._models = models_pb2_grpc.ModelsServiceStub(channel)
         self._settings = settings
-        # What the last list told: a manifest is converted once, not at every round.
-        self._known: dict[str, Published] = {}
+        # What the last list of each parent told: a manifest is converted once, not at every round.
+        self._known: dict[str, dict[str, Published]] = {}
 
     async def list(self, parent: str) -> list[Published]:
         """All versions below `parent`, a model or "projects/{project}/models/-", newest first.
@@ -37,7 +37,7 @@ class StorageSource:
             AppError: what storage answered; Unavailable when it does not.
         """
         found: list[Published] = []
-        known = self._known
+        known = self._known.get(parent, {})
         request = models_pb2.ListModelVersionsRequest(parent=parent, page_size=_PAGE_SIZE)
         while True:
             try:
@@ -48,7 +48,7 @@ class StorageSource:
                 raise from_rpc_error(error) from error
             found.extend(await asyncio.to_thread(_published, page.versions, known))
             if not page.next_page_token:
-                self._known = {published.name: published for published in found}
+                self._known[parent] = {published.name: published for published in found}
                 return found
             request.page_token = page.next_page_token
 
@@ -72,7 +72,7 @@ class StorageSource:
                 raise failure from error
             # Whatever storage has against this service is nothing that its callers could put right.
             raise Unavailable("storage cannot be asked for models", reason="STORAGE_UNAVAILABLE") from error
-        (published,) = await asyncio.to_thread(_published, [answer], self._known)
+        (published,) = await asyncio.to_thread(_published, [answer], {})
         return published
 
     async def download(self, published: Published) -> AsyncGenerator[bytes]:
@@ -143,8 +143,12 @@ def _read(version: models_pb2.ModelVersion) -> Published:
 
 
 def _manifest(version: models_pb2.ModelVersion) -> bytes:
-    """The manifest as JSON; empty, and so refused when it is loaded, if it is not JSON at all."""
+    """The manifest as JSON, as short as storage measured it; empty, and so refused at loading, if it is no
+    JSON."""
     try:
-        return json.dumps(json_format.MessageToDict(version.manifest)).encode()
-    except json_format.SerializeToJsonError:
+        text = json.dumps(
+            from_struct(version.manifest), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+    except ValueError:
         return b""
+    return text.encode()

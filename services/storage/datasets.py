@@ -89,9 +89,8 @@ class Datasets:
             "labels": fields.labels("dataset.labels", new.labels),
             "owner": owner_for(caller.principal),
         }
-        request = Request(
-            caller, request_id, new.id, *(values[key] for key in ("project", "display_name", "labels"))
-        )
+        said = ("project", "display_name", "description", "labels")
+        request = Request(caller, request_id, new.id, *(values[key] for key in said))
         async with self._database.mutation(caller) as mutation:
             if first := await request.first_made(mutation.connection):
                 ids = names.DATASET.parse(first)

@@ -34,7 +34,7 @@ async def drop(connection: AsyncConnection, keys: Sequence[str]) -> None:
 
 
 class Collector:
-    """Deletes garbage. Several may run: no two take the same row at one time."""
+    """Deletes garbage. Several may run: what one has claimed the others leave alone for a while."""
 
     def __init__(self, database: Database, store: ObjectStore, upkeep: UpkeepSettings) -> None:
         self._database = database
@@ -93,31 +93,40 @@ class Collector:
             self._ended -= ended
 
     async def _collect_batch(self) -> int:
-        async with self._database.transaction() as connection:
-            due = (
-                select(objects.c.key, objects.c.tries)
-                .where(objects.c.state == "garbage", objects.c.next_time <= func.now())
-                .order_by(objects.c.next_time)
-                .limit(self._upkeep.batch)
-                .with_for_update(skip_locked=True)
-            )
-            rows = (await connection.execute(due)).all()
-            deleted = []
-            for row in rows:
-                try:
-                    await self._store.remove(row.key)
-                except Unavailable:
-                    await self._postpone(connection, row.key, row.tries)
-                    break
-                fault_point("storage.garbage.removed")
-                deleted.append(row.key)
-            if deleted:
-                await connection.execute(delete(objects).where(objects.c.key.in_(deleted)))
-                _DELETED.inc(len(deleted))
+        """Deletes some of what is due.
+
+        Claimed beforehand: neither a connection nor a lock is held while the object store is waited for.
+        """
+        deleted = []
+        for key in await self._claim():
+            try:
+                await self._store.remove(key)
+            except Unavailable:
+                break
+            fault_point("storage.garbage.removed")
+            deleted.append(key)
+        if deleted:
+            async with self._database.transaction() as connection:
+                gone = await connection.execute(delete(objects).where(objects.c.key.in_(deleted)))
+            _DELETED.inc(gone.rowcount)
         return len(deleted)
 
-    async def _postpone(self, connection: AsyncConnection, key: str, tries: int) -> None:
+    async def _claim(self) -> Sequence[str]:
+        """Keys of what is due, counted as tried already: until it is due again nobody else takes it."""
         upkeep = self._upkeep
-        seconds = min(upkeep.max_retry_seconds, upkeep.retry_seconds * 2 ** min(tries, 20))
-        postponed = {"tries": tries + 1, "next_time": func.now() + timedelta(seconds=seconds)}
-        await connection.execute(update(objects).where(objects.c.key == key).values(postponed))
+        due = (
+            select(objects.c.key)
+            .where(objects.c.state == "garbage", objects.c.next_time <= func.now())
+            .order_by(objects.c.next_time)
+            .limit(upkeep.batch)
+            .with_for_update(skip_locked=True)
+        )
+        seconds = func.least(upkeep.max_retry_seconds, upkeep.retry_seconds * func.power(2, objects.c.tries))
+        claimed = (
+            update(objects)
+            .where(objects.c.key.in_(due.scalar_subquery()))
+            .values(tries=objects.c.tries + 1, next_time=func.now() + seconds * timedelta(seconds=1))
+            .returning(objects.c.key)
+        )
+        async with self._database.transaction() as connection:
+            return (await connection.scalars(claimed)).all()

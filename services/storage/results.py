@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -24,6 +24,14 @@ from services.storage.tables import artifacts, objects, results
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILTERS: dict[str, Field] = {"pipeline": TextField(results.c.pipeline), "owner": TextField(results.c.owner)}
 _WITHOUT_DOCUMENT = [column for column in results.c if column is not results.c.document]
+# What one counts for in a page, where each result may have a thousand: rather for the time that it takes than
+# for its bytes.
+_ARTIFACT_BYTES = 4096
+_LISTED_BYTES = (
+    select(_ARTIFACT_BYTES * func.count())
+    .where(artifacts.c.project == results.c.project, artifacts.c.result == results.c.id)
+    .scalar_subquery()
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Results:
         )
         async with self._database.transaction() as connection:
             bound = ("results", project, filter_text, principal.subject)
-            rows, token = await page(connection, query, results.c.seq, paging, *bound)
+            rows, token = await page(connection, query, results.c.seq, paging, *bound, weight=_LISTED_BYTES)
             files = await _artifacts(connection, project, [row.id for row in rows])
         return [_result(row._mapping, files.get(row.id, [])) for row in rows], token
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from guidehall.core.settings import (
@@ -87,7 +89,7 @@ class UpkeepSettings(_Group):
     )
     max_retry_seconds: float = Field(600.0, gt=0)
     batch: int = Field(100, ge=1)
-    # Above the longest upload: nobody writes to an object that is older and still not kept.
+    # Above transfer.upload_seconds: nobody writes to an object that is older and still not kept.
     writing_max_age_seconds: float = Field(2 * 3600.0, gt=0)
     # A job that has staged nothing for so long was forgotten. Long, for a paused one keeps its checkpoint.
     staging_max_age_seconds: float = Field(30 * _DAY, gt=0)
@@ -129,3 +131,12 @@ class StorageSettings(ServiceSettings):
         5.0, gt=0, description="how often database and object store are asked for health"
     )
     relay_retry_seconds: float = Field(2.0, gt=0, description="before the bus is tried again")
+
+    @model_validator(mode="after")
+    def _running_uploads_are_spared(self) -> Self:
+        longest, age = self.transfer.upload_seconds, self.upkeep.writing_max_age_seconds
+        if age <= longest:
+            raise ValueError(
+                f"upkeep.writing_max_age_seconds: {age:g} is not above transfer.upload_seconds: {longest:g}"
+            )
+        return self

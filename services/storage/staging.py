@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    Table,
+    FromClause,
     and_,
     case,
     cast,
@@ -231,7 +231,7 @@ async def lock(connection: AsyncConnection, job: Job) -> None:
     await connection.execute(statement, {"lock": _LOCK, "job": job.name})
 
 
-def of_job(table: Table, job: Job) -> ColumnElement[bool]:
+def of_job(table: FromClause, job: Job) -> ColumnElement[bool]:
     """The rows of one job."""
     return and_(table.c.project == job.project, table.c.job == job.id)
 

@@ -73,10 +73,18 @@ class Sweeper:
         ).subquery()
         newest = func.max(staged.c.create_time)
         forgotten = select(staged.c.project, staged.c.job).group_by(staged.c.project, staged.c.job)
+        is_forgotten = forgotten.having(newest < func.now() - age)
         async with self._database.transaction() as connection:
-            rows = await connection.execute(forgotten.having(newest < func.now() - age))
-            jobs = [Job(row.project, row.job) for row in rows]
-            for job in jobs:
+            jobs = [Job(row.project, row.job) for row in await connection.execute(is_forgotten)]
+        for job in jobs:
+            # One transaction each, as whoever stages takes one lock. Looked at again behind it: the job may
+            # have staged something meanwhile.
+            async with self._database.transaction() as connection:
+                await staging.lock(connection, job)
+                if (
+                    await connection.execute(is_forgotten.where(staging.of_job(staged, job)))
+                ).first() is None:
+                    continue
                 await staging.drop(connection, staging.of_job(staged_objects, job))
                 await connection.execute(delete(staged_results).where(staging.of_job(staged_results, job)))
 

@@ -62,6 +62,7 @@ _SETTINGS = {
     "GUIDEHALL_STORAGE__UPKEEP__RETRY_SECONDS": "0.5",
     "GUIDEHALL_STORAGE__UPKEEP__MAX_RETRY_SECONDS": "1",
     # What a killed upload left is dropped after this, and no upload of the tests takes as long.
+    "GUIDEHALL_STORAGE__TRANSFER__UPLOAD_SECONDS": "7",
     "GUIDEHALL_STORAGE__UPKEEP__WRITING_MAX_AGE_SECONDS": "8",
     "GUIDEHALL_STORAGE__RELAY_RETRY_SECONDS": "0.5",
 }

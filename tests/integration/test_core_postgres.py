@@ -115,6 +115,17 @@ async def test_a_statement_that_takes_too_long_is_given_up(settings: PostgresSet
                 await connection.exec_driver_sql("SELECT pg_sleep(30)")
 
 
+async def test_a_server_that_only_reads_is_away(engine: AsyncEngine) -> None:
+    # As every transaction is at a primary that has become a standby.
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            await connection.exec_driver_sql("UPDATE t SET n = 1")
+
+    with pytest.raises(Unavailable):
+        await write()
+
+
 async def test_a_full_pool_does_not_wait_for_ever(settings: PostgresSettings) -> None:
     async with engine_for(settings, pool_size=1, pool_wait_seconds=0.1) as engine, transaction(engine):
         with pytest.raises(Unavailable) as caught:

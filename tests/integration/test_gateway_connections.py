@@ -135,6 +135,15 @@ def _to_the_end(connection: socket.socket) -> bytes:
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
+def test_in_single_mode_no_header_names_another_caller(
+    start: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    head = HEAD.replace(b"health", b"jobs") + b"X-Forwarded-For: 192.0.2.7\r\nConnection: close\r\n\r\n"
+    # This machine's user, whose job service is away.
+    assert _to_the_end(start().connect(head)).startswith(b"HTTP/1.1 503")
+
+
 def test_a_head_that_does_not_come_whole_in_time_ends_its_connection(start: Callable[..., Gateway]) -> None:
     gateway = start(HTTP__HEAD_SECONDS=1)
     silent, begun = gateway.connect(), gateway.connect(HEAD, b"X-A: ")

@@ -90,6 +90,23 @@ def test_a_new_version_takes_over_without_being_asked_for(storage: StorageSite, 
     eventually(lambda: predict(inference, "takeover") == ([2], 2))
 
 
+def test_a_new_model_of_somebody_is_loaded_when_first_used(storage: StorageSite, inference: Server) -> None:
+    publish(storage, "unasked", line_model(slope=1))
+    listed: list[Any] = []
+
+    def is_known() -> bool:
+        with grpc.insecure_channel(inference.target) as channel:
+            index = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
+                open_inference_pb2.RepositoryIndexRequest(), timeout=10
+            )
+        listed[:] = [model for model in index.models if model.name.endswith("unasked")]
+        return bool(listed)
+
+    eventually(is_known)
+    assert [(model.state, model.reason) for model in listed] == [("UNAVAILABLE", "loaded when first used")]
+    assert predict(inference, "unasked") == ([1], 1)
+
+
 WRONG_EXAMPLE = {
     "inputs": {"x": {"shape": [1, 1], "values": [1.0]}},
     "outputs": {"y": {"shape": [1, 1], "values": [99.0]}},

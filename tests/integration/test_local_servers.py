@@ -22,7 +22,7 @@ import pytest
 
 from guidehall.local.backing import BackingServers
 from guidehall.local.binaries import find_postgres
-from guidehall.local.descendants import descendants, identity
+from guidehall.local.descendants import descendants, identity, working_in
 from guidehall.local.errors import StackError
 from guidehall.local.external import ExternalNats, ExternalPostgres, ExternalS3
 from guidehall.local.files import Secrets
@@ -109,6 +109,22 @@ def test_a_killed_postgres_that_left_its_lock_file_is_started_again(folder: Path
 
     with BackingServers(folder) as servers:
         assert servers.postgres.run_sql("SELECT 1") == "1\n"
+
+
+@pytest.mark.slow
+def test_no_backend_of_a_killed_postgres_goes_on_beside_the_next_one(folder: Path) -> None:
+    with BackingServers(folder) as servers:
+        # All but the server itself have no children.
+        backend = next(pid for pid in working_in(servers.postgres.home / "data") if not descendants(pid))
+        # It cannot notice that its server is gone.
+        os.kill(backend, signal.SIGSTOP)
+        servers.kill("postgres")
+    before = identity(backend)
+
+    with BackingServers(folder) as servers:
+        assert servers.postgres.run_sql("SELECT 1") == "1\n"
+        assert before is not None
+        assert identity(backend) is None
 
 
 @needs_root
@@ -309,11 +325,13 @@ def test_s3_needs_its_key(backing: BackingServers) -> None:
 
 def test_external_servers_are_reached_by_url(backing: BackingServers, tmp_path: Path) -> None:
     # Not a superuser: one who may make roles and databases is enough.
-    backing.postgres.run_sql("CREATE ROLE local_maker LOGIN CREATEROLE CREATEDB PASSWORD 'p@ss word'")
+    backing.postgres.run_sql(
+        r"""CREATE ROLE "local: maker" LOGIN CREATEROLE CREATEDB PASSWORD 'p@ss: \\word'"""
+    )
     address = f"{backing.postgres.host}:{backing.postgres.port}"
     secrets = Secrets(tmp_path)
 
-    postgres = ExternalPostgres(f"postgresql://local_maker:p%40ss%20word@{address}/", secrets)
+    postgres = ExternalPostgres(f"postgresql://local%3A%20maker:p%40ss%3A%20%5C%5Cword@{address}/", secrets)
     postgres.provide(("local_external",))
     postgres.provide(("local_external",))
     nats_server = ExternalNats(

@@ -222,6 +222,22 @@ async def test_a_repeated_request_gives_the_first_answer(people: People) -> None
     await people.site.without_leaks()
 
 
+async def test_a_repeated_request_for_a_series_says_the_same(people: People) -> None:
+    ada = people.user()
+    request = datasets_pb2.CreateDatasetRequest(
+        dataset_id=people.name("d"),
+        dataset=datasets_pb2.Dataset(display_name="film", description="on glass"),
+        request_id=str(uuid.uuid4()),
+    )
+    first = await ada.datasets.CreateDataset(request)
+    assert await ada.datasets.CreateDataset(request) == first
+    request.dataset.description = "on silicon"
+    async with refused(InvalidArgument) as refusal:
+        await ada.datasets.CreateDataset(request)
+
+    assert refusal[0].violations[0].field == "request_id"
+
+
 async def test_another_users_dataset_is_not_there(people: People) -> None:
     ada, bob, name = people.user("ada"), people.user("bob"), people.name("d")
     version = await ada.upload(name, b"mine")

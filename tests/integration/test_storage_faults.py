@@ -20,7 +20,7 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import identity_pb2
 from guidehall.contracts.models.v1 import models_pb2
-from guidehall.contracts.results.v1 import staging_pb2
+from guidehall.contracts.results.v1 import results_pb2, staging_pb2
 from guidehall.core.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -159,6 +159,30 @@ async def test_the_object_store_goes_away_in_the_middle_of_an_upload(
     assert len(await site.without_leaks()) == len(before) + 1
 
 
+async def test_no_transaction_waits_for_the_object_store(backing: BackingServers, people: People) -> None:
+    site, ada = people.site, people.user()
+
+    async def tried() -> bool:
+        # The removal hangs: for all that time the database must not have to wait with it.
+        waiting = await site.fetch(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+            "AND xact_start < clock_timestamp() - interval '1 s'"
+        )
+        assert not waiting
+        rows = await site.fetch("SELECT tries FROM storage.objects WHERE state = 'garbage'")
+        return bool(rows) and all(row["tries"] > 0 for row in rows)
+
+    call = await begin(ada, people.name("d"), 1)
+    await is_writing(site)
+    backing.pause("s3")
+    try:
+        call.cancel()
+        await eventually(tried)
+    finally:
+        backing.resume("s3")
+    await site.without_leaks()
+
+
 async def test_health_follows_what_is_needed(backing: BackingServers, people: People) -> None:
     ada, process = people.user(), people.site.processes[0]
     stub: Any = health_pb2_grpc.HealthStub(ada.channel)
@@ -288,7 +312,7 @@ async def test_what_a_killed_process_was_receiving_is_swept(own_storage: Callabl
     site.processes.pop().stop()
     assert await stored_states(site) == ["writing"] * 3
 
-    site.start(UPKEEP__WRITING_MAX_AGE_SECONDS=0.1)
+    site.start(TRANSFER__UPLOAD_SECONDS=0.05, UPKEEP__WRITING_MAX_AGE_SECONDS=0.1)
 
     assert await site.without_leaks() == set()
 
@@ -524,6 +548,23 @@ async def test_a_presigned_url_gives_the_content_and_nothing_else(
     assert (await asyncio.to_thread(get, answer.url.partition("?")[0]))[0] >= 400
 
 
+# Ten results of a thousand files each, without their content.
+_RESULTS_OF_MANY_FILES = """
+WITH made AS (
+    INSERT INTO storage.results
+        (project, id, lease_epoch, pipeline, document, document_sha256, model_versions, owner)
+    SELECT 'default', gen_random_uuid(), 1, 'toy.line', '{}', '', '[]', 'ada' FROM generate_series(1, 10)
+    RETURNING id
+), files AS (
+    INSERT INTO storage.objects (key, state, size_bytes, sha256, media_type)
+    SELECT id || '/' || number, 'kept', 1, '', 'text/plain' FROM made, generate_series(1, 1000) AS number
+    RETURNING key
+)
+INSERT INTO storage.artifacts (project, result, id, object_key)
+SELECT 'default', split_part(key, '/', 1)::uuid, split_part(key, '/', 2), key FROM files
+"""
+
+
 async def test_a_list_of_large_rows_comes_in_pages_of_bounded_size(
     own_storage: Callable[..., StorageSite],
 ) -> None:
@@ -538,11 +579,15 @@ async def test_a_list_of_large_rows_comes_in_pages_of_bounded_size(
         first = await ada.models.ListModelVersions(request)
         request.page_token = first.next_page_token
         second = await ada.models.ListModelVersions(request)
+        await site.fetch(_RESULTS_OF_MANY_FILES)
+        results = await ada.results.ListResults(results_pb2.ListResultsRequest(page_size=1000))
 
     assert first.ByteSize() < 18 * MIB
     versions = [version.version for version in (*first.versions, *second.versions)]
     assert versions == list(range(20, 0, -1))
     assert not second.next_page_token
+    assert results.next_page_token
+    assert sum(len(result.artifacts) for result in results.results) == 4000
 
 
 async def test_strays_in_the_bucket_are_found_and_deleted(own_storage: Callable[..., StorageSite]) -> None:
@@ -572,22 +617,33 @@ async def test_strays_in_the_bucket_are_found_and_deleted(own_storage: Callable[
 async def test_what_forgotten_jobs_staged_goes(own_storage: Callable[..., StorageSite]) -> None:
     site = own_storage()
     site.start()
-    old, new = str(uuid.uuid4()), str(uuid.uuid4())
-    for job in (old, new):
+    old, new, back = (str(uuid.uuid4()) for _ in range(3))
+    for job in (old, new, back):
         async with site.job(job, 1) as token:
             await token.stage(job, 1, "checkpoint", "1", b"state")
             await token.stage_result(job, 1, {"a": 1})
     aged = "SET create_time = now() - interval '31 days' WHERE job = $1"
-    await site.fetch("UPDATE storage.staged_objects " + aged, old)
-    await site.fetch("UPDATE storage.staged_results " + aged, old)
 
-    async def only_the_new() -> bool:
+    async def sweep_waits() -> bool:
+        return bool(await site.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+
+    async def only_the_others() -> bool:
         rows = await site.fetch(
             "SELECT job::text FROM storage.staged_objects UNION SELECT job::text FROM storage.staged_results"
         )
-        return [row["job"] for row in rows] == [new]
+        return {row["job"] for row in rows} == {new, back}
 
-    await eventually(only_the_new)
+    async with site.connection() as stager, stager.transaction():
+        # Old until this commits, for whoever looks before.
+        await stager.execute("SELECT pg_advisory_xact_lock(7102, hashtext($1))", job_name(back))
+        await site.fetch("UPDATE storage.staged_objects " + aged, back)
+        await site.fetch("UPDATE storage.staged_results " + aged, back)
+        await eventually(sweep_waits)
+        await stager.execute("UPDATE storage.staged_results SET create_time = now() WHERE job = $1", back)
+    await site.fetch("UPDATE storage.staged_objects " + aged, old)
+    await site.fetch("UPDATE storage.staged_results " + aged, old)
+
+    await eventually(only_the_others)
     await site.without_leaks()
 
 

@@ -162,6 +162,10 @@ async def test_a_key_gives_no_more_than_its_maker_has(people: People) -> None:
         await create_key(people.user("root", Role.ADMIN), people.name("nobody"))
     async with refused(InvalidArgument):
         await create_key(ada, user, expire_time=Timestamp(seconds=1))
+    for beyond_any_clock in (2**62, -(2**62), 253_402_300_800):
+        async with refused(InvalidArgument) as refusal:
+            await create_key(ada, user, expire_time=Timestamp(seconds=beyond_any_clock))
+        assert refusal[0].violations[0].field == "api_key.expire_time"
     mine = await create_key(ada, user, roles=[VIEWER])
     async with refused(NotFound):
         await bob.identity.RevokeApiKey(identity_pb2.RevokeApiKeyRequest(name=mine.api_key.name))

@@ -15,7 +15,6 @@ from guidehall.core.auth.principals import (
     Principal,
     Role,
     current_principal,
-    require,
     set_principal,
 )
 from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
@@ -35,6 +34,5 @@ __all__ = [
     "TrustedKey",
     "current_principal",
     "encode_delegation",
-    "require",
     "set_principal",
 ]

@@ -115,8 +115,9 @@ class TrustStore:
         try:
             stamp = self._look()
             if stamp != self._stamp:
-                self._stamp = stamp
+                # In this order: what could not be read is tried again.
                 self._keys = self._read()
+                self._stamp = stamp
                 logger.info("trust file read again: %d keys", len(self._keys))
         except SettingsError as error:
             logger.error("trust file not taken over: %s", error)

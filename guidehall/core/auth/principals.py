@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
@@ -95,21 +94,3 @@ def set_principal(principal: Principal | None) -> None:
     None is nobody: from there on the task speaks for the service itself.
     """
     _principal.set(principal)
-
-
-def require(*, role: Role | None = None, kind: Kind | Collection[Kind] | None = None) -> Principal:
-    """The caller, if it has `role` or a higher one and is of `kind`; what is not given is not asked for.
-
-    Raises:
-        Unauthenticated: outside any request.
-        PermissionDenied: it does not.
-    """
-    principal = current_principal()
-    kinds = (kind,) if isinstance(kind, str) else kind
-    if kinds is not None and principal.kind not in kinds:
-        raise PermissionDenied(f"a {principal.kind} may not do this; needs a {' or '.join(sorted(kinds))}")
-    if role is not None and not principal.has(role):
-        raise PermissionDenied(
-            f"this needs the role {role.name.lower()}", metadata={"role": role.name.lower()}
-        )
-    return principal

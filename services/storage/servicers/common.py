@@ -71,9 +71,17 @@ def timestamp(time: datetime | None) -> Timestamp | None:
     return message
 
 
-def moment(message: Timestamp) -> datetime:
-    """A time that travelled."""
-    return message.ToDatetime(tzinfo=UTC)
+def moment(field: str, message: Timestamp) -> datetime:
+    """A time that travelled.
+
+    Raises:
+        InvalidArgument: not within the years that a clock can show.
+    """
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        shown = f"{message.seconds} s and {message.nanos} ns since 1970"
+        raise InvalidArgument.field(field, shown, "a time in the years 1 to 9999") from None
 
 
 def struct(value: Any) -> Struct:

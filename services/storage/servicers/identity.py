@@ -74,7 +74,9 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             user=common.user_of(request.parent),
             display_name=given.display_name,
             roles=_roles("api_key.roles", given.roles),
-            expire_time=common.moment(given.expire_time) if given.HasField("expire_time") else None,
+            expire_time=common.moment("api_key.expire_time", given.expire_time)
+            if given.HasField("expire_time")
+            else None,
         )
         key, secret = await self._api_keys.create(common.caller(IDENTITY, "CreateApiKey"), new)
         return identity_pb2.CreateApiKeyResponse(api_key=_api_key(key), secret=secret)
@@ -179,7 +181,7 @@ def _entry(field: str, event: audit_pb2.AuditEvent) -> Entry:
         raise InvalidArgument.field(f"{field}.kind", event.kind, ", ".join(_KIND_NAMES.values()))
     return Entry(
         event_id=common.identifier(f"{field}.event_id", event.event_id),
-        time=common.moment(event.time),
+        time=common.moment(f"{field}.time", event.time),
         service=event.service,
         subject=event.subject,
         kind=_KIND_NAMES[event.kind],

@@ -22,6 +22,7 @@ from guidehall.client import AsyncClient, Client, JobState, Timeouts
 from guidehall.client.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.workers.v1 import workers_pb2_grpc
 
 JOB = "projects/default/jobs/0a1b2c3d-0000-4000-8000-000000000000"
 RESULT = "projects/default/results/0a1b2c3d-0000-4000-8000-000000000000"
@@ -32,7 +33,11 @@ CONTENT = bytes(range(256)) * 40
 
 
 @dataclass
-class Peer(jobs_pb2_grpc.JobsServiceServicer, datasets_pb2_grpc.DatasetsServiceServicer):
+class Peer(
+    jobs_pb2_grpc.JobsServiceServicer,
+    datasets_pb2_grpc.DatasetsServiceServicer,
+    workers_pb2_grpc.PoolsServiceServicer,
+):
     """One job with ten events, one dataset, and a script of how each stream in turn ends early."""
 
     # For each stream: how many messages it gives before it ends with this status. Later ones play no tricks.
@@ -53,6 +58,12 @@ class Peer(jobs_pb2_grpc.JobsServiceServicer, datasets_pb2_grpc.DatasetsServiceS
     absences: int = 0
     left: Event = field(default_factory=Event)
     upload_ids: set[str] = field(default_factory=set)
+    credentials: int = 0
+
+    def CreateWorkerCredential(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        assert request.parent
+        self.credentials += 1
+        context.abort(grpc.StatusCode.UNAVAILABLE, "away, after it was made")
 
     def GetJob(self, request: Any, context: grpc.ServicerContext) -> jobs_pb2.Job:  # noqa: N802
         if self.absences > 0:
@@ -172,6 +183,7 @@ def caller(request: pytest.FixtureRequest, peer: Peer) -> Iterator[Caller]:
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     jobs_pb2_grpc.add_JobsServiceServicer_to_server(peer, server)
     datasets_pb2_grpc.add_DatasetsServiceServicer_to_server(peer, server)
+    workers_pb2_grpc.add_PoolsServiceServicer_to_server(peer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield Caller(request.param == "asyncio", f"127.0.0.1:{port}")
@@ -356,6 +368,19 @@ def test_upload_starts_again_under_the_same_request_id(
     assert version.version == 1
     assert peer.uploads == [content]
     assert len(peer.upload_ids) == 1
+
+
+def test_a_credential_is_not_made_twice(peer: Peer, caller: Caller) -> None:
+    with pytest.raises(Unavailable):
+        caller.call("create_worker_credential", "cpu")
+
+    assert peer.credentials == 1
+
+
+def test_upload_of_a_file_that_cannot_be_read_says_why(caller: Caller) -> None:
+    # It can be opened, and nothing is where it begins.
+    with pytest.raises(OSError, match="Input/output error"):
+        caller.call("upload_dataset", Path("/proc/self/mem"), "curves")
 
 
 def test_upload_of_a_missing_file_is_refused(caller: Caller, tmp_path: Path) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.contracts.prediction.v1 import prediction_pb2
 from guidehall.core.auth import Authenticator, KeyPair, Kind, Role, TokenIssuer, TrustStore
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
-from guidehall.core.settings import AuthSettings
+from guidehall.core.settings import AuthSettings, ChannelSettings
 from services.gateway import problems
 from services.gateway.api import common
 from services.gateway.app import create_app
@@ -36,10 +38,18 @@ def _settings(http: HttpSettings = HttpSettings(), **auth: object) -> GatewaySet
     )
 
 
-async def _client(settings: GatewaySettings, host: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+def _app(settings: GatewaySettings) -> FastAPI:
     tokens = ServiceTokens(TokenIssuer("gateway", KeyPair.generate()))
     identity = HttpIdentity(settings.auth, Authenticator(settings.auth, "gateway"))
-    app = create_app(settings, identity, lambda: Backends(settings, credentials_interceptors(tokens)))
+    return create_app(settings, identity, lambda: Backends(settings, credentials_interceptors(tokens)))
+
+
+async def _client(settings: GatewaySettings, host: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+    async for client in _client_of(_app(settings), host):
+        yield client
+
+
+async def _client_of(app: FastAPI, host: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(host, 4711))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
@@ -400,6 +410,80 @@ async def test_answers_carry_the_request_id_and_guarding_headers(client: httpx.A
     answer = await client.get("/api/v1/nothing", headers={"X-Request-ID": "abc"})
     assert answer.headers["x-request-id"] == "abc"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_fault_of_ours_is_answered_like_any_other(caplog: pytest.LogCaptureFixture) -> None:
+    app = _app(_settings())
+
+    @app.get("/api/v1/faulty")
+    async def faulty() -> None:
+        raise KeyError("a secret")
+
+    headers = {"X-Request-ID": "abc", "Origin": "http://localhost:3000"}
+    async for client in _client_of(app):
+        answer = await client.get("/api/v1/faulty", headers=headers)
+
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == "abc"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert "secret" not in answer.text
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert answer.json()["metadata"]["error_id"] in record.getMessage()
+
+
+async def test_who_leaves_during_an_upload_is_no_fault_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    app = _app(_settings())
+
+    @app.post("/api/v1/read")
+    async def read(request: Request) -> None:
+        async for _ in request.stream():
+            pass
+
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/read", "query_string": b"", "scheme": "http"}
+    scope |= {"headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 4711), "http_version": "1.1"}
+    sent = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+
+    assert sent[0]["status"] == 499
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+class _CountingHealth(health_pb2_grpc.HealthServicer):
+    checks = 0
+
+    async def Check(self, request: Any, _: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        assert not request.service
+        self.checks += 1
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+async def test_many_who_ask_for_health_ask_the_services_once() -> None:
+    health, server = _CountingHealth(), grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    there = {"target": f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"}
+    await server.start()
+    settings = _settings().model_copy(update={"trainer": ChannelSettings(**there)})
+    async for client in _client(settings):
+        answers = await asyncio.gather(*(client.get("/api/v1/health") for _ in range(20)))
+    await server.stop(None)
+
+    services = {"trainer": True, "storage": False, "inference": False}
+    assert [answer.json()["services"] for answer in answers] == [services] * 20
+    assert health.checks == 1
+
+
+async def test_a_page_of_this_machine_is_another_site_where_callers_must_be_known() -> None:
+    async for client in _client(_settings(mode="token")):
+        answer = await client.get("/api/v1/health", headers={"Origin": "http://localhost:3000"})
+    assert "access-control-allow-origin" not in answer.headers
 
 
 async def test_errors_carry_cors_headers_for_listed_origins_only(client: httpx.AsyncClient) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from guidehall.contracts.inference import open_inference_pb2 as oip
+from guidehall.core.datatypes import DTYPES
 from guidehall.core.errors import InvalidArgument, Unimplemented
 from services.inference.codec import decode_request, encode_response
-from services.inference.tensors import DTYPES, Tensor, bytes_tensor, encode_raw
+from services.inference.tensors import Tensor, bytes_tensor, encode_raw
 
 CONTENTS = {
     "BOOL": "bool_contents",

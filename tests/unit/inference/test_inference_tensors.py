@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from guidehall.core.datatypes import DTYPES
 from guidehall.core.errors import InvalidArgument
-from services.inference.tensors import DTYPES, Tensor, bytes_tensor, decode_raw, encode_raw, tensor_of
+from services.inference.tensors import Tensor, bytes_tensor, decode_raw, encode_raw, tensor_of
 
 _SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 

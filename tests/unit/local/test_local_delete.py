@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from guidehall.cli._app import run
-from guidehall.local import control
+from guidehall.local import control, lock
 from guidehall.local.errors import AlreadyRunning
 from guidehall.local.files import write_json
 from guidehall.local.lock import FolderLock
@@ -63,6 +65,18 @@ def test_a_running_stack_is_not_deleted(data: Path) -> None:
         control.delete(data)
 
     assert (data / "logs").exists()
+
+
+def test_a_supervisor_that_has_just_ended_counts_as_stopped(data: Path) -> None:
+    with subprocess.Popen(["/bin/true"]) as process:
+        process.wait()
+    held = FolderLock(data)
+    (data / lock.NAME).write_text(str(process.pid))
+    letting_go = threading.Timer(0.3, held.release)
+    letting_go.start()
+
+    assert control.down(data, seconds=0.0)
+    letting_go.join()
 
 
 @pytest.mark.parametrize(

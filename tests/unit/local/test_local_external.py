@@ -31,6 +31,7 @@ def test_the_usual_port_need_not_be_given() -> None:
     "url",
     [
         "mysql://me:hunter2@db.example",
+        "mysql://me:hunter2@db.example:5432",
         "postgresql://me:hunter2@db.example:port",
         "postgresql://me@db.example/hunter2",
         "postgresql://:hunter2@db.example",

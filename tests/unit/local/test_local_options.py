@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from guidehall.local.errors import StackError
-from guidehall.local.stack import Options, Stack, default_data
+from guidehall.local.stack import Options, Stack
 
 
 def test_the_data_folder_follows_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GUIDEHALL_DATA", str(tmp_path))
-    named = default_data()
+    named = Options().data
     monkeypatch.delenv("GUIDEHALL_DATA")
 
     assert named == tmp_path
-    assert default_data() == Path.home() / ".local/share/guidehall"
+    assert Options().data == Path.home() / ".local/share/guidehall"
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"auth_mode": "open"}])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidehall.client._documents import LARGEST_INTEGER, from_struct, to_struct
 from guidehall.client.errors import InvalidArgument
+from guidehall.core.structs import LARGEST_INTEGER, from_struct, to_struct
 
 _scalars = (
     st.none()
