@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from guidehall.core.errors import (
     HTTP_STATUS,
@@ -101,6 +102,11 @@ async def _nothing_more(request: Request, error: NothingMore) -> Response:  # no
     return Response(status_code=204)
 
 
+async def _hung_up(request: Request, error: ClientDisconnect) -> Response:  # noqa: ARG001 (of every handler)
+    """Nobody is there to read it, and nothing of ours has failed."""
+    return Response(status_code=400)
+
+
 async def _unexpected(request: Request, error: Exception) -> Problem:
     error_id = uuid.uuid4().hex
     logger.error("unexpected error %s", error_id, exc_info=error)
@@ -110,6 +116,7 @@ async def _unexpected(request: Request, error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     """Registers a handler for everything that can go wrong in a route."""
     app.exception_handler(NothingMore)(_nothing_more)
+    app.exception_handler(ClientDisconnect)(_hung_up)
     app.exception_handler(AppError)(_app_error)
     app.exception_handler(grpc.RpcError)(_rpc_error)
     app.exception_handler(RequestValidationError)(_invalid_request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import socket
 import ssl
@@ -16,49 +15,27 @@ import pytest
 
 from guidehall.local.identity import Identity
 from tests.fixtures.certificates import Authority
+from tests.fixtures.gateway import WAIT_SECONDS, Gateway, environment
 from tests.processes import Program
 
 HEAD = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-_WAIT_SECONDS = 20
 # The connection may be gone before it has told why.
 _REFUSED = (ssl.SSLError, ConnectionError)
 
 
-class Gateway(Program):
-    """A gateway in single mode with nothing behind it."""
-
-    def __init__(self, folder: Path, **settings: object) -> None:
-        super().__init__("services.gateway", "serve", environ=_environment(folder, **settings))
-        told = self.wait_for("Uvicorn running on")
-        self.port = int(told.split("127.0.0.1:")[1].split()[0])
-
-    def connect(self, *sent: bytes) -> socket.socket:
-        """A connection that has sent this much."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=_WAIT_SECONDS)
-        connection.sendall(b"".join(sent))
-        return connection
-
-
-def _environment(folder: Path, **settings: object) -> dict[str, str]:
-    identity = Identity(folder)
+@pytest.fixture
+def identity(tmp_path: Path) -> Identity:
+    identity = Identity(tmp_path / "identity")
     identity.ensure()
-    values = {
-        "HTTP__PORT": 0,
-        "OPS__PORT": 0,
-        "AUTH__SERVICE_KEY_FILE": identity.key_file("gateway"),
-        "AUTH__TRUST_FILE": identity.trust_file,
-        **{f"{service}__TARGET": "127.0.0.1:1" for service in ("TRAINER", "STORAGE", "INFERENCE")},
-        **settings,
-    }
-    return {**os.environ, **{f"GUIDEHALL_GATEWAY__{name}": str(value) for name, value in values.items()}}
+    return identity
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+def start(identity: Identity) -> Iterator[Callable[..., Gateway]]:
     with ExitStack() as stack:
 
         def run(**settings: object) -> Gateway:
-            gateway = Gateway(tmp_path / "identity", **settings)
+            gateway = Gateway(identity, **settings)
             stack.callback(gateway.stop)
             return gateway
 
@@ -70,7 +47,7 @@ def _status(gateway: Gateway, trusted: Path, *shown: Path) -> int:
     context = ssl.create_default_context(cafile=trusted)
     if shown:
         context.load_cert_chain(*shown)
-    connection = HTTPSConnection("127.0.0.1", gateway.port, timeout=_WAIT_SECONDS, context=context)
+    connection = HTTPSConnection("127.0.0.1", gateway.port, timeout=WAIT_SECONDS, context=context)
     try:
         connection.request("GET", "/api/v1/health")
         return connection.getresponse().status
@@ -111,7 +88,7 @@ def test_a_renewed_certificate_counts_without_a_restart_over_https(
 
 @pytest.mark.parametrize("broken", ["missing", "mismatched"])
 def test_certificates_that_cannot_be_used_stop_the_start(
-    authority: Authority, tmp_path: Path, broken: str
+    authority: Authority, identity: Identity, tmp_path: Path, broken: str
 ) -> None:
     cert, key = authority.issue("gateway")
     cert = {"missing": tmp_path / "none", "mismatched": authority.issue("other")[0]}[broken]
@@ -119,7 +96,7 @@ def test_certificates_that_cannot_be_used_stop_the_start(
     gateway = Program(
         "services.gateway",
         "serve",
-        environ=_environment(tmp_path / "identity", HTTP__TLS__CERT_FILE=cert, HTTP__TLS__KEY_FILE=key),
+        environ=environment(identity, HTTP__TLS__CERT_FILE=cert, HTTP__TLS__KEY_FILE=key),
     )
 
     assert gateway.wait() == 1
@@ -149,7 +126,7 @@ def test_more_bytes_do_not_prolong_the_time_for_a_head(start: Callable[..., Gate
     gateway = start(HTTP__HEAD_SECONDS=1)
     with gateway.connect(HEAD) as connection:
         connection.settimeout(0.1)
-        for _ in range(_WAIT_SECONDS * 10):
+        for _ in range(WAIT_SECONDS * 10):
             try:
                 connection.sendall(b"X: y\r\n")
                 assert connection.recv(1) == b""
