@@ -15,7 +15,8 @@ from guidehall import __version__
 from tests.fixtures.packages import Pip
 from tests.fixtures.trainer import TrainerSite
 
-pytestmark = pytest.mark.slow
+# Packages come over the network.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 # One of each extra.

@@ -135,12 +135,13 @@ class _Watch:
 
 async def _or_none(call: Any, seconds: float) -> AsyncIterator[Any]:
     """The messages of a call, and None each time that none has come for so long."""
+    messages = aiter(call)
     while True:
         # A read that is cancelled ends its call, so that one read may wait for several rounds.
-        read = asyncio.ensure_future(call.read())
+        read = asyncio.ensure_future(anext(messages, None))
         while not (await asyncio.wait({read}, timeout=seconds))[0]:
             yield None
-        if (message := read.result()) is grpc.aio.EOF:
+        if (message := read.result()) is None:
             return
         yield message
 
