@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +22,20 @@ def cells(line: str) -> list[str]:
     return re.split(r" {2,}", line.strip())
 
 
-def test_the_demonstration_reads_a_measured_film_as_refnx_does(tmp_path: Path) -> None:
-    picture = tmp_path / "film.png"
-    command = [sys.executable, "-m", "guidehall.cli", "demo", "--data", tmp_path / "data", "--plot", picture]
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not pytest's own, which is closed to the account that PostgreSQL runs as under root.
+    folder = Path(tempfile.mkdtemp(prefix="guidehall-demo-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_demonstration_reads_a_measured_film_as_refnx_does(folder: Path) -> None:
+    picture = folder / "film.png"
+    command = [sys.executable, "-m", "guidehall.cli", "demo", "--data", folder / "data", "--plot", picture]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GUIDEHALL_")}
     environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
     rows = {found[0]: found for line in done.stdout.splitlines() if (found := cells(line))}
