@@ -31,12 +31,17 @@ class HttpSettings(BaseModel):
     max_array_body_bytes: int = Field(
         4 << 20, ge=1024, description="of a JSON body that holds a curve or tensors"
     )
-    max_upload_bytes: int = Field(2_000_000_000, ge=1)
+    max_upload_bytes: int = Field(
+        2_000_000_000, ge=1, description="of an uploaded file; storage has a limit, too"
+    )
     max_connections: int = Field(
         2000, ge=1, description="more are answered 503; each needs an open file of the process"
     )
     head_seconds: float = Field(10.0, gt=0, description="longest wait for a request's head to arrive whole")
     body_seconds: float = Field(30.0, gt=0, description="longest wait for a JSON body to arrive whole")
+    comment_seconds: float = Field(
+        15.0, gt=0, le=15, description="longest silence in a stream of events; then a comment is sent"
+    )
     idle_seconds: float = Field(
         30.0, gt=0, description="without a byte of an upload, or without one that an answer's reader takes"
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.packages import Pip
+
 ROOT = Path(__file__).parents[2]
 IMPORT_ALL = """
 import google.protobuf, importlib, pkgutil, guidehall.contracts as contracts
@@ -48,9 +50,8 @@ def test_stubs_import_under_the_installed_protobuf_6() -> None:
 
 
 @pytest.mark.slow
-def test_stubs_import_under_protobuf_7(tmp_path: Path) -> None:
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
-    subprocess.run([*install, "protobuf>=7,<8"], check=True, capture_output=True)
+def test_stubs_import_under_protobuf_7(pip: Pip, tmp_path: Path) -> None:
+    pip("install", "--no-deps", "--target", tmp_path, "protobuf>=7,<8")
     major, count = _import_all(tmp_path)
     assert major == "7"
     assert count == len(list((ROOT / "protos").rglob("*.proto")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import socket
 import ssl
@@ -18,50 +17,28 @@ import pytest
 
 from guidehall.local.identity import Identity
 from tests.fixtures.certificates import Authority
+from tests.fixtures.gateway import WAIT_SECONDS, Gateway, environment
 from tests.fixtures.storage import StorageSite
 from tests.processes import Program
 
 HEAD = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-_WAIT_SECONDS = 20
 # The connection may be gone before it has told why.
 _REFUSED = (ssl.SSLError, ConnectionError)
 
 
-class Gateway(Program):
-    """A gateway in single mode with nothing behind it."""
-
-    def __init__(self, folder: Path, **settings: object) -> None:
-        super().__init__("services.gateway", "serve", environ=_environment(folder, **settings))
-        told = self.wait_for("Uvicorn running on")
-        self.port = int(told.split("127.0.0.1:")[1].split()[0])
-
-    def connect(self, *sent: bytes) -> socket.socket:
-        """A connection that has sent this much."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=_WAIT_SECONDS)
-        connection.sendall(b"".join(sent))
-        return connection
-
-
-def _environment(folder: Path, **settings: object) -> dict[str, str]:
-    identity = Identity(folder)
+@pytest.fixture
+def identity(tmp_path: Path) -> Identity:
+    identity = Identity(tmp_path / "identity")
     identity.ensure()
-    values = {
-        "HTTP__PORT": 0,
-        "OPS__PORT": 0,
-        "AUTH__SERVICE_KEY_FILE": identity.key_file("gateway"),
-        "AUTH__TRUST_FILE": identity.trust_file,
-        **{f"{service}__TARGET": "127.0.0.1:1" for service in ("TRAINER", "STORAGE", "INFERENCE")},
-        **settings,
-    }
-    return {**os.environ, **{f"GUIDEHALL_GATEWAY__{name}": str(value) for name, value in values.items()}}
+    return identity
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+def start(identity: Identity) -> Iterator[Callable[..., Gateway]]:
     with ExitStack() as stack:
 
         def run(**settings: object) -> Gateway:
-            gateway = Gateway(tmp_path / "identity", **settings)
+            gateway = Gateway(identity, **settings)
             stack.callback(gateway.stop)
             return gateway
 
@@ -73,7 +50,7 @@ def _status(gateway: Gateway, trusted: Path, *shown: Path) -> int:
     context = ssl.create_default_context(cafile=trusted)
     if shown:
         context.load_cert_chain(*shown)
-    connection = HTTPSConnection("127.0.0.1", gateway.port, timeout=_WAIT_SECONDS, context=context)
+    connection = HTTPSConnection("127.0.0.1", gateway.port, timeout=WAIT_SECONDS, context=context)
     try:
         connection.request("GET", "/api/v1/health")
         return connection.getresponse().status
@@ -114,7 +91,7 @@ def test_a_renewed_certificate_counts_without_a_restart_over_https(
 
 @pytest.mark.parametrize("broken", ["missing", "mismatched"])
 def test_certificates_that_cannot_be_used_stop_the_start(
-    authority: Authority, tmp_path: Path, broken: str
+    authority: Authority, identity: Identity, tmp_path: Path, broken: str
 ) -> None:
     cert, key = authority.issue("gateway")
     cert = {"missing": tmp_path / "none", "mismatched": authority.issue("other")[0]}[broken]
@@ -122,7 +99,7 @@ def test_certificates_that_cannot_be_used_stop_the_start(
     gateway = Program(
         "services.gateway",
         "serve",
-        environ=_environment(tmp_path / "identity", HTTP__TLS__CERT_FILE=cert, HTTP__TLS__KEY_FILE=key),
+        environ=environment(identity, HTTP__TLS__CERT_FILE=cert, HTTP__TLS__KEY_FILE=key),
     )
 
     assert gateway.wait() == 1
@@ -161,7 +138,7 @@ def test_more_bytes_do_not_prolong_the_time_for_a_head(start: Callable[..., Gate
     gateway = start(HTTP__HEAD_SECONDS=1)
     with gateway.connect(HEAD) as connection:
         connection.settimeout(0.1)
-        for _ in range(_WAIT_SECONDS * 10):
+        for _ in range(WAIT_SECONDS * 10):
             try:
                 connection.sendall(b"X: y\r\n")
                 assert connection.recv(1) == b""
@@ -209,14 +186,14 @@ def test_an_answer_that_nobody_reads_is_cut_off(start: Callable[..., Gateway], s
     gateway = _to_storage(start, storage, HTTP__MAX_CONNECTIONS=2)
     # More than the kernel holds for a reader.
     content = bytes(40 << 20)
-    uploading = HTTPConnection("127.0.0.1", gateway.port, timeout=_WAIT_SECONDS)
+    uploading = HTTPConnection("127.0.0.1", gateway.port, timeout=WAIT_SECONDS)
     uploading.request("POST", _versions("unread") + "?filename=a", content)
     assert uploading.getresponse().status == HTTPStatus.CREATED
     uploading.close()
     head = f"GET {_versions('unread')}/1/content HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with gateway.connect(head.encode()) as unread:
         answers = [_to_the_end(gateway.connect(HEAD, b"Connection: close\r\n\r\n"))]
-        give_up = time.monotonic() + _WAIT_SECONDS
+        give_up = time.monotonic() + WAIT_SECONDS
         while not answers[-1].startswith(b"HTTP/1.1 200") and time.monotonic() < give_up:
             answers.append(_to_the_end(gateway.connect(HEAD, b"Connection: close\r\n\r\n")))
         assert answers[-1].startswith(b"HTTP/1.1 200")

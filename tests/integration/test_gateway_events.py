@@ -17,6 +17,7 @@ from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
 from services.gateway.settings import GatewaySettings
+from tests.fixtures.gateway import Gateway
 from tests.fixtures.trainer import Cast, TrainerSite, progress
 
 
@@ -134,3 +135,32 @@ async def test_the_description_shows_the_fields_of_every_pipeline(http: httpx.As
         found = document
         for part in reference.removeprefix("#/").split("/"):
             found = found[part]
+
+
+@pytest.fixture
+def impatient(trainer: TrainerSite) -> Iterator[Gateway]:
+    """A process whose streams are silent for a tenth of a second at most."""
+    gateway = Gateway(
+        trainer.identity, AUTH__MODE="token", TRAINER__TARGET=trainer.target, HTTP__COMMENT_SECONDS=0.1
+    )
+    yield gateway
+    gateway.stop()
+
+
+async def test_a_silent_stream_carries_comments_and_loses_no_event(cast: Cast, impatient: Gateway) -> None:
+    owner = cast.owner()
+    job = await owner.submit()
+    url = f"http://127.0.0.1:{impatient.port}/api/v1/jobs/{job.name.rpartition('/')[2]}/events"
+    headers = {"Authorization": f"Bearer {cast.site.token('ada')}", "Last-Event-ID": str(job.last_seq)}
+    told: list[str] = []
+    async with (
+        httpx.AsyncClient(headers=headers, timeout=10) as client,
+        client.stream("GET", url) as stream,
+    ):
+        async for line in stream.aiter_lines():
+            told += [line] if line else []
+            if told == [": silence"] * 3:
+                await owner.cancel(job.name)
+    assert told[:3] == [": silence"] * 3
+    (number,) = (line for line in told if line.startswith("id: "))
+    assert number == f"id: {(await owner.get(job.name)).last_seq}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import grpc
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -96,6 +97,7 @@ class _Watch:
     backends: Backends
     name: str
     after_seq: int
+    comment_seconds: float
     _call: Any = None
 
     def cancel(self) -> None:
@@ -104,7 +106,7 @@ class _Watch:
             self._call.cancel()
 
     async def server_sent(self) -> AsyncIterator[ServerSentEvent]:
-        """Every event as one that a browser understands.
+        """Every event as one that a browser understands, and a comment whenever none has come for a while.
 
         Where some are no longer kept, the job as it stands takes their place, as the event "snapshot".
         """
@@ -112,7 +114,10 @@ class _Watch:
         while True:
             self._call = jobs.WatchJob(jobs_pb2.WatchJobRequest(name=self.name, after_seq=self.after_seq))
             try:
-                async for event in self._call:
+                async for event in _or_none(self._call, self.comment_seconds):
+                    if event is None:
+                        yield ServerSentEvent(comment="silence")
+                        continue
                     self.after_seq = event.seq
                     yield ServerSentEvent(
                         id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event)
@@ -128,8 +133,22 @@ class _Watch:
             yield ServerSentEvent(id=str(self.after_seq), event="snapshot", data=to_json(job))
 
 
+async def _or_none(call: Any, seconds: float) -> AsyncIterator[Any]:
+    """The messages of a call, and None each time that none has come for so long."""
+    messages = aiter(call)
+    while True:
+        # A read that is cancelled ends its call, so that one read may wait for several rounds.
+        read = asyncio.ensure_future(anext(messages, None))
+        while not (await asyncio.wait({read}, timeout=seconds))[0]:
+            yield None
+        if (message := read.result()) is None:
+            return
+        yield message
+
+
 async def _watched(
     job: str,
+    http_request: Request,
     backends: BackendsDep,
     last_event_id: Annotated[str | None, Header(description="Sequence number of the last event seen")] = None,
     after_seq: Annotated[
@@ -153,7 +172,7 @@ async def _watched(
     if after_seq == found.last_seq and _complete(found):
         # An EventSource takes the end of a stream for a broken one and comes again, until it is told this.
         raise NothingMore
-    watch = _Watch(backends, name, after_seq)
+    watch = _Watch(backends, name, after_seq, http_request.app.state.settings.http.comment_seconds)
     try:
         yield watch
     finally:

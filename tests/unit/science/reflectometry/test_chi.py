@@ -172,10 +172,18 @@ def test_zero_negative_and_constant_chi_give_numbers(tmp_path: Path) -> None:
     assert "chi3.r2" not in result.metrics
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], ChiResult]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    files = datasets(folder, 60)
+    return files, train(TINY, LocalContext(folder, seed=5, datasets=files))
+
+
 @pytest.mark.parametrize("asked", [7, 24])
-def test_resumed_run_gives_the_same_numbers(tmp_path: Path, asked: int) -> None:
-    files = datasets(tmp_path / "data", 60)
-    whole = train(TINY, LocalContext(tmp_path / "whole", seed=5, datasets=files))
+def test_resumed_run_gives_the_same_numbers(
+    uninterrupted: tuple[dict[str, Path], ChiResult], tmp_path: Path, asked: int
+) -> None:
+    files, whole = uninterrupted
     with pytest.raises(JobPaused):
         train(TINY, AfterSteps(tmp_path / "parts", asked, Desired.PAUSE, seed=5, datasets=files))
     resumed = train(TINY, LocalContext(tmp_path / "parts", seed=5, datasets=files))
@@ -355,10 +363,18 @@ def test_chain(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"cnn", "chi"}
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], NrSldChiResult]:
+    folder = tmp_path_factory.mktemp("uninterrupted-chain")
+    files = datasets(folder, 60)
+    return files, chain(CHAIN, LocalContext(folder, seed=1, datasets=files))
+
+
 @pytest.mark.parametrize("asked", [4, 14, 30])
-def test_resumed_chain_gives_the_same_numbers(tmp_path: Path, asked: int) -> None:
-    files = datasets(tmp_path / "data", 60)
-    whole = chain(CHAIN, LocalContext(tmp_path / "whole", seed=1, datasets=files))
+def test_resumed_chain_gives_the_same_numbers(
+    uninterrupted_chain: tuple[dict[str, Path], NrSldChiResult], tmp_path: Path, asked: int
+) -> None:
+    files, whole = uninterrupted_chain
     with pytest.raises(JobPaused):
         chain(CHAIN, AfterSteps(tmp_path / "parts", asked, Desired.PAUSE, seed=1, datasets=files))
     resumed = chain(CHAIN, LocalContext(tmp_path / "parts", seed=1, datasets=files))
