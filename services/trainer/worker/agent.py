@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client import Counter, Gauge
@@ -145,8 +146,10 @@ class Agent:
         _BUSY.set(1)
         self._attempt_limit = asyncio.timeout(None)
         token = job_id.set(job.job)
-        folder = self._workspace.new_folder()
+        folder: Path | None = None
+        attempt: Attempt | None = None
         try:
+            folder = self._workspace.new_folder()
             attempt = self._attempt = Attempt(job, self._tools, folder)
             if self._stopping.is_set():
                 attempt.wishes.drain()
@@ -158,22 +161,35 @@ class Agent:
             await self._check_device(attempt.suspicion)
             return reported
         except Exception:
-            # Its lease runs out and another attempt follows; this worker goes on.
+            # Another attempt follows, at the latest when its lease runs out; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)
+            if attempt is None or not attempt.began:
+                await self._give_back(job)
             return False
         finally:
             self._attempt = None
-            await asyncio.to_thread(remove, folder)
+            if folder is not None:
+                await asyncio.to_thread(remove, folder)
             job_id.reset(token)
             _BUSY.set(0)
             _ATTEMPTS.inc()
+
+    async def _give_back(self, job: LeasedJob) -> None:
+        """Hands back a job for which there is no room here, such as on a full disk; elsewhere may be some."""
+        try:
+            await self._tools.trainer.release(job, "the worker has no room for it")
+        except AppError as error:
+            logger.warning("%s cannot be handed back: %s (%s)", job.job, error.code.name, error.message)
 
     async def _check_device(self, suspicion: str) -> None:
         """Finds out whether a device that is under suspicion is at fault; the next job would fail, too."""
         if not suspicion or self._stopping.is_set():
             return
         settings, device = self._tools.settings, self._tools.device
-        fault = await self._tools.children.fault_of(device, settings.self_test_seconds)
+        testing = self._tools.children.fault_of(device, settings.self_test_seconds)
+        fault = await self._unless_stopping(testing)
+        if fault is None:
+            return
         if fault:
             self._fault = f"{fault}; before, {suspicion}"
             logger.error("%s misbehaves: %s", device, self._fault)
