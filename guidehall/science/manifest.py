@@ -6,6 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -198,10 +199,16 @@ def sha256(data: bytes) -> str:
 
 def software_versions(packages: Sequence[str] = ("guidehall", "numpy", "torch")) -> dict[str, str]:
     """Installed versions of `packages` and of Python, found without importing them."""
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {package: _installed_version(package) for package in packages}
+    return {"python": platform.python_version()} | {
+        name: version for name, version in found.items() if version
+    }
+
+
+@cache
+def _installed_version(package: str) -> str:
+    """Empty for what is not installed. Reading it takes longer than many a job."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -177,7 +177,7 @@ def notes(batch: workers_pb2.EventBatch, settings: LeaseSettings) -> tuple[Note,
     """The events of a batch.
 
     Raises:
-        InvalidArgument: one is empty, too large, or holds what cannot be stored.
+        InvalidArgument: one is empty, or its time or the number of its metrics makes no sense.
     """
     return tuple(_note(f"events[{place}]", item, settings) for place, item in enumerate(batch.events))
 
@@ -191,15 +191,25 @@ def _note(path: str, item: workers_pb2.WorkerEvent, settings: LeaseSettings) -> 
             line = cleaned(item.log_line.line, settings.max_line_characters)
             return Note("log_line", {"line": line}, time)
         case "preview":
-            shown = plain(document(item.preview.document), f"{path}.document")
-            size = len(canonical(shown).encode())
-            if size > settings.max_preview_bytes:
-                allowed = f"at most {settings.max_preview_bytes} bytes"
-                raise InvalidArgument.field(f"{path}.document", f"{size} bytes", allowed)
-            return Note(
-                "preview", {"kind": cleaned(item.preview.kind, _LONGEST_NAME), "document": shown}, time
-            )
+            kind = cleaned(item.preview.kind, _LONGEST_NAME)
+            try:
+                shown = _shown(item.preview, settings.max_preview_bytes)
+            except InvalidArgument as error:
+                # No worker could do anything about it, and the job can do without it.
+                line = cleaned(
+                    f"[a preview {kind} is left out: {error.message}]", settings.max_line_characters
+                )
+                return Note("log_line", {"line": line}, time)
+            return Note("preview", {"kind": kind, "document": shown}, time)
     raise InvalidArgument.field(path, "nothing", "progress, log_line or preview")
+
+
+def _shown(preview: jobs_pb2.Preview, max_bytes: int) -> Document:
+    shown: Document = plain(document(preview.document), "document")
+    size = len(canonical(shown).encode())
+    if size > max_bytes:
+        raise InvalidArgument.field("document", f"{size} bytes", f"at most {max_bytes} bytes")
+    return shown
 
 
 def _reported_progress(path: str, progress: jobs_pb2.Progress) -> Document:

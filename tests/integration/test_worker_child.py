@@ -19,6 +19,7 @@ import pytest
 
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.child_process import ChildOptions, ChildProcess
+from services.trainer.worker.children import Children, SupplyOptions
 from services.trainer.worker.messages import (
     ArtifactWritten,
     Broke,
@@ -309,6 +310,35 @@ async def test_killing_a_child_ends_what_it_started(child: ChildProcess) -> None
         child.kill()
         assert await child.exited() == -signal.SIGKILL
         await gone(program)
+
+
+async def test_a_killed_child_is_not_listened_to_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDEHALL_SCIENCE_MODULES", MODULES)
+    workspace = Workspace(tmp_path)
+    child = ChildProcess.spawn(workspace, ChildOptions(reap_seconds=0.2))
+    await child.begin(start(child, "odd.lend_the_link"), [].append)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        program = await started_program(child)
+        try:
+            child.kill()
+            assert await child.receive() is None
+            assert await child.exited() == -signal.SIGKILL
+        finally:
+            os.kill(program, signal.SIGKILL)
+    await child.close()
+    workspace.close()
+
+
+# It is given up while it still runs.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_test_of_a_device_that_cannot_even_be_killed_blames_the_device(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    # No process ends as soon as that.
+    children = Children(workspace, ChildOptions(reap_seconds=1e-9), SupplyOptions(False, 1, 1.0))
+    assert "did not end" in await children.fault_of("cuda:0", 0.01)
+    workspace.close()
 
 
 async def test_a_worker_that_inherits_orphans_waits_for_them(child: ChildProcess) -> None:

@@ -128,6 +128,17 @@ async def test_an_exception_is_told_by_an_id_that_the_worker_log_explains(
     assert "RuntimeError: a secret inside" in line
 
 
+async def test_what_cannot_be_passed_on_costs_the_job_nothing(owner: Owner) -> None:
+    name = await submit(owner, "show_the_unspeakable", max_attempts=1)
+    told = await events(owner, name)
+    assert reason(await owner.get(name)) == "USER_ERROR"
+    assert [line.split(" is left out")[0] for line in lines(told)] == [
+        "[a step",
+        "[a preview odd.nul",
+        "[a preview",
+    ]
+
+
 async def test_a_crash_is_a_failure_in_passing(owner: Owner) -> None:
     name = await submit(owner, "exit_at_once", params={"amount": 7}, max_attempts=1)
     await events(owner, name)
@@ -225,6 +236,23 @@ async def test_a_worker_whose_device_fails_its_test_takes_no_job_until_it_is_rei
     assert states(await events(lone_owner, waiting))[-1] == "FAILED"
     assert reason(await lone_owner.get(waiting)) == "USER_ERROR"
     await cast.close()
+
+
+async def test_a_worker_without_room_hands_its_job_back_and_goes_on(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
+    worker = workers()
+    worker.wait_for("registered")
+    (folder,) = workers.temporary.iterdir()
+    away = folder.rename(folder.with_name("away"))
+    name = await submit(lone_owner, "refuse", max_attempts=1)
+    worker.wait_for("without a report")
+    away.rename(folder)
+    told = await events(lone_owner, name)
+    assert states(told)[-1] == "FAILED"
+    assert states(told)[:3] == ["QUEUED", "LEASED", "QUEUED"]
+    job = await lone_owner.get(name)
+    assert (reason(job), job.attempt_count) == ("USER_ERROR", 1)
 
 
 async def test_a_stopped_worker_hands_its_job_back_uncounted(lone_owner: Owner, workers: WorkerMaker) -> None:

@@ -16,7 +16,7 @@ from guidehall.core.errors import AppError, DataLoss, NotFound, OutOfRange, Perm
 from guidehall.core.settings import ChannelSettings
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.lease import CheckpointFile, LeasedJob
-from services.trainer.worker.storage_client import StorageClient
+from services.trainer.worker.storage_client import StorageClient, StorageStubs
 from services.trainer.worker.trainer_client import StagedObject
 from tests.fixtures.storage import StorageSite
 
@@ -63,7 +63,7 @@ def client(storage: StorageSite, channel: grpc.aio.Channel, *inputs: str, job_id
         owner="ada",
         traceparent="",
     )
-    return StorageClient(channel, job, timeout_seconds=30, transfer_seconds=60)
+    return StorageClient(StorageStubs(channel), job, timeout_seconds=30, transfer_seconds=60)
 
 
 @pytest.fixture

@@ -66,6 +66,14 @@ def leave_a_thread(params: OddParams, context: Context) -> OddResult:
     return OddResult()
 
 
+def lend_the_link(params: OddParams, context: Context) -> OddResult:
+    """A program of another group holds everything open that this process has."""
+    program = subprocess.Popen(["/bin/sleep", "3600"], close_fds=False, start_new_session=True)
+    context.log(f"program {program.pid}")
+    time.sleep(3600)
+    return OddResult()
+
+
 def litter(params: OddParams, context: Context) -> OddResult:
     """Tells what it finds and leaves something everywhere."""
     places = [Path.cwd(), Path.home(), Path(tempfile.gettempdir())]
@@ -135,6 +143,14 @@ def show_previews(params: OddParams, context: Context) -> OddResult:
         context.preview("odd.number", {"number": number, "share": float("nan")})
         context.preview("odd.list", {"numbers": [number]})
     return OddResult()
+
+
+def show_the_unspeakable(params: OddParams, context: Context) -> OddResult:
+    """What neither the wire nor a database can hold."""
+    context.progress(1 << 63, 1 << 63)
+    context.preview("odd.nul", {"text": "a\0b"})
+    context.preview("odd.surrogate", {"text": "\ud800"})
+    raise UserError("amount", params.amount, "must be something else")
 
 
 def sleep_on(params: OddParams, context: Context) -> OddResult:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client import Counter, Gauge
@@ -132,6 +134,9 @@ class Agent:
         with self._doorbell.hearing():
             offer = await self._unless_stopping(self._tools.trainer.lease(registration.worker, wait))
         if offer is None:
+            # The worker stops. The answer to what it gave up may be a job.
+            with contextlib.suppress(AppError):
+                await self._tools.trainer.leave(registration.worker, self._tools.settings.exit_seconds)
             return None
         if offer.out_of_service == self._in_service:
             self._in_service = not offer.out_of_service
@@ -152,8 +157,10 @@ class Agent:
         logger.info("leased %s, attempt %d", job.job, job.attempt)
         _BUSY.set(1)
         self._attempt_limit = asyncio.timeout(None)
-        folder = self._workspace.new_folder()
+        folder: Path | None = None
+        attempt: Attempt | None = None
         try:
+            folder = self._workspace.new_folder()
             attempt = self._attempt = Attempt(job, self._tools, folder)
             if self._stopping.is_set():
                 attempt.wishes.drain()
@@ -165,21 +172,34 @@ class Agent:
             await self._check_device(attempt.suspicion)
             return reported
         except Exception:
-            # Its lease runs out and another attempt follows; this worker goes on.
+            # Another attempt follows, at the latest when its lease runs out; this worker goes on.
             logger.exception("attempt at %s ended without a report", job.job)
+            if attempt is None or not attempt.began:
+                await self._give_back(job)
             return False
         finally:
             self._attempt = None
-            await asyncio.to_thread(remove, folder)
+            if folder is not None:
+                await asyncio.to_thread(remove, folder)
             _BUSY.set(0)
             _ATTEMPTS.inc()
+
+    async def _give_back(self, job: LeasedJob) -> None:
+        """Hands back a job for which there is no room here, such as on a full disk; elsewhere may be some."""
+        try:
+            await self._tools.trainer.release(job, "the worker has no room for it")
+        except AppError as error:
+            logger.warning("%s cannot be handed back: %s (%s)", job.job, error.code.name, error.message)
 
     async def _check_device(self, suspicion: str) -> None:
         """Finds out whether a device that is under suspicion is at fault; the next job would fail, too."""
         if not suspicion or self._stopping.is_set():
             return
         settings, device = self._tools.settings, self._tools.device
-        fault = await self._tools.children.fault_of(device, settings.self_test_seconds)
+        testing = self._tools.children.fault_of(device, settings.self_test_seconds)
+        fault = await self._unless_stopping(testing)
+        if fault is None:
+            return
         if fault:
             self._fault = f"{fault}; before, {suspicion}"
             logger.error("%s misbehaves: %s", device, self._fault)

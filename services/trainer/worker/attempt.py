@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from guidehall.core.errors import AppError, Code
 from guidehall.core.faults import fault_point
 from guidehall.science import registry
@@ -41,7 +39,7 @@ from services.trainer.worker.retry import Pauses, until_answered
 from services.trainer.worker.session import LeaseLost, Session
 from services.trainer.worker.settings import WorkerSettings
 from services.trainer.worker.step_times import StepTimes
-from services.trainer.worker.storage_client import StorageClient
+from services.trainer.worker.storage_client import StorageClient, StorageStubs
 from services.trainer.worker.supervision import Patience, Supervision
 from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
 from services.trainer.worker.verdict import (
@@ -73,7 +71,7 @@ class Tools:
     settings: WorkerSettings
     device: str
     trainer: TrainerClient
-    storage_channel: grpc.aio.Channel
+    storage: StorageStubs
     children: Children
 
     @property
@@ -100,7 +98,7 @@ class Attempt:
         self._folder = folder
         calls = tools.settings.calls
         self._storage = StorageClient(
-            tools.storage_channel,
+            tools.storage,
             job,
             timeout_seconds=calls.timeout_seconds,
             transfer_seconds=calls.transfer_seconds,
@@ -124,6 +122,8 @@ class Attempt:
         self._run_folder = folder / "run"
         self._run_folder.mkdir(mode=0o700)
         self._child_is_fit = False
+        # Whether it has a process to run in. Before that, nothing has been done about the job.
+        self.began = False
         # What speaks against the device; empty when nothing does.
         self.suspicion = ""
         # What the trainer gave this worker to do next, with its answer to the report.
@@ -137,6 +137,7 @@ class Attempt:
         """
         children, kin = self._tools.children, Kin.of(self._job)
         self._child = await children.take(kin)
+        self.began = True
         lost: Exception | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -185,7 +186,14 @@ class Attempt:
         fault_point("worker.child.ended")
         self._session.hurry()
         self._child_is_fit = supervision.child_is_fit
-        verdict = conclude(end, supervision.kill, wishes.desired, wishes.draining, self._error_id)
+        verdict = conclude(
+            end,
+            supervision.kill,
+            wishes.desired,
+            was_to_pause=wishes.was_to_pause,
+            draining=wishes.draining,
+            error_id=self._error_id,
+        )
         self._log_failure(verdict, end)
         if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.SUCCEEDED:
             # There will be no job.log.
@@ -287,7 +295,9 @@ class Attempt:
         supervision = Supervision(self._child, self.wishes, patience, self)
         end = await supervision.run(start)
         if start.device != "cpu":
-            if isinstance(end, Broke):
+            if supervision.child_is_stuck:
+                self.suspicion = "a process does not end though it was killed"
+            elif isinstance(end, Broke):
                 self.suspicion = end.device_fault
             elif isinstance(end, Died) and supervision.kill in (None, Kill.HUNG):
                 self.suspicion = "a job hung" if supervision.kill else "a process died"
@@ -299,7 +309,6 @@ class Attempt:
 
     def on_progress(self, progress: Progressed) -> None:
         self._step_times.stepped(progress, time.monotonic())
-        self._session.stepped(progress.step)
         self._events.add_progress(progress)
         self._session.notify()
 
@@ -376,12 +385,17 @@ class Attempt:
     async def _tell(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
         trainer, job = self._tools.trainer, self._job
 
+        # Asked for once: a trainer that has trouble giving jobs still takes the end of this one.
+        asked_for_next = False
+
         async def tell() -> None:
+            nonlocal asked_for_next
             if isinstance(verdict, HandBack):
                 await trainer.release(job, verdict.why)
             else:
                 # One that leaves takes no more, and one whose device may be at fault none before a test.
-                ready = not (self.wishes.draining or self.suspicion)
+                ready = not (self.wishes.draining or self.suspicion or asked_for_next)
+                asked_for_next = True
                 self.next_job = await trainer.finish(job, verdict, outputs, ready)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)

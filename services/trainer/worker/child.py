@@ -64,6 +64,7 @@ def _serve(connection: socket.socket, modules: list[str]) -> None:
     from pathlib import Path
 
     from guidehall.science import registry
+    from guidehall.science.pipeline import software_versions
     from services.trainer.worker.child_link import Link
     from services.trainer.worker.child_run import CRASH_FILE, run, run_self_test
     from services.trainer.worker.messages import SelfTest
@@ -74,6 +75,7 @@ def _serve(connection: socket.socket, modules: list[str]) -> None:
         sys.excepthook = lambda *error: traceback.print_exception(*error, file=crash)
         link = Link(connection)
         registry.pipelines()
+        software_versions()
         for module in modules:
             # One that is not installed is missed by the pipelines that need it, not by all.
             with contextlib.suppress(ModuleNotFoundError):

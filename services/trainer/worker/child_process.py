@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import site
@@ -37,6 +38,8 @@ from services.trainer.worker.messages import (
 from services.trainer.worker.output_lines import LineSplitter, LinesProtocol
 from services.trainer.worker.workspace import Workspace, remove
 
+logger = logging.getLogger(__name__)
+
 # The only variables of the worker that a child may see, beside those of the two prefixes.
 _PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", MODULES_VARIABLE, FAULTS_VARIABLE)
 _PASSED_PREFIXES = ("CUDA_", "NVIDIA_")
@@ -44,6 +47,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA
 # The folder that holds the `services` package.
 _CODE = Path(__file__).resolve().parents[3]
 _MAX_CRASH_BYTES = 16 << 10
+_LONGEST_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,11 @@ class ChildProcess:
     ) -> None:
         self.folder = folder
         self._process = process
+        # It and its group have been waited for: from then on its id may be another's.
+        self._reaped = False
         self._link = link
         self._output = output
+        # How long its end may take once it is killed.
         self._reap_seconds = reap
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -170,7 +177,7 @@ class ChildProcess:
         await self._send(DesiredChanged(desired=desired))
 
     async def receive(self) -> FromChild | None:
-        """What it says next; None when it has ended.
+        """What it says next; None when it has ended, or was killed a while ago.
 
         Raises:
             FrameError: it said something that makes no sense.
@@ -184,38 +191,49 @@ class ChildProcess:
         while _unread_bytes(self._output):  # noqa: ASYNC110 (the event loop reads them)
             await asyncio.sleep(0)
         self._splitter.close()
-        await asyncio.to_thread(_clear, self.folder)
+        if any(path.name != CRASH_FILE for path in self.folder.iterdir()):
+            await asyncio.to_thread(_clear, self.folder)
 
     def kill(self) -> None:
-        """Ends it and everything it started, at once."""
-        # Until it is waited for its id cannot be another's; the group may outlive it.
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        """Ends it and everything it started, at once; what does not end is not listened to for long."""
+        if self._reaped:
             return
+        # The group may outlive it.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._writer is not None:
+            # The link stays open while the process is stuck in a call to a dead device, or while a program
+            # of another group has it. Then `receive` would never see its end.
+            asyncio.get_running_loop().call_later(self._reap_seconds, self._writer.transport.abort)
 
     async def reap(self) -> int:
         """Kills it and waits for its end and its last words.
 
         Returns:
             Its exit status; negative for the signal that ended it.
+
+        Raises:
+            TimeoutError: it does not end.
         """
-        self.kill()
-        async with asyncio.timeout(self._reap_seconds):
-            status = await asyncio.to_thread(_wait_for_group, self._process)
-        if self._lines is not None:
-            await self._lines.finish(self._reap_seconds)
-        return status
+        if not self._reaped:
+            self.kill()
+            async with asyncio.timeout(self._reap_seconds):
+                await _until(lambda: _group_ended(self._process))
+            self._reaped = True
+            if self._lines is not None:
+                await self._lines.finish(self._reap_seconds)
+        return self._process.returncode
 
     async def exited(self) -> int:
-        """Waits for its own end, killing it if that takes too long; its exit status."""
-        try:
+        """Waits for its own end, killing it if that takes too long; its exit status.
+
+        Raises:
+            TimeoutError: it does not end.
+        """
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._reap_seconds):
-                status = await asyncio.to_thread(self._process.wait)
-        except TimeoutError:
-            return await self.reap()
-        await self.reap()
-        return status
+                await _until(lambda: not self.alive)
+        return await self.reap()
 
     def crash_report(self) -> str:
         """The traceback that a fatal signal left, for the log."""
@@ -229,6 +247,8 @@ class ChildProcess:
         """Ends it if need be and removes its folder."""
         try:
             await self.reap()
+        except TimeoutError:
+            logger.error("process %d does not end though it was killed", self.pid)
         finally:
             if self._writer is not None:
                 self._writer.close()
@@ -246,17 +266,28 @@ class ChildProcess:
             return  # it is dead; reading will tell
 
 
-def _wait_for_group(process: subprocess.Popen[bytes]) -> int:
-    """Waits for a killed group; the exit status of its leader.
+async def _until(condition: Callable[[], bool]) -> None:
+    """Looks now and then: a thread that waited could not be called off."""
+    pause = 0.001
+    while not condition():
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
+
+
+def _group_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether nothing is left of a killed group that this process could wait for.
 
     As the first process of a container the worker inherits what its children started, and nobody else would
     ever wait for those.
     """
-    status = process.wait()
-    with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-process.pid, 0)
-    return status
+    if process.poll() is None:
+        return False
+    try:
+        while os.waitpid(-process.pid, os.WNOHANG) != (0, 0):
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _unread_bytes(descriptor: int) -> int:

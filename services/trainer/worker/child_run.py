@@ -99,10 +99,11 @@ def _document(document: str) -> dict[str, Any]:
 def _company() -> tuple[int, frozenset[str]] | None:
     """How many threads of Python there are, and which processes; None where that cannot be told."""
     try:
-        tasks = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        with os.scandir("/proc/self/task") as tasks:
+            children = [Path(task.path, "children").read_text().split() for task in tasks]
     except OSError:
         return None
-    return (threading.active_count(), frozenset().union(*tasks)) if tasks else None
+    return threading.active_count(), frozenset().union(*children)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -60,7 +60,11 @@ class Children:
             logger.warning("the spare child died")
             await self._drop_spare()
         if self._spare is None:
-            self._spare = ChildProcess.spawn(self._workspace, self._options)
+            try:
+                self._spare = ChildProcess.spawn(self._workspace, self._options)
+            except OSError as error:
+                # Such as a full disk. Whoever takes one hears of it if that lasts.
+                logger.warning("no child can be kept ready: %s", error.strerror)
 
     async def take(self, kin: Kin | None) -> ChildProcess:
         """A child for one job; the caller gives it back or closes it."""
@@ -77,9 +81,10 @@ class Children:
         if kin is None or child.jobs >= self._supply.jobs_per_child:
             await child.close()
             return
-        await self._drop_used()
-        self._used = (kin, child)
+        earlier, self._used = self._used, (kin, child)
         self._used_until = asyncio.get_running_loop().time() + self._supply.rest_seconds
+        if earlier is not None:
+            await earlier[1].close()
 
     async def fault_of(self, device: str, seconds: float) -> str:
         """Has a new process calculate on a device; what is wrong with it, or "" when it does well in time."""

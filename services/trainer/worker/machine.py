@@ -9,8 +9,10 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from guidehall import science
@@ -22,6 +24,7 @@ _QUERY_SECONDS = 10.0
 _COMPILED_ENGINE = Path(science.__path__[0]) / "reflectometry" / "native" / "engine.so"
 # A container sees its own control group here; elsewhere the whole machine has to do.
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+_OOM_KILLS = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,28 @@ def reflectometry_engine() -> str:
 
 def oom_kills() -> int:
     """How many processes of this container, or of this machine, the kernel has ended for lack of memory."""
+    _oom_kills_in.cache_clear()
+    return _counted_oom_kills()
+
+
+def recent_oom_kills() -> int:
+    """`oom_kills` of less than a second ago: to read the counters takes as long as a short job."""
+    return _oom_kills_in(int(time.monotonic()))
+
+
+@lru_cache(maxsize=1)
+def _oom_kills_in(second: int) -> int:  # noqa: ARG001 (what it is remembered by)
+    return _counted_oom_kills()
+
+
+def _counted_oom_kills() -> int:
     for file in _OOM_COUNTERS:
         try:
-            lines = file.read_text().splitlines()
+            found = _OOM_KILLS.search(file.read_bytes())
         except OSError:
             continue
-        counts = [line.split()[1] for line in lines if line.split()[:1] == ["oom_kill"]]
-        if counts:
-            return int(counts[0])
+        if found:
+            return int(found[1])
     return 0
 
 

@@ -26,6 +26,7 @@ from services.trainer.worker.children import Children, SupplyOptions
 from services.trainer.worker.doorbell import Doorbell
 from services.trainer.worker.machine import find_machine
 from services.trainer.worker.settings import WorkerSettings
+from services.trainer.worker.storage_client import StorageStubs
 from services.trainer.worker.trainer_client import TrainerClient
 from services.trainer.worker.workspace import Workspace
 
@@ -86,7 +87,7 @@ async def _serve(settings: WorkerSettings) -> None:
             settings=settings,
             device=machine.device,
             trainer=TrainerClient(trainer, settings.credential_file, settings.calls.timeout_seconds),
-            storage_channel=storage,
+            storage=StorageStubs(storage),
             children=Children(workspace, _child_options(settings), _supply(settings)),
         )
         agent = Agent(tools, machine, Doorbell(bus, settings.pool), workspace)

@@ -20,7 +20,7 @@ from guidehall.core.faults import fault_point
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.events import Event, EventBuffer
 from services.trainer.worker.lease import LeasedJob, desired_of
-from services.trainer.worker.messages import Previewed
+from services.trainer.worker.messages import Previewed, Progressed
 from services.trainer.worker.retry import Pauses, calling
 from services.trainer.worker.trainer_client import EOF, TrainerClient, may_pass
 
@@ -57,7 +57,6 @@ class Session:
         self._pauses = pauses
         self._started = False
         self._concluding = False
-        self._step = 0
         self._deadline = asyncio.get_running_loop().time() + job.lease_seconds
         self._lease_timer: asyncio.Timeout | None = None
         # On the present stream: messages sent, messages acknowledged, and which of them said "started".
@@ -72,10 +71,6 @@ class Session:
         """The pipeline runs."""
         self._started = True
         self.hurry()
-
-    def stepped(self, step: int) -> None:
-        """The newest step, for heartbeats."""
-        self._step = step
 
     def notify(self) -> None:
         """There are new events."""
@@ -176,8 +171,7 @@ class Session:
                 await self._write(call, workers_pb2.SessionRequest(events=batch))
                 fault_point("worker.events.sent")
             if loop.time() >= next_heartbeat:
-                beat = workers_pb2.Heartbeat(step=self._step)
-                await self._write(call, workers_pb2.SessionRequest(heartbeat=beat))
+                await self._write(call, workers_pb2.SessionRequest(heartbeat=workers_pb2.Heartbeat()))
                 fault_point("worker.heartbeat.sent")
                 next_heartbeat = loop.time() + self._job.heartbeat_seconds
             await self._pause(next_heartbeat)
@@ -236,16 +230,28 @@ def _batch(first_number: int, events: list[Event]) -> workers_pb2.EventBatch:
 
 
 def _event(event: Event) -> workers_pb2.WorkerEvent:
-    message = workers_pb2.WorkerEvent()
+    """The event, or a line in its place if the wire cannot carry it: its number is taken."""
+    try:
+        message = _payload(event.payload)
+    except (ArithmeticError, RecursionError, ValueError, json_format.Error) as error:
+        logger.warning("an event of a job is left out: %s", error)
+        what = "preview" if isinstance(event.payload, Previewed) else "step"
+        message = _payload(f"[a {what} is left out: it holds something that cannot be passed on]")
     message.time.FromNanoseconds(int(event.time * 1e9))
-    if isinstance(event.payload, str):
-        message.log_line.CopyFrom(jobs_pb2.LogLine(line=event.payload))
-    elif isinstance(event.payload, Previewed):
-        message.preview.kind = event.payload.sort
-        json_format.Parse(event.payload.document, message.preview.document)
+    return message
+
+
+def _payload(payload: Progressed | Previewed | str) -> workers_pb2.WorkerEvent:
+    message = workers_pb2.WorkerEvent()
+    if isinstance(payload, str):
+        message.log_line.line = payload
+    elif isinstance(payload, Previewed):
+        message.preview.kind = payload.sort
+        json_format.Parse(payload.document, message.preview.document)
     else:
-        step = event.payload
         message.progress.CopyFrom(
-            jobs_pb2.Progress(phase=step.phase, step=step.step, total=step.total, metrics=step.metrics)
+            jobs_pb2.Progress(
+                phase=payload.phase, step=payload.step, total=payload.total, metrics=payload.metrics
+            )
         )
     return message

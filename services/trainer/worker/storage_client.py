@@ -26,14 +26,22 @@ CHUNK_BYTES = 1 << 20
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
+class StorageStubs:
+    """The services of storage that a worker calls. Made once: that takes as long as a call."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.staging: Any = staging_pb2_grpc.StagingServiceStub(channel)
+        self.datasets: Any = datasets_pb2_grpc.DatasetsServiceStub(channel)
+
+
 class StorageClient:
     """Transfers for one lease; each raises `AppError`."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, job: LeasedJob, *, timeout_seconds: float, transfer_seconds: float
+        self, stubs: StorageStubs, job: LeasedJob, *, timeout_seconds: float, transfer_seconds: float
     ) -> None:
-        self._staging: Any = staging_pb2_grpc.StagingServiceStub(channel)
-        self._datasets: Any = datasets_pb2_grpc.DatasetsServiceStub(channel)
+        self._staging = stubs.staging
+        self._datasets = stubs.datasets
         self._job = job
         self._timeout_seconds = timeout_seconds
         self._transfer_seconds = transfer_seconds

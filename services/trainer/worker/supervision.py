@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 from guidehall.science.pipeline import Desired
 from services.trainer.worker.child_process import ChildProcess
 from services.trainer.worker.frames import FrameError
-from services.trainer.worker.machine import oom_kills
+from services.trainer.worker.machine import oom_kills, recent_oom_kills
 from services.trainer.worker.messages import (
     ArtifactWritten,
     Broke,
@@ -68,11 +69,13 @@ class Supervision:
     Attributes:
         kill: why the child was ended from here, if it was.
         child_is_fit: whether the child can take another job afterwards.
+        child_is_stuck: whether it did not end though it was killed, as in a call to a dead device.
     """
 
     def __init__(self, child: ChildProcess, wishes: Wishes, patience: Patience, listener: Listener) -> None:
         self.kill: Kill | None = None
         self.child_is_fit = False
+        self.child_is_stuck = False
         self._child = child
         self._wishes = wishes
         self._patience = patience
@@ -86,7 +89,7 @@ class Supervision:
         self._last_sign = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             watchers = [
-                group.create_task(self._steer()),
+                group.create_task(self._steer(start.desired)),
                 group.create_task(self._end_if_disobeyed()),
                 group.create_task(self._end_if_leaving()),
                 group.create_task(self._end_if_late()),
@@ -99,25 +102,29 @@ class Supervision:
 
     async def _follow(self) -> End | Died:
         """Listens to the child until its end."""
-        child, out_of_memory_before = self._child, oom_kills()
+        child, out_of_memory_before = self._child, recent_oom_kills()
+        end = await self._hear_out()
+        if isinstance(end, Succeeded) and end.fit_for_another:
+            await child.rest()
+            self.child_is_fit = self.kill is None
+            return end
         try:
-            while (message := await child.receive()) is not None:
+            status = await child.exited() if end is None else await child.reap()
+        except TimeoutError:
+            self.child_is_stuck = True
+            status = -signal.SIGKILL
+        return end or Died(status, out_of_memory=oom_kills() > out_of_memory_before)
+
+    async def _hear_out(self) -> End | None:
+        """The child's last word; None when there is none."""
+        try:
+            while (message := await self._child.receive()) is not None:
                 if isinstance(message, End):
-                    await self._put_to_rest(message)
                     return message
                 self._take(message)
         except FrameError as error:
-            await child.reap()
             return Broke(traceback=f"the child's message cannot be read: {error}")
-        status = await child.exited()
-        return Died(status, out_of_memory=oom_kills() > out_of_memory_before)
-
-    async def _put_to_rest(self, end: End) -> None:
-        if isinstance(end, Succeeded) and end.fit_for_another:
-            await self._child.rest()
-            self.child_is_fit = self.kill is None
-        else:
-            await self._child.reap()
+        return None
 
     def _take(self, message: FromChild) -> None:
         if isinstance(message, Logged):
@@ -138,12 +145,12 @@ class Supervision:
             case ArtifactWritten() | ModelWritten():
                 self._listener.on_output(message)
 
-    async def _steer(self) -> None:
-        """Passes on what is wanted, at once."""
+    async def _steer(self, told: Desired) -> None:
+        """Passes on what is wanted, at once, if it is not what the child was `told`."""
         while True:
+            await self._wishes.until(partial(self._wants_other_than, told))
             told = self._wishes.of_child
             await self._child.want(told)
-            await self._wishes.until(partial(self._wants_other_than, told))
 
     def _wants_other_than(self, told: Desired) -> bool:
         return self._wishes.of_child is not told

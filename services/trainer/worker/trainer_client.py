@@ -122,6 +122,12 @@ class TrainerClient:
         job = leased_job(answer.lease) if answer.HasField("lease") else None
         return Offer(job, answer.out_of_service)
 
+    async def leave(self, worker: str, within_seconds: float) -> None:
+        """Gives back what an earlier `lease` that was given up may have been answered with."""
+        request = workers_pb2.LeaseRequest(worker=worker, leaving=True)
+        async with calling(within_seconds):
+            await self._stub.Lease(request, metadata=self.metadata(), timeout=within_seconds)
+
     async def quarantine(self, worker: str, reason: str) -> None:
         """Says that the worker takes no job until an operator has reinstated it."""
         request = workers_pb2.QuarantineRequest(worker=worker, reason=reason)

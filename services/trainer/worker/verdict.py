@@ -99,7 +99,13 @@ def refused(field: str, description: str) -> Finish:
 
 
 def conclude(
-    end: End | Died, kill: Kill | None, desired: Desired, draining: bool, error_id: str
+    end: End | Died,
+    kill: Kill | None,
+    desired: Desired,
+    *,
+    was_to_pause: bool,
+    draining: bool,
+    error_id: str,
 ) -> Finish | HandBack:
     """What to report.
 
@@ -107,6 +113,8 @@ def conclude(
         end: the child's last word, or its death.
         kill: why the worker ended it, if it did.
         desired: what the job's owner wanted last.
+        was_to_pause: whether he wanted a pause at some time: saving takes so long that he may want the job
+            to go on, or to stop, by the time that it has paused.
         draining: whether the worker is asked to end.
         error_id: under which the worker's log has the details.
     """
@@ -120,7 +128,7 @@ def conclude(
             return refused(field, description)
         case OutOfMemory():
             return _out_of_memory()
-        case Left(because="paused") if desired is Desired.PAUSE:
+        case Left(because="paused") if was_to_pause:
             return _PAUSED
         case Left() if draining:
             return HandBack()

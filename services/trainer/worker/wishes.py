@@ -20,6 +20,8 @@ class Wishes:
 
     def __init__(self, desired: Desired) -> None:
         self.desired = desired
+        # At some time the owner wanted a pause, which the pipeline may be about to obey still.
+        self.was_to_pause = desired is Desired.PAUSE
         # The worker has been asked to end: the job should leave at its next checkpoint.
         self.draining = False
         # The worker ends now: the job leaves as it is.
@@ -42,6 +44,7 @@ class Wishes:
         """The owner wants something else. A cancel is for good."""
         if not self.cancelled:
             self.desired = desired
+            self.was_to_pause |= desired is Desired.PAUSE
             self._tell()
 
     def drain(self) -> None:

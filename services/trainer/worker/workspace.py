@@ -18,8 +18,7 @@ class Workspace:
     def __init__(self, parent: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = _lock(self.folder / _LOCK)
+        self.folder, self._lock = _new_locked(parent)
         # What libraries keep between jobs, such as matplotlib's list of fonts.
         self.cache = self.folder / "cache"
         self.cache.mkdir(mode=0o700)
@@ -31,8 +30,7 @@ class Workspace:
     def close(self) -> None:
         """Removes everything."""
         remove(self.folder)
-        if self._lock is not None:
-            os.close(self._lock)
+        os.close(self._lock)
 
 
 def remove(folder: Path) -> None:
@@ -40,15 +38,31 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _new_locked(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        descriptor = _lock(folder / _LOCK)
+        if descriptor is not None:
+            return folder, descriptor
+        # Another worker took it for left behind, between its creation and its lock.
+
+
 def _lock(path: Path) -> int | None:
-    """Descriptor of the locked file; None when another process holds it or the folder is gone."""
+    """Descriptor of the locked file; None when another process holds it or has removed it.
+
+    Raises:
+        OSError: there can be no such file, for lack of a right or of room.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    if not path.exists():
         os.close(descriptor)
         return None
     return descriptor
@@ -57,9 +71,11 @@ def _lock(path: Path) -> int | None:
 def _sweep(parent: Path) -> None:
     """Removes what workers left that were killed."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        if not (folder / _LOCK).exists():
-            continue  # being made right now, or not ours
-        descriptor = _lock(folder / _LOCK)
+        try:
+            # Without a lock it is being made right now, or is not ours.
+            descriptor = _lock(folder / _LOCK) if (folder / _LOCK).exists() else None
+        except PermissionError:
+            continue  # another user's
         if descriptor is not None:
             remove(folder)
             os.close(descriptor)

@@ -5,6 +5,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,26 @@ def test_a_cancel_is_for_good_and_a_drain_asks_for_a_checkpoint() -> None:
     wishes.want(Desired.CANCEL)
     wishes.want(Desired.RUN)
     assert wishes.of_child is Desired.CANCEL
+
+
+def test_a_pause_is_remembered_when_it_is_taken_back() -> None:
+    wishes = Wishes(Desired.RUN)
+    assert not wishes.was_to_pause
+    wishes.want(Desired.PAUSE)
+    wishes.want(Desired.RUN)
+    assert wishes.was_to_pause
+    assert Wishes(Desired.PAUSE).was_to_pause
+
+
+def test_workers_that_start_at_once_sweep_nothing_of_each_other(tmp_path: Path) -> None:
+    def make(_: int) -> bool:
+        workspace = Workspace(tmp_path)
+        whole = workspace.cache.exists()
+        workspace.close()
+        return whole
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(make, range(400)))
 
 
 def test_folders_of_dead_workers_are_swept_and_those_of_others_kept(tmp_path: Path) -> None:

@@ -33,16 +33,19 @@ ENDS = [
 
 
 def reason_of(end: object, **facts: object) -> Reason | None:
-    given = {"kill": None, "desired": Desired.RUN, "draining": False, "error_id": "e1"} | facts
-    verdict = conclude(end, **given)  # type: ignore[arg-type]
+    verdict = verdict_on(end, **facts)
     return verdict.reason if isinstance(verdict, Finish) else None
+
+
+def verdict_on(end: object, **facts: object) -> Finish | HandBack:
+    given = {"kill": None, "desired": Desired.RUN, "was_to_pause": False, "draining": False, "error_id": "e1"}
+    return conclude(end, **given | facts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("end", "draining"), list(itertools.product(ENDS, [False, True])))
 def test_a_cancelled_job_ends_cancelled_however_it_ended(end: object, draining: bool) -> None:
     for kill in (None, *Kill):
-        verdict = conclude(end, kill, Desired.CANCEL, draining, "")  # type: ignore[arg-type]
-        assert verdict == CANCELLED
+        assert verdict_on(end, kill=kill, desired=Desired.CANCEL, draining=draining) == CANCELLED
 
 
 def test_success() -> None:
@@ -54,17 +57,23 @@ def test_success() -> None:
 
 def test_leaving_is_right_only_when_it_was_asked_for() -> None:
     paused, left = Left(because="paused"), Left(because="cancelled")
-    assert reason_of(paused, desired=Desired.PAUSE) is Reason.PAUSED
-    assert reason_of(paused, desired=Desired.PAUSE, draining=True) is Reason.PAUSED
-    assert conclude(paused, None, Desired.RUN, True, "") == HandBack()
-    assert conclude(left, None, Desired.RUN, True, "") == HandBack()
+    assert reason_of(paused, desired=Desired.PAUSE, was_to_pause=True) is Reason.PAUSED
+    assert reason_of(paused, desired=Desired.PAUSE, was_to_pause=True, draining=True) is Reason.PAUSED
+    assert verdict_on(paused, draining=True) == HandBack()
+    assert verdict_on(left, draining=True) == HandBack()
     assert reason_of(paused) is Reason.TRANSIENT_ERROR
     assert reason_of(left) is Reason.TRANSIENT_ERROR
-    assert reason_of(left, desired=Desired.PAUSE) is Reason.TRANSIENT_ERROR
+    assert reason_of(left, desired=Desired.PAUSE, was_to_pause=True) is Reason.TRANSIENT_ERROR
+
+
+@pytest.mark.parametrize("desired", [Desired.RUN, Desired.STOP])
+def test_a_pause_that_is_taken_back_while_the_state_is_saved_is_no_failure(desired: Desired) -> None:
+    assert reason_of(Left(because="paused"), desired=desired, was_to_pause=True) is Reason.PAUSED
+    assert reason_of(DONE, was_to_pause=True) is Reason.COMPLETED
 
 
 def test_failures() -> None:
-    verdict = conclude(Refused(field="a[1]", description="got 2; odd"), None, Desired.RUN, False, "e1")
+    verdict = verdict_on(Refused(field="a[1]", description="got 2; odd"))
     assert isinstance(verdict, Finish)
     assert verdict.error is not None
     assert verdict.error.violations == (("a[1]", "got 2; odd"),)
@@ -74,7 +83,7 @@ def test_failures() -> None:
     assert reason_of(Died(-9), kill=Kill.HUNG) is Reason.HUNG
     assert reason_of(Died(-9), kill=Kill.TIMEOUT) is Reason.TIMEOUT
     assert reason_of(Died(-signal.SIGXCPU)) is Reason.TIMEOUT
-    assert conclude(Died(-9), Kill.DRAINED, Desired.RUN, True, "") == HandBack()
+    assert verdict_on(Died(-9), kill=Kill.DRAINED, draining=True) == HandBack()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_failures() -> None:
     ],
 )
 def test_an_unexpected_end_gives_an_id_and_no_traceback(end: object, word: str) -> None:
-    verdict = conclude(end, None, Desired.RUN, False, "e1")  # type: ignore[arg-type]
+    verdict = verdict_on(end)
     assert isinstance(verdict, Finish)
     assert (verdict.outcome, verdict.reason) == (Outcome.FAILED, Reason.TRANSIENT_ERROR)
     assert verdict.error is not None
