@@ -13,7 +13,6 @@ from guidehall.cli._context import json_option, own_token
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_linux, require_platform, require_workers
 from guidehall.cli._output import clean, duration, emit, emit_line, table
-from guidehall.client._endpoints import data_folder
 
 if TYPE_CHECKING:
     from guidehall.local.control import ServiceStatus
@@ -29,6 +28,8 @@ def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def with_folder(data: Path | None, *args: Any, **kwargs: Any) -> Any:
+        from guidehall.client._endpoints import data_folder
+
         folder = data_folder() if data is None else data.expanduser()
         return command(folder.resolve(), *args, **kwargs)
 
