@@ -177,6 +177,11 @@ def test_one_trace_leads_from_the_request_to_the_model_that_it_brings(platform: 
     base = platform.endpoints["gateway"] + "/api/v1"
     with httpx.Client(base_url=base, timeout=60) as http:
         body = {"pipeline": "toy.line", "params": {**LINE, "model_name": "traced"}}
+        first = http.post("/jobs", json=body).json()["name"].rpartition("/")[2]
+        _events(http, first, {})
+        # In use, so that a new version takes its place without being asked for.
+        with platform.client() as client:
+            client.predict("traced", {"x": np.array([[1.0]], np.float32)})
         made = http.post("/jobs", json=body, headers={"traceparent": f"00-{trace}-{'1' * 16}-01"})
         job = made.json()["name"].rpartition("/")[2]
         _events(http, job, {})

@@ -135,18 +135,18 @@ def test_dataset_comes_back_byte_by_byte(platform: Platform, tmp_path: Path) -> 
 
 
 def test_files_of_a_result_become_datasets(platform: Platform, done: str, tmp_path: Path) -> None:
-    made = guidehall(platform, "datasets", "create", "line", "--from-result", done, "--json")
+    made = guidehall(platform, "datasets", "create", "kept-line", "--from-result", done, "--json")
     assert made.returncode == 0, made.stderr
     (version,) = json.loads(made.stdout)
     with platform.client() as client:
         left = client.download_artifact(done, "points.npy", tmp_path / "left.npy")
-        assert client.dataset_version("line-points").name == version["name"]
-        kept = client.download_dataset("line-points", tmp_path)
-        again = client.dataset_from_result(done, "points.npy", "line-points", labels={"film": "a"})
+        assert client.dataset_version("kept-line-points").name == version["name"]
+        kept = client.download_dataset("kept-line-points", tmp_path)
+        again = client.dataset_from_result(done, "points.npy", "kept-line-points", labels={"film": "a"})
         assert again.version == 2
         with pytest.raises(NotFound, match=r"points\.npy"):
-            client.dataset_from_result(done, "curves.npy", "line-curves")
-        assert "line-curves" not in [dataset.id for dataset in client.datasets()]
+            client.dataset_from_result(done, "curves.npy", "kept-line-curves")
+        assert "kept-line-curves" not in [dataset.id for dataset in client.datasets()]
 
     assert kept.name == "points.npy"
     assert kept.read_bytes() == left.read_bytes()

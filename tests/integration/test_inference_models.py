@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 import urllib3
 from minio import Minio
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc
-from guidehall.contracts.inference import open_inference_pb2, open_inference_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.prediction.v1 import prediction_pb2, prediction_pb2_grpc
 from guidehall.core.auth import Role
@@ -95,10 +95,8 @@ def test_a_new_model_of_somebody_is_loaded_when_first_used(storage: StorageSite,
     listed: list[Any] = []
 
     def is_known() -> bool:
-        with grpc.insecure_channel(inference.target) as channel:
-            index = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
-                open_inference_pb2.RepositoryIndexRequest(), timeout=10
-            )
+        with triton.InferenceServerClient(inference.target) as client:
+            index = client.get_model_repository_index()
         listed[:] = [model for model in index.models if model.name.endswith("unasked")]
         return bool(listed)
 
@@ -305,12 +303,10 @@ def test_loading_and_unloading_on_request_are_in_the_audit_log(
     storage: StorageSite, inference: Server
 ) -> None:
     publish(storage, "audited", line_model(slope=1))
-    owner, name = as_user(storage, OWNER), MODEL.format("audited")
-    with grpc.insecure_channel(inference.target) as channel:
-        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for change in ("Unload", "Load"):
-            request = getattr(open_inference_pb2, f"RepositoryModel{change}Request")(model_name="audited")
-            getattr(stub, f"RepositoryModel{change}")(request, timeout=10, metadata=owner)
+    owner, name = dict(as_user(storage, OWNER)), MODEL.format("audited")
+    with triton.InferenceServerClient(inference.target) as client:
+        client.unload_model("audited", headers=owner)
+        client.load_model("audited", headers=owner)
     with grpc.insecure_channel(storage.target) as channel:
         listed = audit_pb2_grpc.AuditServiceStub(channel).ListAuditEvents(
             audit_pb2.ListAuditEventsRequest(filter=f'resource = "{name}" AND service = "inference"'),
