@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.auth import Role
 from services.trainer.launcher import Launches
 from services.trainer.settings import TrainerSettings
 from services.trainer.workers import Workers
@@ -44,9 +45,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def launcher_of(cast: Cast) -> workers_pb2.Launcher:
+async def launcher_of(cast: Cast, *roles: Role) -> workers_pb2.Launcher:
     request = workers_pb2.GetPoolRequest(name=f"pools/{cast.pool}")
-    return (await cast.owner().pools.GetPool(request, timeout=10)).launcher
+    return (await cast.owner("ada", *roles).pools.GetPool(request, timeout=10)).launcher
 
 
 @pytest.mark.slow
@@ -115,12 +116,13 @@ async def test_a_launch_that_fails_is_told_and_tried_again_later(
     await cast.owner().submit()
 
     async def failed() -> bool:
-        return "ended with status 3" in (await launcher_of(cast)).last_error
+        return "ended with status 3" in (await launcher_of(cast, Role.OPERATOR)).last_error
 
     async def launched() -> bool:
         return (await launcher_of(cast)).last_error == ""
 
     await until(failed)
+    assert (await launcher_of(cast)).last_error == "it failed; operators see why"
     fixed.touch()
     await until(launched)
     assert len(marks.read_text().splitlines()) >= 2
