@@ -264,7 +264,7 @@ def read_document(file: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from guidehall.cli._yaml import Loader
+    from guidehall.cli._yaml import load
     from guidehall.client.errors import InvalidArgument
 
     with file.open("rb") as stream:
@@ -272,7 +272,7 @@ def read_document(file: Path) -> dict[str, Any]:
     if len(data) > _LARGEST_FILE:
         raise InvalidArgument.field("--from", str(file), f"at most {_LARGEST_FILE >> 20} MiB")
     try:
-        document = yaml.load(data, Loader)  # noqa: S506 (a safe loader)
+        document = load(data)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file.name} line {mark.line + 1}" if mark is not None else file.name

@@ -60,8 +60,17 @@ HISTORY_ENTRY = Pattern("users/{user}/history/{entry}")
 
 
 def project_of(parent: str) -> str:
-    """The project that a request's `parent` means; empty is the default project."""
-    return PROJECT.parse(parent, "parent")["project"] if parent else DEFAULT_PROJECT
+    """The project that a request's `parent` means; empty is the default project.
+
+    Raises:
+        InvalidArgument: it names none, or any.
+    """
+    if not parent:
+        return DEFAULT_PROJECT
+    project = PROJECT.parse(parent, "parent")["project"]
+    if project == "-":
+        raise InvalidArgument.field("parent", parent, "one project, such as projects/default, or empty")
+    return project
 
 
 def version_of(ids: dict[str, str], field: str = "name") -> int | None:

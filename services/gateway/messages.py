@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,6 +145,12 @@ def to_values(items: list[Any], field: str) -> ListValue:
     return values
 
 
+def path_of(place: Iterable[object]) -> str:
+    """Where in the body something is, as the services write it: `curve.segments[0].scale`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}"[:_SHOWN_KEY_CHARACTERS] for part in place)
+    return "".join(parts).lstrip(".")
+
+
 @contextmanager
 def _placed(field: str) -> Iterator[list[object]]:
     """Where in the request the block is, for it to keep; what it cannot take is refused with that place."""
@@ -160,7 +166,7 @@ def _placed(field: str) -> Iterator[list[object]]:
         problem = f"nested deeper than {MAX_STRUCT_DEPTH} levels"
         # The place would be longer than any explanation.
         place = [field]
-    path = ".".join(str(part)[:_SHOWN_KEY_CHARACTERS] for part in place)
+    path = path_of(place)
     raise InvalidArgument(f"{path}: {problem}", violations=[Violation(path, problem)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -23,8 +24,10 @@ from guidehall.core.errors import (
     Violation,
     from_rpc_error,
     problem,
+    shown,
 )
 from guidehall.core.telemetry import current_trace_id
+from services.gateway.messages import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +74,20 @@ async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Problem:
-    violations = [
-        Violation(".".join(str(part) for part in item["loc"] if part != "body") or "body", str(item["msg"]))
-        for item in error.errors()[:_MAX_VIOLATIONS]
-    ]
+    violations = [_violation(item) for item in error.errors()[:_MAX_VIOLATIONS]]
     message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:5])
     return respond(request, InvalidArgument(message, reason="INVALID_REQUEST", violations=violations))
+
+
+def _violation(item: Mapping[str, Any]) -> Violation:
+    """One of pydantic's errors as the services write theirs: `curve.q[0]`, and the value of a scalar."""
+    description = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        # Its place is a number of characters, which is no field.
+        return Violation("body", f"{description} at character {item['loc'][-1]}: {item['ctx']['error']}")
+    if item["type"] != "missing" and isinstance(item["input"], (str, int, float)):
+        description = f"got {shown(item['input'])}; {description}"
+    return Violation(path_of(part for part in item["loc"] if part != "body") or "body", description)
 
 
 def respond_http(request: Request, error: HTTPException) -> Problem:

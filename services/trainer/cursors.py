@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 
 from guidehall.core import pages
 from guidehall.core.errors import InvalidArgument
@@ -37,11 +37,12 @@ def time_and_id(token: str, *arguments: object) -> tuple[datetime, str] | None:
         return None
     try:
         time = datetime.fromisoformat(cursor[0])
-    except ValueError:
+        in_utc = time.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise _not_ours(token) from None
     if time.tzinfo is None:
         raise _not_ours(token)
-    return time, uuid_in(cursor[1], token)
+    return in_utc, uuid_in(cursor[1], token)
 
 
 def number(token: str, *arguments: object) -> int | None:

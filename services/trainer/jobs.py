@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, tuple_
@@ -249,11 +249,13 @@ def _time_in(term: filters.Term) -> datetime:
     try:
         # Before Python 3.11 no "Z" is understood.
         time = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", term.value))
-    except ValueError:
+        # Here, for what is no year from 1 to 9999 in UTC the database cannot be asked about.
+        in_utc = time.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise InvalidArgument.field("filter", term.value, allowed) from None
     if time.tzinfo is None:
         raise InvalidArgument.field("filter", term.value, allowed)
-    return time
+    return in_utc
 
 
 def _id_in(term: filters.Term) -> str:

@@ -368,6 +368,16 @@ async def test_a_page_token_that_somebody_made_up_is_refused(cast: Cast, cursor:
         await operator.pools.ListWorkers(workers_pb2.ListWorkersRequest(page_token=with_pool), timeout=5)
 
 
+async def test_a_page_token_of_a_time_that_utc_cannot_say_is_refused(cast: Cast) -> None:
+    owner = cast.owner("olga")
+    cursor = ["0001-01-01T00:00:00+23:59", str(uuid.UUID(int=0))]
+    made_up = pages.next_token(cursor, "olga", "default", "", "create_time desc")
+    async with refused(InvalidArgument) as refusal:
+        await owner.jobs.ListJobs(jobs_pb2.ListJobsRequest(page_token=made_up), timeout=5)
+    # The cursor is at fault, not the arguments that the token is for.
+    assert "of an earlier answer" in refusal[0].message
+
+
 async def test_a_pool_that_is_no_name_is_refused_in_lists(cast: Cast) -> None:
     operator = cast.owner("olga", Role.OPERATOR)
     async with refused(InvalidArgument):
@@ -390,7 +400,8 @@ async def test_jobs_are_found_by_time(cast: Cast) -> None:
     assert await found(f'end_time < "{end}"') == set()
     assert await found(f'create_time < "{end}"') == {waiting.name, ended.name}
     assert await found('update_time > "2100-01-01T00:00:00+01:00"') == set()
-    for wrong in ("yesterday", "2030-01-01", "2030-01-01T00:00:00"):
+    out_of_range = ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59")
+    for wrong in ("yesterday", "2030-01-01", "2030-01-01T00:00:00", *out_of_range):
         async with refused(InvalidArgument) as caught:
             await found(f'end_time < "{wrong}"')
         assert [violation.field for violation in caught[0].violations] == ["filter"]

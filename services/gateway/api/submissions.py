@@ -130,7 +130,7 @@ class Sweep(Body):
     def message(self) -> jobs_pb2.Sweep:
         """As the trainer takes it."""
         axes = [
-            jobs_pb2.SweepAxis(path=axis.path, values=to_values(axis.values, f"sweep.axes.{place}.values"))
+            jobs_pb2.SweepAxis(path=axis.path, values=to_values(axis.values, f"sweep.axes[{place}].values"))
             for place, axis in enumerate(self.axes)
         ]
         return jobs_pb2.Sweep(template=self.template.job("sweep.template."), axes=axes, zipped=self.zipped)
@@ -160,7 +160,7 @@ class BatchSubmitJobs(Body):
     def message(self) -> jobs_pb2.BatchSubmitJobsRequest:
         """As the trainer takes it."""
         return jobs_pb2.BatchSubmitJobsRequest(
-            requests=[item.job(f"requests.{place}.") for place, item in enumerate(self.requests)],
+            requests=[item.job(f"requests[{place}].") for place, item in enumerate(self.requests)],
             sweep=None if self.sweep is None else self.sweep.message(),
             validate_only=self.validate_only,
             request_id=self.request_id,

@@ -43,6 +43,11 @@ def test_an_empty_parent_is_the_default_project() -> None:
     assert names.project_of("projects/film") == "film"
 
 
+def test_any_project_is_no_parent() -> None:
+    with pytest.raises(InvalidArgument, match="one project"):
+        names.project_of("projects/-")
+
+
 @pytest.mark.parametrize(("text", "version"), [("latest", None), ("1", 1), ("12", 12)])
 def test_versions(text: str, version: int | None) -> None:
     assert names.version_of({"version": text}) == version

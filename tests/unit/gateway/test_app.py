@@ -141,23 +141,23 @@ TENSOR = '{"model": "m", "inputs": {"a": {"datatype": "FP64", "shape": [%s], "co
         ("jobs", JOB + '"timeout": "soon"}', "timeout"),
         ("jobs", JOB + '"timeout": null}', "timeout"),
         ("jobs", JOB + '"timeout": -1}', "timeout"),
-        ("jobs", JOB + '"notifications": [{}]}', "notifications.0"),
-        ("jobs:batch", '{"requests": [' + JOB + '"params": {"x": "\\ud800"}}]}', "requests.0.params.x"),
-        ("jobs:batch", '{"requests": [' + JOB + '"priority": "URGENT"}]}', "requests.0.priority"),
+        ("jobs", JOB + '"notifications": [{}]}', "notifications[0]"),
+        ("jobs:batch", '{"requests": [' + JOB + '"params": {"x": "\\ud800"}}]}', "requests[0].params.x"),
+        ("jobs:batch", '{"requests": [' + JOB + '"priority": "URGENT"}]}', "requests[0].priority"),
         ("jobs:batch", '{"sweep": {"template": {"pipeline": "p"}, "axes": []}}', "sweep.axes"),
-        ("jobs:batch", SWEEP % '["\\ud800"]', "sweep.axes.0.values.0"),
-        ("jobs:batch", SWEEP % "[]", "sweep.axes.0.values"),
+        ("jobs:batch", SWEEP % '["\\ud800"]', "sweep.axes[0].values[0]"),
+        ("jobs:batch", SWEEP % "[]", "sweep.axes[0].values"),
         ("jobs/a:retry", '{"param_changes": {"x": "\\ud800"}}', "param_changes.x"),
         ("jobs/a:retry", '{"timeout": "30 weeks"}', "timeout"),
         ("jobs:purge", '{"states": []}', "states"),
         ("workers/cpu/w:drain", '{"now": true}', "now"),
         ("pools/cpu/credentials", '{"ttl": "-1d"}', "ttl"),
         ("datasets", '{"description": "\\ud800"}', "description"),
-        ("simulate", '{"params": {"a": [NaN]}}', "params.a.0"),
+        ("simulate", '{"params": {"a": [NaN]}}', "params.a[0]"),
         ("predict", TENSOR % (1, "é"), "inputs.a.content"),
-        ("predict", TENSOR % (2**63, ""), "inputs.a.shape.0"),
+        ("predict", TENSOR % (2**63, ""), "inputs.a.shape[0]"),
         ("predict", '{"model": "m", "version": 9223372036854775808, "inputs": {}}', "version"),
-        ("analyze", '{"curve": {"q": ["a", "b"], "r": [1, 1]}}', "curve.q.0"),
+        ("analyze", '{"curve": {"q": ["a", "b"], "r": [1, 1]}}', "curve.q[0]"),
         ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "samples": 5001}', "samples"),
         ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "samples": 2.5}', "samples"),
         ("analyze", '{"curve": {"q": [1, 2], "r": [1, 1]}, "seed": 9007199254740992}', "seed"),
@@ -171,6 +171,25 @@ async def test_a_value_that_no_message_holds_is_a_400_that_names_it(
     )
     assert answer.status_code == 400, answer.text
     assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("body", "violation"),
+    [
+        ('{"pipeline": "a", "seed": -1}', ("seed", "got -1; Input should be greater than or equal to 0")),
+        (
+            "{",
+            ("body", "JSON decode error at character 1: Expecting property name enclosed in double quotes"),
+        ),
+    ],
+)
+async def test_a_refusal_says_the_value_and_the_place(
+    client: httpx.AsyncClient, body: str, violation: tuple[str, str]
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/api/v1/jobs", content=body, headers=headers)
+    found = answer.json()["violations"]
+    assert [(item["field"], item["description"]) for item in found] == [violation]
 
 
 @pytest.mark.parametrize("body", [{}, {"display_name": None}, {"priority": "URGENT"}, {"state": "PAUSED"}])
