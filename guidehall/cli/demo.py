@@ -80,7 +80,12 @@ def _demonstrate(data: Path, plot: Path) -> dict[str, Any] | None:
         _end_earlier_runs(client)
         job = client.submit(PIPELINE, prior, name="demonstration", seed=SEED)
         click.echo(f"job {short(job.name)}: {PIPELINE}, seed {SEED}")
-        if follow(client, job.name, 0, as_json=False) is not ExitCode.DONE:
+        try:
+            ended = follow(client, job.name, 0, as_json=False)
+        except KeyboardInterrupt:
+            # What it says of a job that goes on is not true of one whose platform stops with it.
+            raise KeyboardInterrupt("everything is stopped; the next demo begins anew") from None
+        if ended is not ExitCode.DONE:
             return None
         (model,) = client.result(job.id).model_versions
         _step(f"A measured curve ({measured_file().name}, 99 points) asked of {model}")
