@@ -160,10 +160,13 @@ class Site:
         numbers: str,
         seed: int = 1,
         states: tuple[str, ...] = ("SUCCEEDED",),
+        inputs: Mapping[str, str] | None = None,
     ) -> Job:
         """Submits a job, as often as it takes, in one request."""
         request_id = str(uuid.uuid4())
-        job = insist(lambda: client.submit("toy.line", params, seed=seed, request_id=request_id))
+        job = insist(
+            lambda: client.submit("toy.line", params, seed=seed, inputs=inputs, request_id=request_id)
+        )
         model = str(params["model_name"])
         self.expected[job.id] = Expected(frozenset(states), numbers, model, request_id)
         return job

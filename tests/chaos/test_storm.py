@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 
 import asyncpg
 import grpc
+import numpy as np
 import pytest
 
 from guidehall.client import Client
@@ -99,8 +101,15 @@ class _Storming:
     first: list[tuple[str, str]] = field(default_factory=lambda: list(DEEDS))
     can_pause: bool = True
 
+    @property
+    def _wrong(self) -> str:
+        return f"{self.name}-wrong"
+
     def learn(self, client: Client) -> None:
-        """Runs one job of each kind undisturbed."""
+        """Runs one job of each kind undisturbed, and leaves what jobs fail of."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(3), allow_pickle=False)
+        client.upload_dataset(buffer.getvalue(), self._wrong, filename="points.npy")
         rng = self.rng
         for kind in range(KINDS):
             params = {
@@ -139,11 +148,13 @@ class _Storming:
         params = self.kinds[kind]["params"] | {"model_name": f"{self.name}-{number}"}
         fate = self.rng.choices(["run", "err", "cancel", "pause"], [70, 8, 12, 10])[0]
         states = ("FAILED",) if fate == "err" else ("SUCCEEDED",)
+        inputs = {}
         if fate == "err":
-            # It reads a dataset that it was not given.
+            # It reads points of another shape than it can use.
             params["from_dataset"] = True
+            inputs["points"] = self._wrong
         numbers, seed = f"{self.name}-{kind}", self.kinds[kind]["seed"]
-        job = self.site.submit(client, params, numbers=numbers, seed=seed, states=states)
+        job = self.site.submit(client, params, numbers=numbers, seed=seed, states=states, inputs=inputs)
         self.jobs.append(job.id)
         later = time.monotonic() + self.rng.uniform(0.0, 5.0)
         if fate == "cancel":
