@@ -1,7 +1,8 @@
-"""What page tokens hold: checked, for anybody can make one up."""
+"""What page tokens hold, and times that are compared with: checked, for anybody can make one up."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from datetime import UTC, datetime
 
@@ -36,13 +37,26 @@ def time_and_id(token: str, *arguments: object) -> tuple[datetime, str] | None:
     if cursor is None:
         return None
     try:
-        time = datetime.fromisoformat(cursor[0])
-        in_utc = time.astimezone(UTC)
-    except (ValueError, OverflowError):
+        return moment(cursor[0]), uuid_in(cursor[1], token)
+    except ValueError:
         raise _not_ours(token) from None
+
+
+def moment(text: str) -> datetime:
+    """A time that somebody wrote with its offset, in UTC.
+
+    Raises:
+        ValueError: no time, without an offset, or none that the database can be asked about: of no year from
+            1 to 9999 in UTC.
+    """
+    # Before Python 3.11 no "Z" is understood.
+    time = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
     if time.tzinfo is None:
-        raise _not_ours(token)
-    return in_utc, uuid_in(cursor[1], token)
+        raise ValueError("a time without an offset")
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a year that UTC has not") from None
 
 
 def number(token: str, *arguments: object) -> int | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import operator
-import re
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, tuple_
@@ -247,15 +246,9 @@ def _condition(term: filters.Term) -> ColumnElement[bool]:
 def _time_in(term: filters.Term) -> datetime:
     allowed = f'{term.field} with a time and its offset, such as "2030-01-31T12:00:00Z"'
     try:
-        # Before Python 3.11 no "Z" is understood.
-        time = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", term.value))
-        # Here, for what is no year from 1 to 9999 in UTC the database cannot be asked about.
-        in_utc = time.astimezone(UTC)
-    except (ValueError, OverflowError):
+        return cursors.moment(term.value)
+    except ValueError:
         raise InvalidArgument.field("filter", term.value, allowed) from None
-    if time.tzinfo is None:
-        raise InvalidArgument.field("filter", term.value, allowed)
-    return in_utc
 
 
 def _id_in(term: filters.Term) -> str:

@@ -113,9 +113,8 @@ class Relay:
         self._settings = settings
         self._pace_seconds = pace_seconds
         self._at_once = asyncio.Semaphore(settings.parallel)
-        # Being told for longer than a round, and how many messages those are.
-        self._slow: set[asyncio.Task[None]] = set()
-        self._slow_messages = 0
+        # Being told for longer than a round, each with the number of its messages.
+        self._slow: dict[asyncio.Task[None], int] = {}
         # Kinds that failed last, so that an outage is logged once.
         self._failing: set[str] = set()
 
@@ -141,7 +140,7 @@ class Relay:
         Returns:
             Seconds until something will be, as far as is known now.
         """
-        room = self._settings.batch - self._slow_messages
+        room = self._settings.batch - sum(self._slow.values())
         if room <= 0:
             await asyncio.wait(self._slow, return_when=asyncio.FIRST_COMPLETED)
             return 0.0
@@ -153,9 +152,9 @@ class Relay:
             told, slow = await asyncio.wait(telling, timeout=self._settings.patience_seconds)
             # One that takes long does not hold up what comes after it.
             for task in slow:
-                later = tasks.create_task(self._settle_later(task, telling[task]))
-                self._slow.add(later)
-                later.add_done_callback(self._slow.discard)
+                later = tasks.create_task(self._settle_later(task))
+                self._slow[later] = telling[task]
+                later.add_done_callback(self._slow.pop)
             await self._settle([task.result() for task in told])
         return pause
 
@@ -199,14 +198,11 @@ class Relay:
             return _Told(messages, type(error).__name__)
         return _Told(messages, None)
 
-    async def _settle_later(self, task: asyncio.Task[_Told], messages: int) -> None:
-        self._slow_messages += messages
+    async def _settle_later(self, task: asyncio.Task[_Told]) -> None:
         try:
             await self._settle([await task])
         except AppError:
             logger.debug("the database is away: told again when the claim runs out")
-        finally:
-            self._slow_messages -= messages
 
     async def _settle(self, told: Sequence[_Told]) -> None:
         """Drops what was told and puts off what was not."""

@@ -17,6 +17,7 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.core import names
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import AppError, InvalidArgument
+from guidehall.core.threads import by_size
 from services.storage import documents, fields, manifests
 from services.storage.database import Caller
 from services.storage.documents import Document
@@ -92,21 +93,23 @@ def struct(value: Any) -> Struct:
 
 
 async def document(field: str, message: Struct, max_bytes: int) -> Document:
-    """A JSON object that travelled, read in a thread: a large one takes long.
+    """A JSON object that travelled.
 
     Raises:
         InvalidArgument: too large, or something in it that cannot be kept.
     """
-    return await asyncio.to_thread(lambda: documents.document(field, _plain(field, message), max_bytes))
+    return await by_size(
+        message.ByteSize(), lambda: documents.document(field, _plain(field, message), max_bytes)
+    )
 
 
 async def manifest(field: str, message: Struct) -> Manifest:
-    """A model's manifest that travelled, read in a thread.
+    """A model's manifest that travelled.
 
     Raises:
         InvalidArgument: too large, or something is missing or of the wrong kind.
     """
-    return await asyncio.to_thread(lambda: manifests.read(field, _plain(field, message)))
+    return await by_size(message.ByteSize(), lambda: manifests.read(field, _plain(field, message)))
 
 
 def _plain(field: str, message: Struct) -> dict[str, Any]:
