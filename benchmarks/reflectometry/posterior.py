@@ -44,7 +44,7 @@ def run(quick: bool, *, two: int | None = None, five: int | None = None, samples
         two, five: films of so many layers; a fifth of those of two layers for each wrong model.
         samples: of each posterior.
     """
-    two, five = two or (40 if quick else 1000), five or (4 if quick else 300)
+    two, five = two or (40 if quick else 1000), five or (4 if quick else 1000)
     with single_thread():
         rows = [
             *_coverage("two layers", _films(2), two, samples, 0.03),

@@ -193,6 +193,9 @@ class FoundParameter(Params):
     unit: str
     lower: float = Field(title="Lowest")
     upper: float = Field(title="Highest")
+    at_bound: str = Field(
+        "", title="", description="Where the value rests at a bound, which chose it instead of the curve."
+    )
 
 
 class FoundFilm(Params):

@@ -88,8 +88,11 @@ class Fit:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What a reader must know, of all curves."""
-        found = (note for analysis in self.analyses for note in analysis.notes)
+        """What a reader must know; of several curves it begins with the curve that it is about."""
+        found = []
+        for item, analysis in zip(self.curves, self.analyses, strict=True):
+            about = f"curve {item.name}: " if len(self.curves) > 1 else ""
+            found += [Note(note.code, f"{about}{note.message}") for note in analysis.notes]
         return (*found, *script_notes(self.instrument))
 
     def plot(self, curve: int | None = None) -> Figure:

@@ -63,17 +63,18 @@ def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
     used = float(np.trace(np.linalg.solve(curvature + 12.0 * np.eye(len(curvature)), curvature)))
     freedom = max(len(left) - used, 1.0)
     chi_square = float(left @ left)
+    expected = f"{freedom:.3g} ± {math.sqrt(2.0 * freedom):.2g}"
     if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",
-            f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the film has more"
-            " structure than the model, or the error bars or the resolution are not those given",
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the film has more structure"
+            " than the model, or the error bars or the resolution are not those given",
         )
         return
     if 1.0 - _chance_of_more(chi_square, freedom) < _SMALL_CHI_SQUARE_CHANCE:
         yield Note(
             "ERROR_BARS_TOO_LARGE",
-            f"chi-square is {chi_square:.4g} for {freedom:.4g} degrees of freedom: the curve scatters less"
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the curve scatters less than"
             " its error bars say, so the answer may be better known than it seems",
         )
         return
