@@ -17,8 +17,9 @@ from guidehall.science.reflectometry.params import Note, ResolutionMode, Trainin
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
-from guidehall.science.reflectometry.resolution import resolution
-from guidehall.science.reflectometry.verdict import doubts, poor_fit
+from guidehall.science.reflectometry.resolution import orders, resolution
+from guidehall.science.reflectometry.validity import unphysical
+from guidehall.science.reflectometry.verdict import SIGNAL, doubts, poor_fit
 from guidehall.science.reflectometry.watched import Pulse, Watched, nothing
 
 ANALYSIS_VERSION = "2"
@@ -26,10 +27,6 @@ ANALYSIS_VERSION = "2"
 MAX_CUT = 0.2
 # Rounding of a q that was written with few digits must not cut it.
 _SLACK = 1e-4
-# Quadrature points of the resolution while a fit looks for the answer, and in what is reported: enough for
-# sharp edges of total reflection.
-FIT_ORDER, FINAL_ORDER = 17, 101
-
 # Closer to a bound than this, a parameter has no error bar: the bound decides, not the data.
 _AT_BOUND = 1e-4
 # Of the curves and profiles of samples, so many points at once.
@@ -195,7 +192,7 @@ def refine(
     prepared = _prepare(arguments, curve, field)
     prior = Prior(arguments.stack, arguments.probe)
     mode = arguments.probe.resolution_mode
-    target, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+    target, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
     watched, smoother = Watched(target), Watched(LogTarget(target))
     modes = search(watched, smoother, torch.from_numpy(start)[None, None], seed)[0]
     modes = sharpen(Watched(exact), modes)
@@ -207,9 +204,9 @@ def refine(
     return replace(analysis, notes=(*analysis.notes, *more))
 
 
-def target_of(prior: Prior, prepared: Prepared, mode: ResolutionMode, order: int) -> CurveTarget:
-    """What a fit of the points minimises, with so many points of quadrature over the resolution."""
-    return CurveTarget(prior, prepared.q, prepared.r, prepared.dr, prepared.sigma, mode, order)
+def target_of(prior: Prior, prepared: Prepared, mode: ResolutionMode, *, exact: bool) -> CurveTarget:
+    """What a fit of the points minimises, or, `exact`, what its last steps do."""
+    return CurveTarget(prior, prepared.q, prepared.r, prepared.dr, prepared.sigma, mode, exact=exact)
 
 
 @torch.inference_mode()
@@ -227,7 +224,8 @@ def drawn_line(prior: Prior, prepared: Prepared, mode: ResolutionMode, unit: np.
     sigma = np.bincount(place, prepared.sigma) / np.bincount(place)
     number = np.linspace(0.0, gaps, -(-_DRAWN // gaps) * gaps + 1)
     fine = np.interp(number, np.arange(len(q)), q)
-    seen = resolution(fine, np.interp(fine, q, sigma), mode, FINAL_ORDER)
+    between = np.interp(fine, q, sigma)
+    seen = resolution(fine, between, mode, orders(fine, between, prior.features, exact=True))
     return Line(fine, prior.curves(seen, prior.values(torch.from_numpy(unit)[None]))[0].numpy())
 
 
@@ -300,13 +298,16 @@ def describe(
     """What the point `unit` of the prior's cube, [P], says of a curve; `pulse` is called now and then."""
     point = torch.from_numpy(unit)[None]
     values = prior.values(point)
-    coarse, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+    coarse, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
     calculated = exact.curves(point)[0].numpy()
     films, z = prior.films(values), prior.depth_grid(PROFILE_POINTS)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
     chi_square = None if residuals is None else float(residuals @ residuals)
     freedom = len(calculated) - len(unit)
     positive = (prepared.r > 0) & (calculated > 0)
+    if prepared.dr is not None and np.any(clear := positive & (prepared.r > SIGNAL * prepared.dr)):
+        # The logarithm of what is mostly noise says nothing of the answer.
+        positive = clear
     errors = np.abs(np.log10(prepared.r[positive] / calculated[positive]))
     error = float(errors.mean()) if len(errors) else float("nan")
     reduced = None if chi_square is None or freedom <= 0 else chi_square / freedom
@@ -338,7 +339,14 @@ def describe(
         chi_square=chi_square,
         reduced_chi_square=reduced,
         mean_abs_log10_error=error,
-        notes=(*prepared.notes, *poor_fit(exact, point, error), *_atypical(parameters)),
+        notes=(
+            *prepared.notes,
+            *unphysical(
+                torch.from_numpy(prepared.q), films, prior.media_names, from_backing=prior.from_backing
+            ),
+            *poor_fit(exact, point, error),
+            *_atypical(parameters),
+        ),
         explanations=tuple(_explanation(prior, mode) for mode in modes),
         sld_band=profiles,
         calculated_band=curves,

@@ -12,12 +12,13 @@ from torch import Tensor
 from guidehall.science.reflectometry.network import Seen
 from guidehall.science.reflectometry.params import NrSldParams, Range, sigma_of
 from guidehall.science.reflectometry.prior import Prior
-from guidehall.science.reflectometry.resolution import Resolution, resolution
+from guidehall.science.reflectometry.resolution import Resolution, order_for, resolution
 
-# Good to 4e-4 in log10 R at 5 % FWHM, far below the noise that is added.
-_TRAINING_ORDER = 11
+# Points of the quadrature over the resolution at least: good to 4e-4 in log10 R at 5 % FWHM and for thin
+# films, far below the noise that is added.
+_LEAST_ORDER = 11
 # Enough where a calculated curve is compared with one that was calculated in the same way.
-_LOSS_ORDER = 5
+_LEAST_LOSS_ORDER = 5
 # Share of measurements that come without dR.
 _WITHOUT_ERRORS = 0.2
 # Share of the grid (in log q) that a measurement may leave out at the low and at the high end.
@@ -74,13 +75,18 @@ class Draw:
         self._mode = params.probe.resolution_mode
         self._noise = params.noise
         self._partial = params.probe.partial_curves
-        self._fixed = self._resolution(_TRAINING_ORDER) if widths.fixed else None
-        self._loss_resolution = self._resolution(_LOSS_ORDER)
+        self._order = self._order_for(self._sigmas[1], _LEAST_ORDER)
+        self._fixed = self._resolution(_LEAST_ORDER) if widths.fixed else None
+        self._loss_resolution = self._resolution(_LEAST_LOSS_ORDER)
 
-    def _resolution(self, order: int) -> Resolution:
+    def _order_for(self, relative_sigma: float, least: int) -> int:
+        return order_for(relative_sigma * float(self.q[-1]), self.prior.features, least)
+
+    def _resolution(self, least: int) -> Resolution:
         """In the middle of the prior, on the network's grid."""
-        q = self.q.cpu().numpy()
-        return resolution(q, 0.5 * sum(self._sigmas) * q, self._mode, order).to(self.q.device)
+        q, middle = self.q.cpu().numpy(), 0.5 * sum(self._sigmas)
+        order = self._order_for(middle, least)
+        return resolution(q, middle * q, self._mode, order).to(self.q.device)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.q.device)
@@ -105,7 +111,7 @@ class Draw:
         if self._fixed is not None:
             return self.prior.curves(self._fixed, values)
         sigma = relative_sigma[:, None] * self.q if self._sigmas[1] > 0 else None
-        return self.prior.measured(self.q, sigma, values, _TRAINING_ORDER)
+        return self.prior.measured(self.q, sigma, values, self._order)
 
     def compared(self, unit: Tensor) -> Tensor:
         """[B, G], curves at points of the unit cube, [B, P], at the middle resolution; differentiable."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from guidehall.science.reflectometry.network import compress, compress_slope
 from guidehall.science.reflectometry.params import ResolutionMode
 from guidehall.science.reflectometry.prior import Prior
-from guidehall.science.reflectometry.resolution import DEFAULT_ORDER, resolution
+from guidehall.science.reflectometry.resolution import orders, resolution
 
 # Levenberg and Marquardt: first damping, and how it changes with each step that fails or succeeds.
 _DAMPING, _HARDER, _EASIER = 1e-3, 4.0, 0.2
@@ -69,6 +69,7 @@ class CurveTarget:
     Args:
         q, sigma: [N]; sigma is one standard deviation of q.
         r, dr: [C, N] or, for one curve, [N]; dr is one standard deviation of r, or None.
+        exact: whether the quadrature over the resolution is that of a final answer (see `resolution.orders`).
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class CurveTarget:
         dr: np.ndarray | None,
         sigma: np.ndarray | None,
         mode: ResolutionMode = "quadrature",
-        order: int = DEFAULT_ORDER,
+        *,
+        exact: bool = False,
     ) -> None:
         self.prior = prior
         self.parameters = len(prior.free)
+        order = 1 if sigma is None else orders(q, sigma, prior.features, exact=exact)
         self.resolution = resolution(q, sigma, mode, order)
         # That are calculated for each curve.
         self.points = len(self.resolution.q)

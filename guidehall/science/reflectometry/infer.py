@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,12 +29,13 @@ from guidehall.science.reflectometry.infer_params import (
     Instrument,
     LayerEvidence,
     probe_of,
-    with_layers,
 )
 from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, Tie
 from guidehall.science.reflectometry.solve import Measured, Solution, series, solve
 
 ROLE = "curves"
+# Notes that speak against a film, whatever its probability among others.
+_AGAINST_FILM = {"MODEL_INSUFFICIENT", "OUTSIDE_PRIOR", "ERROR_BARS_TOO_LARGE", "POOR_FIT"}
 # Fewer do not tell the evidence.
 _EVIDENCE_SAMPLES = 200
 # In a checkpoint, beside the files; no artifact may be called so.
@@ -80,6 +81,15 @@ def run(params: InferParams, context: Context) -> InferResult:
     )
 
 
+class Counted(NamedTuple):
+    """What speaks for a number of layers."""
+
+    layers: int
+    log_evidence: float
+    chi_square: float
+    doubts: str
+
+
 class _Done:
     """What is done so far. Another attempt goes on after it: the job's checkpoint holds it with its files."""
 
@@ -90,8 +100,8 @@ class _Done:
         self.fitted: list[FittedCurve] = []
         # In a series, where the fit of the next curve begins.
         self.start: dict[str, float] = {}
-        # Layers, log evidence and chi-square, by the name of the curve.
-        self.counts: dict[str, list[tuple[int, float, float]]] = {}
+        # Numbers of layers that were tried, by the name of the curve.
+        self.counts: dict[str, list[Counted]] = {}
         data = context.checkpoint.load()
         if data is not None:
             self._restore(data)
@@ -108,9 +118,9 @@ class _Done:
             self._files[name] = data, media_type
             self._context.artifact(name, data, media_type)
 
-    def count(self, curve: str, layers: int, log_evidence: float, chi_square: float) -> None:
+    def count(self, curve: str, counted: Counted) -> None:
         """The evidence of so many layers of a curve."""
-        self.counts[curve].append((layers, log_evidence, chi_square))
+        self.counts[curve].append(counted)
         self._changed = True
 
     def obey(self) -> bool:
@@ -139,7 +149,7 @@ class _Done:
                 self._files[name] = archive.read(name), media_type
         for name, (content, media_type) in self._files.items():
             self._context.artifact(name, content, media_type)
-        self.counts = {name: [tuple(item) for item in items] for name, items in document["counts"].items()}
+        self.counts = {name: [Counted(*item) for item in items] for name, items in document["counts"].items()}
         self.start = document["start"]
         self.fitted = [FittedCurve.model_validate(item) for item in document["fitted"]]
         self._context.log(f"goes on from the checkpoint after {len(self.fitted)} curves")
@@ -217,7 +227,7 @@ def _layer_evidence(
     before: int,
     total: int,
 ) -> Iterator[LayerEvidence]:
-    """Of 1 to n layers like the first of the stack, explaining the curves as contrasts of one film.
+    """Of 1 to n layers in the place of the one that is counted, with the curves as contrasts of one film.
 
     Args:
         name: of the one curve; empty for contrasts.
@@ -228,21 +238,19 @@ def _layer_evidence(
     counts = done.counts.setdefault(name, [])
     for count in range(len(counts) + 1, params.layer_counts + 1):
         context.progress(before + count - 1, total, phase="count layers")
-        stack, samples = with_layers(params.stack, count), max(params.samples, _EVIDENCE_SAMPLES)
-        solution = solve(stack, measured=items, samples=samples, **options)
+        samples = max(params.samples, _EVIDENCE_SAMPLES)
+        solution = solve(params.with_layers(count), measured=items, samples=samples, **options)
         assert solution.posterior is not None  # noqa: S101 (the curves have dr)
-        done.count(name, count, solution.posterior.log_evidence, solution.modes[0].chi_square)
+        codes = {note.code for analysis in solution.analyses for note in analysis.notes}
+        doubts = ", ".join(sorted(codes & _AGAINST_FILM))
+        log_evidence, chi_square = solution.posterior.log_evidence, solution.modes[0].chi_square
+        done.count(name, Counted(count, log_evidence, chi_square, doubts))
         done.obey()
-    best = max(log_evidence for _, log_evidence, _ in counts)
-    whole = sum(math.exp(log_evidence - best) for _, log_evidence, _ in counts)
-    for count, log_evidence, chi_square in counts:
-        yield LayerEvidence(
-            curve=name,
-            layers=count,
-            log_evidence=log_evidence,
-            probability=math.exp(log_evidence - best) / whole,
-            chi_square=chi_square,
-        )
+    best = max(item.log_evidence for item in counts)
+    whole = sum(math.exp(item.log_evidence - best) for item in counts)
+    for item in counts:
+        probability = math.exp(item.log_evidence - best) / whole
+        yield LayerEvidence(curve=name, probability=probability, **item._asdict())
 
 
 def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]) -> FittedCurve:
@@ -256,7 +264,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]
         reduced_chi_square=analysis.reduced_chi_square,
         mean_abs_log10_error=error if math.isfinite(error) else None,
         effective_samples=analysis.effective_samples,
-        parameters=[FoundParameter(**asdict(found), at_bound=found.at_bound) for found in analysis.parameters],
+        parameters=[FoundParameter(**asdict(item), at_bound=item.at_bound) for item in analysis.parameters],
         explanations=[
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations

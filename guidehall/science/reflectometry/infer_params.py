@@ -10,6 +10,7 @@ from guidehall.science.pipeline import refuse_field, shown
 from guidehall.science.reflectometry.params import (
     MAX_SEGMENTS,
     LayerName,
+    LayerPrior,
     Note,
     Params,
     Range,
@@ -17,6 +18,7 @@ from guidehall.science.reflectometry.params import (
     ResolutionMode,
     SegmentParameter,
     StackPrior,
+    Tie,
     TrainingProbe,
     segment_bounds,
 )
@@ -141,10 +143,15 @@ class InferParams(Params):
     layer_counts: int = Field(
         0,
         title="Layers to count up to",
-        description="Compares films with 1 to so many layers like the first one of the stack, for each curve"
-        " or for all contrasts together. 0 does not.",
+        description="Compares films with 1 to so many layers in the place of one, for each curve or for all"
+        " contrasts together. 0 does not.",
         ge=0,
         le=MAX_LAYER_COUNT,
+    )
+    counted_layer: LayerName | None = Field(
+        None,
+        title="Layer to count",
+        description="Needed where more than one layer of the stack has bounds of SLD and thickness.",
     )
     starts: int = Field(24, title="Starts of each fit", ge=1, le=1000)
     samples: int = Field(
@@ -163,23 +170,38 @@ class InferParams(Params):
             allowed = "must be 0 where relation is series: the layers of a film that changes are not counted"
             refuse_field(self, ["layer_counts"], self.layer_counts, allowed)
         if self.layer_counts:
+            able = [layer.name for layer in self.stack.layers if _counts(layer)]
+            if self.counted_layer not in (able if len(able) != 1 else (*able, None)):
+                there = f"a layer with bounds of SLD and thickness: {', '.join(able) or 'there is none'}"
+                refuse_field(self, ["counted_layer"], self.counted_layer or "none", there)
             try:
-                with_layers(self.stack, self.layer_counts)
+                self.with_layers(self.layer_counts)
             except ValidationError as error:
                 allowed = f"must be 0 for this stack: {error.errors(include_url=False)[0]['msg']}"
                 refuse_field(self, ["layer_counts"], self.layer_counts, allowed)
         return self
 
+    def with_layers(self, count: int) -> StackPrior:
+        """The stack with `count` layers in the place of the one that is counted: layer1, layer2, …
 
-def with_layers(stack: StackPrior, count: int) -> StackPrior:
-    """The same with `count` layers like the first one, called layer1, layer2, …
+        Raises:
+            ValidationError: a group or an expression names the layer that is gone, or a medium is called so.
+        """
+        layers: list[LayerPrior] = []
+        for layer in self.stack.layers:
+            if layer.name == self.counted_layer or (self.counted_layer is None and _counts(layer)):
+                layers += (
+                    layer.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1)
+                )
+            else:
+                layers.append(layer)
+        return StackPrior.model_validate({**dict(self.stack), "layers": layers})
 
-    Raises:
-        ValidationError: a group or an expression names a layer that is gone, or a medium has such a name.
-    """
-    first = stack.layers[0]
-    layers = tuple(first.model_copy(update={"name": f"layer{place}"}) for place in range(1, count + 1))
-    return StackPrior.model_validate({**dict(stack), "layers": layers})
+
+def _counts(layer: LayerPrior) -> bool:
+    """Whether more of a layer could explain more: it has bounds of SLD and of thickness."""
+    found = (getattr(layer, kind) for kind in ("sld", "thickness"))
+    return all(isinstance(item, Range) and not isinstance(item, Tie) and not item.fixed for item in found)
 
 
 class FoundParameter(Params):
@@ -229,6 +251,8 @@ class LayerEvidence(Params):
     log_evidence: float = Field(title="Log evidence")
     probability: float
     chi_square: float = Field(title="Chi-square")
+    # Probabilities compare these films alone: the best of them may be wrong, too.
+    doubts: str = Field("", title="Doubts")
 
 
 class InferResult(Params):

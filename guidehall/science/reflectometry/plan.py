@@ -23,10 +23,9 @@ from guidehall.science.reflectometry.infer_params import probe_of
 from guidehall.science.reflectometry.params import grid, sigma_of
 from guidehall.science.reflectometry.plan_params import PlannedTime, PlanParams, PlanResult
 from guidehall.science.reflectometry.prior import Prior
-from guidehall.science.reflectometry.resolution import resolution
+from guidehall.science.reflectometry.resolution import orders, resolution
 from guidehall.science.reflectometry.watched import Watched
 
-_ORDER = 33
 # As many starts as `reflectometry.infer` takes by default.
 _SEARCH = Search(starts=24)
 
@@ -39,7 +38,8 @@ def run(params: PlanParams, context: Context) -> PlanResult:
     measurement, instrument = params.measurement, params.instrument
     q = grid(measurement.q_min, measurement.q_max, measurement.points, "log")
     sigma = sigma_of(instrument.resolution, instrument.resolution_convention) * q
-    found = prior.linearise(resolution(q, sigma, instrument.resolution_mode, _ORDER), truth)
+    order = orders(q, sigma, prior.features, exact=True)
+    found = prior.linearise(resolution(q, sigma, instrument.resolution_mode, order), truth)
     r, slopes = found.r[0], found.slopes[0]
     # Of the values, by the places in the unit cube.
     step = torch.full_like(truth, 1e-6)
@@ -65,7 +65,6 @@ def run(params: PlanParams, context: Context) -> PlanResult:
                 dr.expand(params.checks, -1).numpy(),
                 sigma,
                 instrument.resolution_mode,
-                _ORDER,
             )
             # From anywhere, as a measurement whose answer nobody knows: begun at the truth, a fit would stay
             # there even where the data say nothing.

@@ -20,14 +20,15 @@ from guidehall.science.reflectometry.kernel import profile
 from guidehall.science.reflectometry.network import Network, Seen, resample
 from guidehall.science.reflectometry.params import MAX_POINTS, SLD_UNIT, StackPrior, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import order_for
 from guidehall.science.reflectometry.weights import load_weights, read_arguments, weights_of
 
 ARCHITECTURE = "reflectometry.physical/1"
 # What the network was shown: at least this share of its grid, in log q.
 MIN_COVERAGE = 0.5
 PROFILE_POINTS = 256
-# Good to 2e-4 in log10 R at 5 % FWHM.
-_SERVING_ORDER = 17
+# Points of the quadrature over the resolution at least: good to 2e-4 in log10 R for thin films.
+_LEAST_ORDER = 17
 # Reflectivities calculated at once; bounds the memory of a large batch.
 _CHUNK = 2_000_000
 
@@ -147,9 +148,13 @@ class PhysicalPredictor:
         return tensors["q"], tensors["reflectivity"], tensors.get("error"), tensors["resolution"]
 
     def _calculate(self, q: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
-        rows = max(1, _CHUNK // (q.shape[1] * _SERVING_ORDER))
+        # By what was trained: an answer does not depend on the curves that are asked for beside it.
+        probe = self.arguments.probe
+        widest = sigma_of(probe.resolution.max, probe.resolution_convention) * probe.q_max
+        order = order_for(widest, self.prior.features, _LEAST_ORDER)
+        rows = max(1, _CHUNK // (q.shape[1] * order))
         parts = [
-            self.prior.measured(q[i : i + rows], sigma[i : i + rows], values[i : i + rows], _SERVING_ORDER)
+            self.prior.measured(q[i : i + rows], sigma[i : i + rows], values[i : i + rows], order)
             for i in range(0, len(q), rows)
         ]
         return torch.cat(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.expressions import Expression, identifier
 from guidehall.science.reflectometry.kernel import Media, depth_grid
 from guidehall.science.reflectometry.params import SLD_UNIT, LayerPrior, Range, StackPrior, Tie, TrainingProbe
-from guidehall.science.reflectometry.resolution import Resolution, quadrature
+from guidehall.science.reflectometry.resolution import Features, Resolution, quadrature
 
 _FILM = ("sld", "isld", "thickness", "roughness")
 _KINDS = (*_FILM, "scale", "background", "q_offset", "footprint_q")
@@ -142,6 +142,8 @@ class Prior:
     Attributes:
         free: the P parameters with lower < upper that no expression gives: fronting, layers, backing, further
             parameters, scale, background, q_offset, footprint_q, and those of further segments.
+        media_names: of each medium of the film, fronting first, repeated layers several times.
+        from_backing: whether the beam comes through the backing medium.
 
     Args:
         segments: of the one curve that is compared with this prior, whose points are then those of `q` and of
@@ -171,11 +173,12 @@ class Prior:
         self._ties += derived.values()
         is_free = [slot.parameter.lower < slot.parameter.upper and slot.key not in ties for slot in slots]
         self.free = tuple(slot.parameter for slot, free in zip(slots, is_free, strict=True) if free)
-        self._beam_from_backing = stack.beam == "backing"
+        self.from_backing = stack.beam == "backing"
         self._columns = {kind: [i for i, slot in enumerate(slots) if slot.kind == kind] for kind in _KINDS}
         # In the film, a repeated layer is there several times.
         parts = [stack.fronting, *(stack.layers[index] for index in stack.sequence), stack.backing]
         # Not by their keys, which may be alike where nothing is tied.
+        self.media_names = tuple(part.name for part in parts)
         names = [slot.parameter.name for slot in slots]
         for kind in _FILM:
             self._columns[kind] = [
@@ -241,13 +244,22 @@ class Prior:
 
     def depth_grid(self, points: int) -> Tensor:
         """One depth grid, [points], that holds the profile of every film of this prior."""
+        return depth_grid(self._media(self._extremes()), points)
+
+    @cached_property
+    def features(self) -> Features:
+        """What a quadrature has to follow in the curves of the films of this prior."""
+        return Features.of(self._from_the_beam(self._extremes()))
+
+    def _extremes(self) -> Tensor:
+        """Numbers of two films, with all quantities at their lower and at their upper ends."""
         ends = torch.tensor([[0.0], [1.0]], device=self._lower.device)
         numbers = self._complete(self.values(ends.expand(2, len(self.free))))
         for tie in self._ties:
             # What grows with one parameter may shrink with another.
             interval = self._intervals[tie.key.removesuffix(_IN_THE_FILM)]
             numbers[:, self._keys.index(tie.key)] = numbers.new_tensor([interval.low, interval.high])
-        return depth_grid(self._media(numbers), points)
+        return numbers
 
     def measured(self, q: Tensor, sigma: Tensor | None, values: Tensor, order: int = 33) -> Tensor:
         """Curves of these films as an instrument sees them, scale x (blurred reflectivity) + background.
@@ -360,7 +372,7 @@ class Prior:
             for place, column in enumerate(columns):
                 if column in moving:
                     # The engine counts from the side of the beam.
-                    wanted.append(start + (len(columns) - 1 - place if self._beam_from_backing else place))
+                    wanted.append(start + (len(columns) - 1 - place if self.from_backing else place))
                     sources.append(column)
         for column in moving.intersection(self._columns["q_offset"]):
             wanted.append(4 * media - 3)
@@ -410,7 +422,7 @@ class Prior:
 
     def _from_the_beam(self, numbers: Tensor) -> Media:
         media = self._media(numbers)
-        return media.reversed() if self._beam_from_backing else media
+        return media.reversed() if self.from_backing else media
 
 
 def _film_key(part: str, kind: str) -> str:

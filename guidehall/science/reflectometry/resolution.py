@@ -14,10 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guidehall.science.reflectometry.kernel import Media
 from guidehall.science.reflectometry.params import ResolutionMode
 
-# Points of the quadrature when nothing else is asked: converged to 1e-8 on sharp fringes.
+# Points of the quadrature when nothing else is asked: good for films up to some 500 angstrom.
 DEFAULT_ORDER = 33
+# Points over one window: so many, and more for each radian of phase that the fringes of a film turn in it. A
+# polynomial needs half a point for each; the rest is for what reflects more than once.
+_EXACT, _QUICK = 101, 16
+_PER_RADIAN = 0.75
+# The same where total reflection may end: no polynomial follows the kink well.
+_EXACT_AT_EDGE, _QUICK_AT_EDGE = 301, 65
+# At most, over one window and over all of a curve: what is calculated must fit into memory.
+_MOST, _MOST_OF_CURVE = 2000, 4_000_000
 # Where the Gaussian is cut, in standard deviations.
 _CUT = 3.5
 # refl1d's cut: where it has fallen to a thousandth.
@@ -64,28 +73,88 @@ class Resolution:
         return Resolution(self.q.to(device), self.first.to(device), self.weights.to(device))
 
 
+@dataclass(frozen=True)
+class Features:
+    """What a quadrature has to follow in the curves of some films.
+
+    Attributes:
+        thickness: of the thickest film, in angstrom: that of the finest fringes.
+        edge: up to where total reflection may end, in 1/angstrom; 0 without any.
+    """
+
+    thickness: float
+    edge: float
+
+    @classmethod
+    def of(cls, media: Media) -> Features:
+        """Those of films that are seen from their first medium."""
+        # Of a thick layer, too: little gets through it to the backing.
+        contrast = float((media.sld.max() - media.sld[:, 0].min()).clamp_min(0.0))
+        return cls(float(media.thickness.sum(-1).max()), 4.0 * math.sqrt(1e-6 * math.pi * contrast))
+
+
+def orders(q: np.ndarray, sigma: np.ndarray, features: Features, *, exact: bool) -> np.ndarray:
+    """Points of the quadrature over the resolution of each measured point, [N].
+
+    For error bars of 1 % of R and films up to 4000 angstrom at 10 % FWHM, chi-square is off by less than one
+    in the median of random films, and with `exact` by less than 0.2: it costs up to three times as much.
+
+    Args:
+        q, sigma: [N], in 1/angstrom; sigma is one standard deviation.
+    """
+    reach = _CUT * sigma
+    anywhere, at_edge = (_EXACT, _EXACT_AT_EDGE) if exact else (_QUICK, _QUICK_AT_EDGE)
+    wanted = anywhere + np.ceil(_PER_RADIAN * reach * features.thickness)
+    wanted = np.where(q - reach <= features.edge, np.maximum(wanted, at_edge), wanted)
+    most = min(_MOST, max(DEFAULT_ORDER, _MOST_OF_CURVE // len(q)))
+    found: np.ndarray = np.minimum(wanted, most).astype(np.int64)
+    return found
+
+
+def order_for(sigma: float, features: Features, least: int) -> int:
+    """One number of points for a whole curve whose largest sigma is so wide, in 1/angstrom.
+
+    At least so many, which do for fringes of up to half a turn over the window.
+    """
+    fringes = math.ceil(_PER_RADIAN * _CUT * sigma * features.thickness)
+    return min(max(least, least // 2 + fringes), _MOST)
+
+
 def resolution(
-    q: np.ndarray, sigma: np.ndarray | None, mode: ResolutionMode = "quadrature", order: int = DEFAULT_ORDER
+    q: np.ndarray,
+    sigma: np.ndarray | None,
+    mode: ResolutionMode = "quadrature",
+    order: int | np.ndarray = DEFAULT_ORDER,
 ) -> Resolution:
     """The matrix for measured points.
 
     Args:
         q: [N], in 1/angstrom; ascending for the mode "refl1d".
         sigma: [N] standard deviations of q; None or all zero for perfect resolution.
-        mode: "quadrature" integrates over 3.5 standard deviations with `order` points of Gauss and Legendre,
-            normalised to one. "refl1d" is that package's rule without oversampling: the curve is a straight
-            line between the measured points.
+        mode: "quadrature" integrates over 3.5 standard deviations by Gauss and Legendre, normalised to one.
+            "refl1d" is that package's rule without oversampling: the curve is a straight line between the
+            measured points.
+        order: of the quadrature, points for each measured one, or [N], for each its own.
     """
     if sigma is None or not np.any(sigma > 0):
         return _tensors(q, np.arange(len(q)), np.ones((len(q), 1)))
     if mode == "refl1d":
         return _piecewise_linear(q, sigma)
-    nodes, weights = quadrature(order)
-    spread = q[:, None] + sigma[:, None] * nodes
-    return _tensors(spread.ravel(), order * np.arange(len(q)), np.broadcast_to(weights, spread.shape))
+    each = np.broadcast_to(order, q.shape)
+    ends = np.cumsum(each)
+    width = int(each.max())
+    calculated = np.empty(ends[-1])
+    # The band of each row is as wide as the widest, and must lie within the curve.
+    first = np.minimum(ends - each, ends[-1] - width)
+    weights = np.zeros((len(q), width))
+    for row, (end, count) in enumerate(zip(ends, each, strict=True)):
+        nodes, share = quadrature(int(count))
+        calculated[end - count : end] = q[row] + sigma[row] * nodes
+        weights[row, end - count - first[row] :][:count] = share
+    return _tensors(calculated, first, weights)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in standard deviations, and the weights there of a Gaussian, which sum to one."""
     x, gauss = np.polynomial.legendre.leggauss(order)

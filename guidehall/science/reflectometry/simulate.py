@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,12 +9,10 @@ from torch import Tensor
 from guidehall.science.pipeline import Context, raise_if_cancelled
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
-from guidehall.science.reflectometry.params import Note, SimulateParams, SimulateResult, Stack
+from guidehall.science.reflectometry.params import SimulateParams, SimulateResult, Stack
 from guidehall.science.reflectometry.prior import share_on_sample
-from guidehall.science.reflectometry.resolution import resolution
-
-# What exact arithmetic could give, and some rounding.
-_MOST_REFLECTED = 1.0 + 1e-6
+from guidehall.science.reflectometry.resolution import Features, orders, resolution
+from guidehall.science.reflectometry.validity import unphysical
 
 
 def media_of(stack: Stack) -> Media:
@@ -36,14 +32,15 @@ def simulate(params: SimulateParams) -> SimulateResult:
     """Calculates one curve."""
     stack, probe = params.stack, params.probe
     media = media_of(stack)
+    lit = media.reversed() if stack.beam == "backing" else media
     q = probe.q()
     sigma = probe.relative_sigma * q
-    seen = resolution(q, sigma)
-    lit = media.reversed() if stack.beam == "backing" else media
+    seen = resolution(q, sigma, order=orders(q, sigma, Features.of(lit), exact=True))
     sharp = engine.reflectivity(seen.q + probe.q_offset, lit)
     met = sharp * share_on_sample(seen.q, torch.tensor(probe.footprint_q))
     r = probe.scale * engine.blur(seen, met) + probe.background
     z = depth_grid(media, params.profile_points)
+    names = [stack.fronting.name, *(layer.name for layer in stack.all_layers), stack.backing.name]
 
     def numbers(array: Tensor | np.ndarray) -> list[float]:
         values: list[float] = array.reshape(-1).tolist()
@@ -56,55 +53,8 @@ def simulate(params: SimulateParams) -> SimulateResult:
         z=numbers(z),
         sld=numbers(profile(z, media.sld, media)),
         isld=numbers(profile(z, media.isld, media)),
-        notes=[*_rougher_than_thick(stack), *_above_total(stack, lit, seen.q, sharp)],
+        notes=list(unphysical(seen.q + probe.q_offset, media, names, from_backing=stack.beam == "backing")),
     )
-
-
-def _rougher_than_thick(stack: Stack) -> list[Note]:
-    """A note for each interface that is rougher than a layer beside it is thick."""
-    notes = []
-    layers = stack.all_layers
-    for name, part, before, behind in zip(
-        _interfaces(stack), (*layers, stack.backing), (None, *layers), (*layers, None), strict=True
-    ):
-        thinnest = min(
-            (layer for layer in (before, behind) if layer), key=lambda layer: layer.thickness, default=None
-        )
-        if thinnest is not None and part.roughness > thinnest.thickness:
-            message = (
-                f"{name}: the roughness, {part.roughness:g} angstrom, is larger than the thickness of"
-                f" {thinnest.name}, {thinnest.thickness:g} angstrom; curve and profile are not of one film"
-            )
-            notes.append(Note("ROUGHER_THAN_THICK", message))
-    return list(dict.fromkeys(notes))
-
-
-def _above_total(stack: Stack, lit: Media, q: Tensor, sharp: Tensor) -> list[Note]:
-    """A note where more is reflected than arrives, with the interface that is most to blame.
-
-    Nevot and Croce's factor is an approximation for small roughness; it keeps no balance of what is reflected
-    and what is let through.
-    """
-    highest = sharp[0].argmax()
-    if float(sharp[0, highest]) <= _MOST_REFLECTED:
-        return []
-    # As many films as interfaces; in each, another of them is sharp.
-    count = lit.roughness.shape[1]
-    smoothed = lit.roughness * (1.0 - torch.eye(count, dtype=lit.roughness.dtype))
-    sld, isld, thickness = (part.expand(count, -1) for part in (lit.sld, lit.isld, lit.thickness))
-    reflected = engine.reflectivity(q[highest : highest + 1], Media(sld, isld, thickness, smoothed))
-    place = int(reflected[:, 0].argmin())
-    name = _interfaces(stack)[count - 1 - place if stack.beam == "backing" else place]
-    message = (
-        f"{name}: the roughness is beyond the validity of Nevot and Croce's factor; reflectivity reaches"
-        f" {float(sharp[0, highest]):.6g} at q = {float(q[highest]):.4g} 1/angstrom"
-    )
-    return [Note("REFLECTS_MORE_THAN_ARRIVES", message)]
-
-
-def _interfaces(stack: Stack) -> list[str]:
-    names = [stack.fronting.name, *(layer.name for layer in stack.all_layers), stack.backing.name]
-    return [f"interface {one}/{other}" for one, other in itertools.pairwise(names)]
 
 
 def run(params: SimulateParams, context: Context) -> SimulateResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,6 @@ from pydantic import ValidationError
 
 from guidehall.science.pipeline import UserError, first_fault
 from guidehall.science.reflectometry.analysis import (
-    FINAL_ORDER,
-    FIT_ORDER,
     Analysis,
     Prepared,
     describe,
@@ -52,7 +52,7 @@ from guidehall.science.reflectometry.watched import Pulse, Tell, Watched, nothin
 # Of a layer of a stack.
 _LONGEST_NAME = 40
 # Of the instrument, so each curve has its own.
-_INSTRUMENT = ("scale", "background", "q_offset")
+_INSTRUMENT = ("scale", "background", "q_offset", "footprint_q")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Measured:
     Attributes:
         name: of the curve, such as "D2O".
         own: bounds that hold for this curve alone, by the parameter's name, such as "water.sld". Parameters
-            without own bounds are shared by all curves, but for scale, background and q_offset.
+            without own bounds are shared by all curves, but for scale, background, q_offset and footprint_q.
     """
 
     name: str
@@ -236,7 +236,7 @@ class _Case:
         prior = Prior(stack, probe, segments=own_segments)
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
-        target, exact = (target_of(prior, prepared, mode, order) for order in (FIT_ORDER, FINAL_ORDER))
+        target, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
         return cls(stack, prior, prepared, mode, target, exact, own_segments is not None)
 
     def film(self, unit: np.ndarray) -> Stack:
@@ -290,24 +290,24 @@ def _of_segments(probe: TrainingProbe, bounds: Mapping[str, Range], where: str) 
 def _with_own(
     stack: StackPrior, probe: TrainingProbe, own: Mapping[str, Range], where: str
 ) -> tuple[StackPrior, TrainingProbe]:
-    parts = {part.name: part for part in (stack.fronting, *stack.layers, stack.backing)}
-    instrument: dict[str, Range] = {}
+    quantities = {item.name: item for item in stack.quantities() if isinstance(item.bounds, Range)}
+    document, instrument = stack.model_dump(), dict[str, Range]()
     for name, bounds in own.items():
-        part, _, kind = name.rpartition(".")
         if name in _INSTRUMENT:
             instrument[name] = bounds
-        elif part in parts and isinstance(getattr(parts[part], kind, None), Range):
-            parts[part] = parts[part].model_copy(update={kind: bounds})
+        elif name in quantities:
+            *path, kind = quantities[name].path
+            part: Any = document
+            for key in path:
+                part = part[key]
+            part[kind] = bounds.model_dump()
         else:
-            raise UserError(where, name, "must name a parameter of the stack, scale, background or q_offset")
-    changes = {
-        "fronting": parts[stack.fronting.name].model_dump(),
-        "layers": [parts[layer.name].model_dump() for layer in stack.layers],
-        "backing": parts[stack.backing.name].model_dump(),
-    }
+            near = difflib.get_close_matches(name, quantities, 3) or list(quantities)[:20]
+            allowed = f"a parameter with bounds: {', '.join([*near, *_INSTRUMENT])}"
+            raise UserError(where, name, allowed)
     try:
         # Validated anew: an expression may not hold any more.
-        changed = StackPrior.model_validate(dict(stack) | changes)
+        changed = StackPrior.model_validate(document)
         seen = TrainingProbe.model_validate(dict(probe) | instrument)
     except ValidationError as error:
         raise first_fault(error, where) from None

@@ -23,11 +23,11 @@ _PRIOR_GAIN = 16.0
 # From here on an answer without error bars is no description of the curve: mean |log10 R|.
 _POOR_LOG10_ERROR = 0.15
 # In error bars: a curve without any point like that shows nothing.
-_SIGNAL = 3.0
+SIGNAL = 3.0
 
 
 def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: float) -> Iterator[Note]:
-    """POOR_FIT or NO_SIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
+    """POOR_FIT or NOSIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
 
     Args:
         mean_abs_log10_error: of the points where both are positive; NaN without any.
@@ -37,8 +37,8 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
         # Nothing says that what is not positive is noise, so it counts too.
         whole = float((compress(target.curves(unit)) - target.compressed).abs().mean())
         error = whole if math.isnan(error) else max(error, whole)
-    elif not bool((target.r > _SIGNAL * target.dr).any()):
-        yield Note("NO_SIGNAL", f"no point of the curve lies above zero by {_SIGNAL:g} error bars")
+    elif not bool((target.r > SIGNAL * target.dr).any()):
+        yield Note("NOSIGNAL", f"no point of the curve lies above zero by {SIGNAL:g} error bars")
         return
     if error > _POOR_LOG10_ERROR:
         yield Note(
@@ -53,29 +53,29 @@ def doubts(target: CurveTarget, mode: Mode, row: int = 0) -> Iterator[Note]:
     rows = torch.tensor([row])
     residuals, slopes = target.linearise(torch.from_numpy(mode.unit)[None], rows)
     left, jacobian = residuals[0].numpy(), slopes[0].numpy()
-    yield from _structure(left, jacobian)
+    yield from _structure(left, jacobian, mode.covariance)
     yield from _bounds(target, mode, left, jacobian)
 
 
-def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
-    curvature = jacobian @ jacobian.T
-    # Parameters that the prior holds rather than the data take no freedom from the data.
-    used = float(np.trace(np.linalg.solve(curvature + 12.0 * np.eye(len(curvature)), curvature)))
+def _structure(left: np.ndarray, jacobian: np.ndarray, covariance: np.ndarray) -> Iterator[Note]:
+    # Parameters that the prior holds rather than this curve, or other curves of the same fit, take no freedom
+    # from its points.
+    used = float(np.trace(covariance @ (jacobian @ jacobian.T)))
     freedom = max(len(left) - used, 1.0)
     chi_square = float(left @ left)
     expected = f"{freedom:.3g} ± {math.sqrt(2.0 * freedom):.2g}"
     if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",
-            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the film has more structure"
-            " than the model, or the error bars or the resolution are not those given",
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the film has more"
+            " structure than the model, or the error bars or the resolution are not those given",
         )
         return
     if 1.0 - _chance_of_more(chi_square, freedom) < _SMALL_CHI_SQUARE_CHANCE:
         yield Note(
             "ERROR_BARS_TOO_LARGE",
-            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the curve scatters less than"
-            " its error bars say, so the answer may be better known than it seems",
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the curve scatters less"
+            " than its error bars say, so the answer may be better known than it seems",
         )
         return
     resemblance = float(left[1:] @ left[:-1]) / max(chi_square, 1e-300) * math.sqrt(len(left))

@@ -1,0 +1,104 @@
+"""How finely the resolution is integrated: by the film's own fringes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from guidehall.science.reflectometry import engine
+from guidehall.science.reflectometry.fit import CurveTarget
+from guidehall.science.reflectometry.infer_params import Instrument, probe_of
+from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, SimulateParams, StackPrior
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import Features, orders, resolution
+from guidehall.science.reflectometry.simulate import media_of, simulate
+
+Q = np.geomspace(0.008, 0.2, 150)
+REFERENCE = 2001
+
+
+def thick_film(thickness: float, backing: float = 6.36) -> StackPrior:
+    return StackPrior.model_validate(
+        {
+            "fronting": {"name": "silicon", "sld": 2.07},
+            "layers": [
+                {
+                    "name": "film",
+                    "thickness": {"min": 0.9 * thickness, "max": 1.1 * thickness},
+                    "sld": {"min": 2.5, "max": 5},
+                    "roughness": {"min": 1, "max": 8},
+                }
+            ],
+            "backing": {"name": "liquid", "sld": backing, "roughness": {"min": 1, "max": 8}},
+        }
+    )
+
+
+@pytest.mark.parametrize("thickness", [100, 1000, 3000])
+@pytest.mark.parametrize("fwhm", [0.03, 0.1])
+def test_fits_follow_fringes(thickness: float, fwhm: float) -> None:
+    """With error bars of 1 % of R, chi-square at the truth must hardly tell the rules apart."""
+    prior = Prior(thick_film(thickness), probe_of(Instrument()))
+    unit = torch.rand(5, len(prior.free), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sigma = fwhm / FWHM_PER_SIGMA * Q
+    truth = prior.curves(resolution(Q, sigma, order=REFERENCE), prior.values(unit))
+    dr = 0.01 * truth + 1e-8
+    rows = torch.arange(len(unit))
+    for exact, most in ((False, 2.0), (True, 1.0)):
+        target = CurveTarget(prior, Q, truth.numpy(), dr.numpy(), sigma, exact=exact)
+        assert float(target.residuals(unit, rows).square().sum(1).median()) < most
+
+
+def test_rows_with_points_of_their_own_are_those_of_each_alone() -> None:
+    sigma = 0.03 * Q
+    each = np.random.default_rng(1).integers(5, 40, len(Q))
+    together = resolution(Q, sigma, order=each)
+    film = torch.rand(2, len(together.q), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = engine.blur(together, film)
+    torch.testing.assert_close(seen, together.apply(film), rtol=1e-12, atol=0.0)
+    end = 0
+    for place, count in enumerate(each):
+        alone = resolution(Q[place : place + 1], sigma[place : place + 1], order=int(count))
+        torch.testing.assert_close(together.q[end : end + count], alone.q)
+        torch.testing.assert_close(seen[:, place], alone.apply(film[:, end : end + count])[:, 0])
+        end += count
+
+
+def test_more_points_where_total_reflection_may_end_and_never_too_many() -> None:
+    sigma = 0.02 * Q
+    edge = orders(Q, sigma, Features(100.0, 0.015), exact=False)
+    assert set(edge[Q - 3.5 * sigma <= 0.015]) == {65}
+    assert edge[Q > 0.02].max() < 35
+    assert set(orders(Q, sigma, Features(100.0, 0.0), exact=True)) <= set(range(101, 110))
+    assert set(orders(Q, sigma, Features(100.0, 0.015), exact=True)) > {301, 102}
+    assert orders(Q, sigma, Features(1e9, 0.0), exact=True).max() == 2000
+    many = np.geomspace(0.008, 0.2, 100_000)
+    assert orders(many, 0.02 * many, Features(1e9, 0.0), exact=True).sum() < 5_000_000
+
+
+def test_the_edge_is_that_of_the_side_of_the_beam() -> None:
+    media = media_of(SimulateParams.model_validate(FILM).stack)
+    assert Features.of(media).thickness == 6000
+    assert Features.of(media).edge == pytest.approx(4 * np.sqrt(np.pi * 4e-6))
+    assert Features.of(media.reversed()).edge == pytest.approx(4 * np.sqrt(np.pi * 1.93e-6))
+
+
+FILM = {
+    "stack": {
+        "fronting": {"name": "air", "sld": 0},
+        "layers": [{"name": "film", "sld": 4, "thickness": 6000, "roughness": 5}],
+        "backing": {"name": "silicon", "sld": 2.07, "roughness": 3},
+    }
+}
+
+
+def test_a_simulated_thick_film_is_blurred_well() -> None:
+    params = SimulateParams.model_validate(FILM)
+    found = simulate(params)
+    q, sigma = np.array(found.q), np.array(found.resolution)
+    seen = resolution(q, sigma, order=REFERENCE)
+    exact = engine.blur(seen, engine.reflectivity(seen.q, media_of(params.stack)))[0].numpy()
+    np.testing.assert_allclose(
+        np.array(found.reflectivity) - params.probe.background, params.probe.scale * exact, rtol=5e-3
+    )
