@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,6 +23,7 @@ Examples
   guidehall reflectometry import-settings old-project/ > film.yml
   guidehall submit reflectometry.nr_sld --from film.yml --watch
   guidehall reflectometry import-model trained_nr_sld_model.pth --statistics normalization_stat.npy
+  guidehall reflectometry join d2o.dat h2o.dat --dq fwhm --output contrasts.ort
 """
 )
 def reflectometry() -> None:
@@ -117,6 +118,35 @@ def import_model(
         emit({"job": job.name, "model_versions": list(published)})
     else:
         click.echo(f"published {', '.join(published)}")
+
+
+@reflectometry.command("join")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The ORSO file (.ort) to write.",
+)
+@click.option(
+    "--dq", type=click.Choice(["sigma", "fwhm"]), help="What dq is in files that do not say it themselves."
+)
+def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | None) -> None:
+    """Put the curves of several files into one, for `reflectometry.infer`.
+
+    In the order given: contrasts of one film, or a film that changes. Each is called as its file, where
+    that has one curve.
+    """
+    from guidehall.science.reflectometry.export import join_ort
+    from guidehall.science.reflectometry.formats.read import read_files
+
+    with science_refusals():
+        curves = read_files(files, dq)
+    names = [curve.metadata.data_set for curve in curves]
+    output.write_bytes(join_ort(curves))
+    click.echo(f"{len(curves)} curves written to {clean(str(output))}: {', '.join(map(clean, names))}")
 
 
 def _plain_files(networks: dict[str, Path], statistics: Path, folder: Path) -> dict[str, Path]:

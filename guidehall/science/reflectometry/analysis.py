@@ -101,10 +101,11 @@ class Analysis:
         q, calculated: [U] the curve of the answer, at the measured q.
         residuals: [U] (measured - calculated) / dr; None without dr, like the two chi-squares.
         reduced_chi_square: None also when there are not more points than parameters.
-        mean_abs_log10_error: mean of |log10 measured - log10 calculated| where both are positive; NaN if
-            nowhere.
+        mean_abs_log10_error: mean of |log10 measured - log10 calculated| where both are positive and the
+            measured is above its noise; NaN if nowhere.
         explanations: of a refined answer, best first; values in the order of `parameters`.
         sld_band, calculated_band: of `sld` and `calculated`, where the posterior was sampled.
+        samples: [S, P] of the posterior, in the order of `parameters`.
     """
 
     stage: Stage
@@ -126,6 +127,7 @@ class Analysis:
     explanations: tuple[Explanation, ...] = ()
     sld_band: Band | None = None
     calculated_band: Band | None = None
+    samples: np.ndarray | None = None
     # How many independent samples the posterior's are worth.
     effective_samples: float | None = None
     # The calculated curve between the points too, for pictures; None where there is none but at the points.
@@ -350,6 +352,7 @@ def describe(
         explanations=tuple(_explanation(prior, mode) for mode in modes),
         sld_band=profiles,
         calculated_band=curves,
+        samples=None if sampled is None else sampled.numpy(),
         effective_samples=None if posterior is None else posterior.effective,
     )
 

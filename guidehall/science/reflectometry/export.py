@@ -11,7 +11,7 @@ import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,10 +21,10 @@ from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, Layer, Medium, Stack
 
 if TYPE_CHECKING:
-    from orsopy.fileio import Orso
+    from orsopy.fileio import Orso, OrsoDataset
     from orsopy.fileio.model_language import SampleModel
 
-    from guidehall.science.reflectometry.analysis import Parameter
+    from guidehall.science.reflectometry.analysis import Analysis, Band, Parameter
 
 _UNIT = 1e-6
 # More points of refl1d's own grid per measured one, and of refnx's quadrature: so many that both are exact.
@@ -59,12 +59,13 @@ def to_npy(curve: Curve) -> bytes:
     return buffer.getvalue()
 
 
-def to_csv(curve: Curve, calculated: np.ndarray | None = None) -> bytes:
+def to_csv(curve: Curve, calculated: np.ndarray | None = None, band: Band | None = None) -> bytes:
     """The curve with a line of column names, in 1/angstrom and standard deviations.
 
     Args:
         curve: N points.
         calculated: [N], the model's curve.
+        band: of that.
     """
     columns = {
         "q (1/angstrom)": curve.q,
@@ -72,11 +73,44 @@ def to_csv(curve: Curve, calculated: np.ndarray | None = None) -> bytes:
         "dR": curve.dr,
         "dq_sigma (1/angstrom)": _dq(curve),
         "R_model": calculated,
+        **_band_columns("R_model", band),
     }
-    kept = {name: values for name, values in columns.items() if values is not None}
-    lines = [",".join(kept)]
-    lines += [",".join(repr(float(value)) for value in row) for row in zip(*kept.values(), strict=True)]
-    return ("\n".join(lines) + "\n").encode()
+    return _csv({name: values for name, values in columns.items() if values is not None})
+
+
+def profile_csv(analysis: Analysis) -> bytes:
+    """The profile and its bands, with a line of column names: depth from the fronting medium on."""
+    columns = {
+        "z (angstrom)": analysis.z,
+        "sld (1e-6/angstrom^2)": analysis.sld,
+        "isld (1e-6/angstrom^2)": analysis.isld,
+        **_band_columns("sld", analysis.sld_band),
+    }
+    return _csv(columns)
+
+
+def samples_csv(parameters: Sequence[Parameter], samples: np.ndarray) -> bytes:
+    """Samples of the posterior, [S, P], a line each: how parameters depend on each other."""
+    return _csv(dict(zip((item.name for item in parameters), samples.T, strict=True)))
+
+
+def _band_columns(name: str, band: Band | None) -> dict[str, np.ndarray]:
+    if band is None:
+        return {}
+    return {
+        f"{name}_low_95": band.lower_95,
+        f"{name}_low_68": band.lower_68,
+        f"{name}_high_68": band.upper_68,
+        f"{name}_high_95": band.upper_95,
+    }
+
+
+def _csv(columns: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.StringIO()
+    lines = csv.writer(buffer, lineterminator="\n")
+    lines.writerow(columns)
+    lines.writerows(np.stack(list(columns.values()), axis=1).tolist())
+    return buffer.getvalue().encode()
 
 
 def parameters_csv(parameters: Sequence[Parameter]) -> bytes:
@@ -99,8 +133,38 @@ def to_ort(curve: Curve, calculated: np.ndarray | None = None, stack: Stack | No
         calculated: [N], the model's curve: a column more.
         stack: the model, in ORSO's language of samples. That has no word for scale and background.
     """
+    return _orso_file([_orso_set(curve, calculated, stack)])
+
+
+def join_ort(curves: Sequence[Curve]) -> bytes:
+    """Curves as the sets of one ORSO text file; `metadata.data_set` names each, which none shares.
+
+    Points are in the order of their segments, from which a reader tells these.
+    """
+    sets = []
+    for curve in curves:
+        if curve.segment is not None:
+            order = np.argsort(curve.segment, kind="stable")
+            columns = {name: getattr(curve, name) for name in ("q", "r", "dr", "dq")}
+            ordered = {name: None if column is None else column[order] for name, column in columns.items()}
+            curve = replace(curve, **ordered)
+        found = _orso_set(curve, None, None)
+        found.info.data_set = curve.metadata.data_set
+        sets.append(found)
+    return _orso_file(sets)
+
+
+def _orso_file(sets: list[OrsoDataset]) -> bytes:
+    from orsopy.fileio import save_orso
+
+    buffer = io.StringIO()
+    save_orso(sets, buffer)
+    return buffer.getvalue().encode()
+
+
+def _orso_set(curve: Curve, calculated: np.ndarray | None, stack: Stack | None) -> OrsoDataset:
     # It changes how PyYAML reads dates and writes tags in this process: only who writes such a file pays.
-    from orsopy.fileio import Column, ErrorColumn, OrsoDataset, save_orso
+    from orsopy.fileio import Column, ErrorColumn, OrsoDataset
 
     missing = np.full(len(curve.q), np.nan)
     dq = _dq(curve)
@@ -121,9 +185,7 @@ def to_ort(curve: Curve, calculated: np.ndarray | None = None, stack: Stack | No
     header.columns = columns
     if stack is not None:
         header.data_source.sample.model = sample_model(stack)
-    buffer = io.StringIO()
-    save_orso([OrsoDataset(header, np.stack(arrays, axis=1))], buffer)
-    return buffer.getvalue().encode()
+    return OrsoDataset(header, np.stack(arrays, axis=1))
 
 
 def sample_model(stack: Stack) -> SampleModel:

@@ -287,17 +287,22 @@ def answer_files(
     band = analysis.sld_band
     bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
     figures = {
-        "fit": plots.fit(curve, analysis.calculated, analysis.line),
+        "fit": plots.fit(curve, analysis.calculated, analysis.line, analysis.calculated_band),
         "q4": plots.fit_q4(curve, analysis.calculated, analysis.line),
         "sld": plots.sld_bands(analysis.z, analysis.sld, *bands),
     }
     for name, figure in figures.items():
         yield from plots.files(f"{label}-{name}", figure)
     yield f"{label}.ort", export.to_ort(curve, analysis.calculated, film), "text/plain"
-    yield f"{label}.csv", export.to_csv(curve, analysis.calculated), "text/csv"
+    yield f"{label}.npy", export.to_npy(curve), "application/x-npy"
+    yield f"{label}.csv", export.to_csv(curve, analysis.calculated, analysis.calculated_band), "text/csv"
     profile = io.BytesIO()
     np.save(profile, np.stack([analysis.z, analysis.sld, analysis.isld]), allow_pickle=False)
     yield f"{label}-profile.npy", profile.getvalue(), "application/x-npy"
+    yield f"{label}-profile.csv", export.profile_csv(analysis), "text/csv"
+    if analysis.samples is not None:
+        samples = export.samples_csv(analysis.parameters, analysis.samples)
+        yield f"{label}-samples.csv", samples, "text/csv"
     yield f"{label}-parameters.csv", export.parameters_csv(analysis.parameters), "text/csv"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
     if curve.dr is None or script_notes(instrument):

@@ -25,6 +25,7 @@ from guidehall.science.reflectometry.params import (
 
 MAX_CURVES = 200
 MAX_SAMPLES = 5000
+MAX_STARTS = 1000
 MAX_LAYER_COUNT = 8
 
 
@@ -153,7 +154,7 @@ class InferParams(Params):
         title="Layer to count",
         description="Needed where more than one layer of the stack has bounds of SLD and thickness.",
     )
-    starts: int = Field(24, title="Starts of each fit", ge=1, le=1000)
+    starts: int = Field(24, title="Starts of each fit", ge=1, le=MAX_STARTS)
     samples: int = Field(
         500,
         title="Samples of the posterior",

@@ -19,10 +19,10 @@ from guidehall.science.reflectometry import plots
 from guidehall.science.reflectometry.analysis import Analysis, Parameter
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
-from guidehall.science.reflectometry.formats.read import read_curves
+from guidehall.science.reflectometry.formats.read import read_files
 from guidehall.science.reflectometry.formats.safe_yaml import load_all
 from guidehall.science.reflectometry.infer import answer_files, joint_files, script_notes
-from guidehall.science.reflectometry.infer_params import Instrument, probe_of
+from guidehall.science.reflectometry.infer_params import MAX_SAMPLES, MAX_STARTS, Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.progress import ProgressLine
 from guidehall.science.reflectometry.solve import Measured, Solution, solve
@@ -30,6 +30,7 @@ from guidehall.science.reflectometry.solve import Measured, Solution, solve
 _LARGEST_SEED = 2**53 - 1
 
 Model = StackPrior | Mapping[str, Any] | str | Path
+Data = str | Path | Curve | Sequence[str | Path | Curve]
 
 _CITATIONS = (
     "L. G. Parratt, Phys. Rev. 95, 359 (1954): the recursion over layers.",
@@ -171,7 +172,7 @@ def _encoded(figure: Figure) -> str:
 
 
 def fit(
-    data: str | Path | Curve | Sequence[Curve],
+    data: Data,
     model: Model,
     *,
     own: Sequence[Mapping[str, Any]] = (),
@@ -185,7 +186,7 @@ def fit(
     """Finds the film behind a measured curve, or behind several curves of one film.
 
     Args:
-        data: a file (ORSO, text, NeXus, .npy) or curves. Several curves share the film.
+        data: a file (ORSO, text, NeXus, .npy) or several, or curves. Several curves share the film.
         model: what is known of the film, with bounds: a `StackPrior`, a mapping like one, or a YAML or JSON
             file that holds one, by itself or as `stack`.
         own: for each curve the bounds that hold for it alone, such as
@@ -200,23 +201,14 @@ def fit(
     Raises:
         UserError: names what is wrong and what is allowed.
     """
-    for name, value, least in (("samples", samples, 0), ("starts", starts, 1)):
-        if value < least:
-            raise UserError(name, value, f"must be at least {least}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
-        raise UserError("seed", seed, f"must be a whole number from 0 to {_LARGEST_SEED}")
-    curves = _curves(data, dq)
-    if not curves:
-        raise UserError("data", "no curves", "must hold at least one")
-    given = [{name: _range(bounds, name) for name, bounds in item.items()} for item in own]
-    if given and len(given) != len(curves):
-        raise UserError(
-            "own", f"{len(given)} sets of bounds", f"must be one for each of {len(curves)} curves"
-        )
-    items = tuple(
-        Measured(str(place), curve, given[place - 1] if given else {})
-        for place, curve in enumerate(curves, start=1)
-    )
+    for name, value, least, most in (
+        ("samples", samples, 0, MAX_SAMPLES),
+        ("starts", starts, 1, MAX_STARTS),
+        ("seed", seed, 0, _LARGEST_SEED),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UserError(name, value, f"must be a whole number from {least} to {most}")
+    items = _measured(data, dq, own)
     stack = _stack(model)
     known = (
         instrument
@@ -239,17 +231,31 @@ def fit(
     return Fit(stack, known, items, solution)
 
 
-def _curves(data: str | Path | Curve | Sequence[Curve], dq: ResolutionConvention | None) -> list[Curve]:
-    if isinstance(data, Curve):
-        return [data]
-    if isinstance(data, str | Path):
-        path = Path(data)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError("data", path, f"cannot be read: {error.strerror}") from None
-        return read_curves(content, path.name, dq=dq, field=path.name)
-    return list(data)
+def _measured(
+    data: Data, dq: ResolutionConvention | None, own: Sequence[Mapping[str, Any]]
+) -> tuple[Measured, ...]:
+    """The curves with their names, which are those of the files or their places."""
+    items = [data] if isinstance(data, str | Path | Curve) else list(data)
+    if not items:
+        raise UserError("data", "no curves", "must hold at least one")
+    paths = [Path(item) for item in items if isinstance(item, str | Path)]
+    if dq is not None and not paths:
+        raise UserError("dq", dq, "only with files: the dq of a Curve is one standard deviation")
+    curves = [item for item in items if isinstance(item, Curve)]
+    if len(curves) + len(paths) < len(items) or (curves and paths):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+        raise UserError("data", kinds, "must be files or curves, all of one kind")
+    names = []
+    if paths:
+        curves = read_files(paths, dq)
+        names = [curve.metadata.data_set for curve in curves] if len(paths) > 1 else []
+    names = names or [str(place) for place in range(1, len(curves) + 1)]
+    given = [{name: _range(bounds, name) for name, bounds in item.items()} for item in own]
+    if given and len(given) != len(curves):
+        raise UserError(
+            "own", f"{len(given)} sets of bounds", f"must be one for each of {len(curves)} curves"
+        )
+    return tuple(map(Measured, names, curves, given or [{} for _ in curves]))
 
 
 def _stack(model: Model) -> StackPrior:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from guidehall.science.pipeline import Context
-from guidehall.science.reflectometry.analysis import Analysis, Line
+from guidehall.science.reflectometry.analysis import Analysis, Band, Line
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.params import EpochLosses
 
@@ -36,7 +36,7 @@ def curve_and_profile(curves: Lines, profiles: Lines) -> Figure:
     return figure
 
 
-def fit(curve: Curve, calculated: np.ndarray, line: Line | None = None) -> Figure:
+def fit(curve: Curve, calculated: np.ndarray, line: Line | None = None, band: Band | None = None) -> Figure:
     """Measured and calculated reflectivity in logarithmic axes, and what is left in units of dR below it.
 
     A point that is not above zero has no place there: it is drawn as an upper limit, at two standard
@@ -46,9 +46,10 @@ def fit(curve: Curve, calculated: np.ndarray, line: Line | None = None) -> Figur
         curve: N points.
         calculated: [N], the model's curve at the same q.
         line: the model's curve to draw; without it, that at the points.
+        band: of the model's curve at the points, of which that of 95 % is drawn.
     """
     figure = Figure(figsize=(7, 6), layout="constrained")
-    _draw_fit(figure, curve, calculated, line)
+    _draw_fit(figure, curve, calculated, line, band)
     return figure
 
 
@@ -56,7 +57,7 @@ def answer(curve: Curve, analysis: Analysis) -> Figure:
     """An answer to all points of a curve: the fit with what is left over, and the profile with its bands."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False)[0]
-    _draw_fit(left, curve, analysis.calculated, analysis.line)
+    _draw_fit(left, curve, analysis.calculated, analysis.line, analysis.calculated_band)
     band = analysis.sld_band
     bands = () if band is None else ((band.lower_68, band.upper_68), (band.lower_95, band.upper_95))
     _draw_sld(right.subplots(), analysis.z, analysis.sld, *bands)
@@ -97,9 +98,13 @@ def joint_answer(names: Sequence[str], curves: Sequence[Curve], analyses: Sequen
     return figure
 
 
-def _draw_fit(figure: FigureBase, curve: Curve, calculated: np.ndarray, line: Line | None) -> None:
+def _draw_fit(
+    figure: FigureBase, curve: Curve, calculated: np.ndarray, line: Line | None, band: Band | None
+) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _draw_measured(upper, curve, np.ones_like(curve.q))
+    if band is not None:
+        upper.fill_between(curve.q, band.lower_95, band.upper_95, color="C1", alpha=0.3, linewidth=0)
     upper.plot(*(line or (curve.q, calculated)), color="C1", zorder=3, label="model")
     upper.set(xscale="log", yscale="log", ylabel="Reflectivity")
     lower.axhline(0.0, color="C1")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import MAX_FILE_BYTES, Curve
 from guidehall.science.reflectometry.formats import arrays, nexus, orso, text
@@ -49,3 +53,26 @@ def read_curves(
     else:
         sets = text.read(data, given)
     return [assemble(columns, given) for columns in sets]
+
+
+def read_files(paths: Sequence[Path], dq: ResolutionConvention | None = None) -> list[Curve]:
+    """The curves of several files, in that order, each with a name of its own in `metadata.data_set`.
+
+    That of a curve that is alone in its file is the file's, without its ending.
+
+    Raises:
+        UserError: a file cannot be read, or is wrong.
+    """
+    found: list[Curve] = []
+    for path in paths:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError("data", path, f"cannot be read: {error.strerror}") from None
+        curves = read_curves(content, path.name, dq=dq, field=path.name)
+        for place, curve in enumerate(curves, start=1):
+            name = path.stem if len(curves) == 1 else f"{path.stem} {curve.metadata.data_set or place}"
+            while any(name == other.metadata.data_set for other in found):
+                name += "'"
+            found.append(replace(curve, metadata=replace(curve.metadata, data_set=name)))
+    return found

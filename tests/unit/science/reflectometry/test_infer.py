@@ -19,8 +19,8 @@ from guidehall.science.pipeline import Desired, JobCancelled, LocalContext, User
 from guidehall.science.reflectometry import infer
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
-from guidehall.science.reflectometry.infer_params import InferParams, InferResult, probe_of
-from guidehall.science.reflectometry.params import Range
+from guidehall.science.reflectometry.infer_params import InferParams, InferResult, Instrument, probe_of
+from guidehall.science.reflectometry.params import Range, StackPrior
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
 from guidehall.science.reflectometry.solve import Measured, series, solve
@@ -193,6 +193,81 @@ def test_the_evidence_counts_the_layers_of_each_curve(tmp_path: Path) -> None:
     assert probable == [1, 2]
     counted = [report["step"] for report in context.reports if report["phase"] == "count layers"]
     assert counted == [0, 1, 2, 3]
+
+
+def test_layers_are_counted_in_the_place_of_one() -> None:
+    film = {"sld": {"min": 0.5, "max": 6.0}, "thickness": {"min": 30, "max": 200}, "roughness": 3.0}
+    stack = {
+        "fronting": {"name": "silicon", "sld": 2.07},
+        "layers": [
+            {"name": "oxide", "sld": 3.47, "thickness": {"min": 5, "max": 30}},
+            {"name": "film", **film},
+        ],
+        "backing": {"name": "water", "sld": 6.36, "roughness": 3.0},
+    }
+    params = InferParams.model_validate({"stack": stack, "layer_counts": 2})
+    assert [layer.name for layer in params.with_layers(2).layers] == ["oxide", "layer1", "layer2"]
+    more = {**stack, "layers": [*stack["layers"], {"name": "cap", **film}]}
+    with pytest.raises(ValidationError) as caught:
+        InferParams.model_validate({"stack": more, "layer_counts": 2})
+    ((field, reason),) = field_errors(caught.value)
+    assert (field, reason.endswith("a layer with bounds of SLD and thickness: film, cap")) == (
+        "counted_layer",
+        True,
+    )
+    named = InferParams.model_validate({"stack": more, "layer_counts": 2, "counted_layer": "cap"})
+    assert [layer.name for layer in named.with_layers(1).layers] == ["oxide", "film", "layer1"]
+
+
+def test_curves_may_have_own_bounds_of_any_parameter() -> None:
+    """Lipids with and without deuterium: the same film but for the scattering length of its tails."""
+    stack = StackPrior.model_validate(
+        {
+            "fronting": {"name": "air", "sld": 0.0},
+            "layers": [
+                {
+                    "name": "tails",
+                    "molecules": {"b": {"min": -40, "max": 400}, "volume": 780, "area": "heads.area"},
+                    "roughness": 3.0,
+                },
+                {
+                    "name": "heads",
+                    "molecules": {"b": 60.0, "volume": 320, "area": {"min": 50, "max": 70}},
+                    "thickness": {"min": 8, "max": 12},
+                    "roughness": 3.0,
+                },
+            ],
+            "backing": {"name": "water", "sld": "wet * 6.9 - 0.56", "roughness": 3.0},
+            "parameters": {"wet": {"min": 0, "max": 1}},
+        }
+    )
+    q = np.geomspace(0.01, 0.25, 40)
+    truth = {"tails.b": (-29.0, 320.0), "wet": (0.08, 1.0)}
+    known = {"heads.area": 61.0, "heads.thickness": 9.5, "scale": 1.0, "background": 1e-7}
+    curves = []
+    prior = Prior(stack, probe_of(Instrument()))
+    for place in range(2):
+        numbers = known | {name: values[place] for name, values in truth.items()}
+        values = torch.tensor([[numbers[free.name] for free in prior.free]], dtype=torch.float64)
+        r = prior.measured(torch.from_numpy(q), torch.from_numpy(0.02 * q), values)[0].numpy()
+        curves.append(Curve(q, r, 0.02 * r + 1e-9, 0.02 * q))
+    measured = [
+        Measured("h", curves[0], {"tails.b": Range(min=-29, max=-29), "wet": Range(min=0, max=0.2)}),
+        Measured("d", curves[1], {"tails.b": Range(min=320, max=320), "wet": Range(min=0.8, max=1)}),
+    ]
+    found = solve(stack, probe_of(Instrument()), measured, seed=1, how=Search(starts=12))
+    assert {"h: wet", "d: wet", "heads.area"} < {free.name for free in found.free}
+    best = {item.name: item.value for item in found.analyses[0].parameters}
+    assert best["heads.area"] == pytest.approx(61.0, abs=0.5)
+    assert best["wet"] == pytest.approx(0.08, abs=0.02)
+    with pytest.raises(UserError, match=r"a parameter with bounds: tails\.b, "):
+        solve(
+            stack,
+            probe_of(Instrument()),
+            [Measured("h", curves[0], {"tail.b": Range(min=-29, max=-29)})],
+            seed=1,
+            how=Search(starts=1),
+        )
 
 
 def test_layers_of_a_series_are_not_counted() -> None:

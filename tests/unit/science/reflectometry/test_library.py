@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import refnx
+import torch
 
 import guidehall
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.infer_params import Instrument, probe_of
+from guidehall.science.reflectometry.params import StackPrior
+from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.progress import ProgressLine
+from guidehall.science.reflectometry.resolution import resolution
 from tests.unit.science.reflectometry.test_infer import FILM
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
@@ -173,3 +178,44 @@ def test_error_bars_that_are_too_large_are_told_and_nothing_else_is_blamed(answe
         found = codes(guidehall.fit(wider, FILM, samples=0, starts=2))
         assert "MODEL_INSUFFICIENT" not in found
         assert {"ERROR_BARS_TOO_LARGE", "NO_SIGNAL"} & found
+
+
+def test_files_are_fitted_together_and_named_after_themselves() -> None:
+    names = ("e361r", "e366r")
+    own = [{"water.sld": {"min": 5.9, "max": 6.4}}, {"water.sld": {"min": -0.6, "max": 0.0}}]
+    film = {**FILM, "backing": {**FILM["backing"], "sld": {"min": -0.6, "max": 6.4}}}
+    found = guidehall.fit([MEASURED / f"{name}.txt" for name in names], film, own=own, samples=0, starts=4)
+    assert {"e361r: water.sld", "e366r: water.sld"} < {item.name for item in found.parameters}
+    assert found.notes[0].message.startswith("curve e361r: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": "5"}, "samples: got 5; must be a whole number from 0 to 5000"),
+        ({"starts": 2.5}, "starts: got 2.5; must be a whole number from 1 to 1000"),
+        ({"dq": "fwhm"}, "dq: got fwhm; only with files: the dq of a Curve is one standard deviation"),
+        ({"data": [1, 2]}, "data: got int; must be files or curves, all of one kind"),
+        ({"data": []}, "data: got no curves; must hold at least one"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], said: str) -> None:
+    q = np.geomspace(0.01, 0.2, 10)
+    arguments: dict[str, Any] = {"data": Curve(q, q, 0.1 * q), "model": FILM, **changes}
+    with pytest.raises(UserError) as caught:
+        guidehall.fit(**arguments)
+    assert str(caught.value) == said
+
+
+def test_points_below_the_noise_do_not_make_a_fit_poor() -> None:
+    """A curve whose background was subtracted has points that are nothing but noise."""
+    generator = np.random.default_rng(1)
+    q = np.geomspace(0.01, 0.3, 150)
+    stack = StackPrior.model_validate({**FILM, "backing": {**FILM["backing"], "sld": 6.36}})
+    prior = Prior(stack, probe_of(Instrument()))
+    middle = prior.values(torch.full((1, len(prior.free)), 0.5))
+    r = prior.curves(resolution(q, 0.02 * q), middle)[0].numpy() - float(middle[0, -1])
+    dr = np.hypot(0.02 * r, 1e-6)
+    curve = Curve(q, r + dr * generator.standard_normal(len(q)), dr, 0.02 * q)
+    found = guidehall.fit(curve, stack, instrument={"background": 0.0}, samples=0, starts=8)
+    assert not {"POOR_FIT", "MODEL_INSUFFICIENT"} & codes(found)
