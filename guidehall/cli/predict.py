@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # How near to a bound, in parts of the allowed range, a parameter counts as stuck to it.
 _AT_BOUND = 1e-3
+_DECADES = 100.0
 # Of the posterior, where nobody says how many: well below a second.
 _SAMPLES = 500
 _MAX_SAMPLES = 5000
@@ -217,12 +219,16 @@ def _chi_square(analysis: Analysis) -> str:
 
 def at_bound(parameter: Parameter) -> str:
     """Says so when the value sticks to a bound of the prior: then the bound, not the curve, chose it."""
-    width = parameter.upper - parameter.lower
-    if width <= 0:
+    ends = (parameter.lower, parameter.value, parameter.upper)
+    if ends[0] > 0 and ends[2] > _DECADES * ends[0]:
+        # Bounds over decades are those of a logarithm.
+        ends = (math.log(ends[0]), math.log(max(ends[1], ends[0])), math.log(ends[2]))
+    low, value, high = ends
+    if high <= low:
         return "fixed"
-    if parameter.value - parameter.lower < _AT_BOUND * width:
+    if value - low < _AT_BOUND * (high - low):
         return "at lower bound"
-    return "at upper bound" if parameter.upper - parameter.value < _AT_BOUND * width else ""
+    return "at upper bound" if high - value < _AT_BOUND * (high - low) else ""
 
 
 COMMANDS = (predict,)

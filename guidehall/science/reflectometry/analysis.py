@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -12,10 +13,10 @@ import torch
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search, sharpen
-from guidehall.science.reflectometry.kernel import profile
+from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
 from guidehall.science.reflectometry.params import Note, ResolutionMode, TrainingProbe, sigma_of
 from guidehall.science.reflectometry.posterior import Posterior, sample
-from guidehall.science.reflectometry.predictor import PROFILE_POINTS, PhysicalArguments, PhysicalPredictor
+from guidehall.science.reflectometry.predictor import PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import orders, resolution
 from guidehall.science.reflectometry.validity import unphysical
@@ -31,6 +32,11 @@ _SLACK = 1e-4
 _AT_BOUND = 1e-4
 # Of the curves and profiles of samples, so many points at once.
 _AT_ONCE = 4_000_000
+# Of a profile that is shown, in angstrom, and points of its grid.
+_DEPTH_STEP = 1.0
+_LEAST_DEPTHS, _MOST_DEPTHS = 256, 2048
+# Fewer do not even tell an interval of 68 %.
+_FEW_SAMPLES = 100
 # In the unit cube, for a derivative.
 _STEP = 1e-6
 # Of a drawn curve, so many points at least: more are not seen.
@@ -45,6 +51,7 @@ class Parameter:
 
     Attributes:
         interval_68, interval_95: central credible intervals, where the posterior was sampled.
+        at_bound: where the value rests at a bound of the prior, which the bound chose and not the curve.
     """
 
     name: str
@@ -55,14 +62,7 @@ class Parameter:
     standard_error: float | None = None
     interval_68: tuple[float, float] | None = None
     interval_95: tuple[float, float] | None = None
-
-    @property
-    def at_bound(self) -> str:
-        """Where the value rests at a bound of the prior, which the bound chose and not the curve; else ""."""
-        reach = _AT_BOUND * (self.upper - self.lower)
-        if self.value <= self.lower + reach:
-            return "at lower bound"
-        return "at upper bound" if self.value >= self.upper - reach else ""
+    at_bound: Literal["", "at lower bound", "at upper bound"] = ""
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,13 @@ def _prepare(arguments: PhysicalArguments, curve: Curve, field: str) -> Prepared
         dr=None if curve.dr is None else curve.dr[inside],
         sigma=sigma[inside],
         used_points=np.flatnonzero(inside),
-        notes=(*notes, *more),
+        notes=(*file_notes(curve), *notes, *more),
     )
+
+
+def file_notes(curve: Curve) -> list[Note]:
+    """How the file of a curve was understood."""
+    return [Note("FILE_READ", text) for text in curve.metadata.notes]
 
 
 def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, list[Note]]:
@@ -302,7 +307,7 @@ def describe(
     values = prior.values(point)
     coarse, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
     calculated = exact.curves(point)[0].numpy()
-    films, z = prior.films(values), prior.depth_grid(PROFILE_POINTS)
+    films = prior.films(values)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
     chi_square = None if residuals is None else float(residuals @ residuals)
     freedom = len(calculated) - len(unit)
@@ -314,10 +319,12 @@ def describe(
     error = float(errors.mean()) if len(errors) else float("nan")
     reduced = None if chi_square is None or freedom <= 0 else chi_square / freedom
     sampled = None if posterior is None else prior.values(torch.from_numpy(posterior.unit))
+    # What is shown, not all that the prior holds: a thin layer must not fall between two points.
+    z = _fine_grid(prior.films(values if sampled is None else torch.cat([values, sampled])))
     profiles = curves = None
     if posterior is not None and sampled is not None:
         drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        size = max(1, _AT_ONCE // (coarse.points + PROFILE_POINTS))
+        size = max(1, _AT_ONCE // (coarse.points + len(z)))
         for first in range(0, len(sampled), size):
             pulse()
             some = prior.films(sampled[first : first + size])
@@ -325,7 +332,7 @@ def describe(
             drawn[1].append(coarse.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
         profiles, curves = (_band(np.concatenate(parts)) for parts in drawn)
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
-    parameters = _parameters(prior, values[0].numpy(), errors, sampled)
+    parameters = _parameters(prior, unit, values[0].numpy(), errors, sampled)
     return Analysis(
         stage=stage,
         parameters=parameters,
@@ -347,6 +354,8 @@ def describe(
                 torch.from_numpy(prepared.q), films, prior.media_names, from_backing=prior.from_backing
             ),
             *poor_fit(exact, point, error),
+            *_several(modes),
+            *(() if posterior is None else _of_sampling(posterior)),
             *_atypical(parameters),
         ),
         explanations=tuple(_explanation(prior, mode) for mode in modes),
@@ -355,6 +364,36 @@ def describe(
         samples=None if sampled is None else sampled.numpy(),
         effective_samples=None if posterior is None else posterior.effective,
     )
+
+
+def _fine_grid(films: Media) -> torch.Tensor:
+    """A depth grid for all films, in steps of `_DEPTH_STEP` where that does not take too many points."""
+    ends = depth_grid(films, 2)
+    wanted = 1 + math.ceil(float(ends[1] - ends[0]) / _DEPTH_STEP)
+    return depth_grid(films, min(max(wanted, _LEAST_DEPTHS), _MOST_DEPTHS))
+
+
+def _of_sampling(posterior: Posterior) -> Iterator[Note]:
+    if len(posterior.unit) < _FEW_SAMPLES:
+        yield Note(
+            "FEW_SAMPLES",
+            f"the intervals are those of {len(posterior.unit)} samples: {_FEW_SAMPLES} are the least for"
+            " intervals of 68 %, 500 for those of 95 %",
+        )
+    if not posterior.mixed:
+        yield Note(
+            "SAMPLES_NOT_MIXED",
+            "the samples of the posterior still depend on where they began: intervals may be too narrow",
+        )
+
+
+def _several(modes: Sequence[Mode]) -> Iterator[Note]:
+    if len(modes) > 1:
+        yield Note(
+            "SEVERAL_FILMS",
+            f"{len(modes)} films explain the data, the next one with a chi-square that is higher by"
+            f" {modes[1].chi_square - modes[0].chi_square:.3g}: error bars are those of the best alone",
+        )
 
 
 def _atypical(parameters: Sequence[Parameter]) -> Iterator[Note]:
@@ -397,8 +436,18 @@ def _standard_errors(prior: Prior, mode: Mode) -> np.ndarray:
     return errors
 
 
+def _at_bound(coordinate: float) -> Literal["", "at lower bound", "at upper bound"]:
+    if coordinate <= _AT_BOUND:
+        return "at lower bound"
+    return "at upper bound" if coordinate >= 1.0 - _AT_BOUND else ""
+
+
 def _parameters(
-    prior: Prior, values: np.ndarray, standard_errors: np.ndarray | None, samples: torch.Tensor | None
+    prior: Prior,
+    unit: np.ndarray,
+    values: np.ndarray,
+    standard_errors: np.ndarray | None,
+    samples: torch.Tensor | None,
 ) -> tuple[Parameter, ...]:
     errors = np.full(len(values), np.nan) if standard_errors is None else standard_errors
     found = []
@@ -417,6 +466,7 @@ def _parameters(
                 standard_error=None if np.isnan(error) else float(error),
                 interval_68=narrow,
                 interval_95=wide,
+                at_bound=_at_bound(unit[place]),
             )
         )
     return tuple(found)

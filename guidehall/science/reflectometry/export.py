@@ -18,17 +18,19 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.kernel import Media
 from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, Layer, Medium, Stack
+from guidehall.science.reflectometry.resolution import Features, orders
 
 if TYPE_CHECKING:
     from orsopy.fileio import Orso, OrsoDataset
     from orsopy.fileio.model_language import SampleModel
 
-    from guidehall.science.reflectometry.analysis import Analysis, Band, Parameter
+    from guidehall.science.reflectometry.analysis import Analysis, Band, Explanation, Parameter
 
 _UNIT = 1e-6
-# More points of refl1d's own grid per measured one, and of refnx's quadrature: so many that both are exact.
-_OVERSAMPLING, _QUADRATURE = 101, 101
+# More points of refl1d's own grid per measured one: so many that it is exact.
+_OVERSAMPLING = 101
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ def samples_csv(parameters: Sequence[Parameter], samples: np.ndarray) -> bytes:
     return _csv(dict(zip((item.name for item in parameters), samples.T, strict=True)))
 
 
+def explanations_csv(parameters: Sequence[Parameter], films: Sequence[Explanation]) -> bytes:
+    """The films that explain a curve, the best first: a line each, chi-square last."""
+    table = np.array([[*film.values, film.chi_square] for film in films])
+    return _csv(dict(zip([*(item.name for item in parameters), "chi_square"], table.T, strict=True)))
+
+
 def _band_columns(name: str, band: Band | None) -> dict[str, np.ndarray]:
     if band is None:
         return {}
@@ -117,11 +125,14 @@ def parameters_csv(parameters: Sequence[Parameter]) -> bytes:
     """A line for each parameter: value, one standard deviation, intervals, bounds; empty where not known."""
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
-    names = "parameter unit value standard_error low_68 high_68 low_95 high_95 lower_bound upper_bound"
+    names = (
+        "parameter unit value standard_error low_68 high_68 low_95 high_95 lower_bound upper_bound at_bound"
+    )
     lines.writerow(names.split())
     for item in parameters:
         ends = [*(item.interval_68 or ("", "")), *(item.interval_95 or ("", ""))]
-        lines.writerow([item.name, item.unit, item.value, item.standard_error, *ends, item.lower, item.upper])
+        known = (item.name, item.unit, item.value, item.standard_error)
+        lines.writerow([*known, *ends, item.lower, item.upper, item.at_bound])
     return buffer.getvalue().encode()
 
 
@@ -145,8 +156,10 @@ def join_ort(curves: Sequence[Curve]) -> bytes:
     for curve in curves:
         if curve.segment is not None:
             order = np.argsort(curve.segment, kind="stable")
-            columns = {name: getattr(curve, name) for name in ("q", "r", "dr", "dq")}
-            ordered = {name: None if column is None else column[order] for name, column in columns.items()}
+            known = {name: getattr(curve, name) for name in ("q", "r", "dr", "dq")}
+            ordered: dict[str, Any] = {
+                name: column[order] for name, column in known.items() if column is not None
+            }
             curve = replace(curve, **ordered)
         found = _orso_set(curve, None, None)
         found.info.data_set = curve.metadata.data_set
@@ -303,6 +316,7 @@ def refnx_script(
     It defines `q`, `model`, `objective` and `chi_square`. Arguments and errors are those of `refl1d_script`.
     """
     slabs = _from_the_beam(stack)
+    quadrature = _quadrature(curve, slabs)
     segments = _segments(curve, scale, background)
     places = _segment_places(segments, "model", "scale", "bkg") | {"q_offset": "q_offset"}
     places |= _places(slabs, ("thick", "sld.real", "sld.imag", "rough"))
@@ -346,7 +360,7 @@ def refnx_script(
                     for name, (part, _, _) in zip(_names("model", len(segments)), segments, strict=True)
                 ],
             ),
-            *(f"{name}.quad_order = {_QUADRATURE}" for name in _names("model", len(segments))),
+            *(f"{name}.quad_order = {quadrature}" for name in _names("model", len(segments))),
             *(["objective = GlobalObjective(objectives)"] if len(segments) > 1 else []),
             *(
                 f"{place}.setp(vary=True, bounds=({low!r}, {high!r}))"
@@ -360,6 +374,18 @@ def refnx_script(
             "        print(objective)",
         ],
     )
+
+
+def _quadrature(curve: Curve, slabs: Sequence[_Slab]) -> int:
+    """As many points over the resolution as we take ourselves where we take most."""
+    sigma = _dq(curve)
+    media = Media.of(
+        sld=np.array([slab.sld for slab in slabs]),
+        thickness=np.array([slab.thickness for slab in slabs[1:-1]]),
+        roughness=np.array([slab.roughness for slab in slabs[1:]]),
+    )
+    sigma = np.zeros_like(curve.q) if sigma is None else sigma
+    return int(orders(curve.q, sigma, Features.of(media), exact=True).max())
 
 
 def _script(

@@ -264,7 +264,7 @@ def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]
         reduced_chi_square=analysis.reduced_chi_square,
         mean_abs_log10_error=error if math.isfinite(error) else None,
         effective_samples=analysis.effective_samples,
-        parameters=[FoundParameter(**asdict(item), at_bound=item.at_bound) for item in analysis.parameters],
+        parameters=[FoundParameter(**asdict(item)) for item in analysis.parameters],
         explanations=[
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations
@@ -304,6 +304,9 @@ def answer_files(
         samples = export.samples_csv(analysis.parameters, analysis.samples)
         yield f"{label}-samples.csv", samples, "text/csv"
     yield f"{label}-parameters.csv", export.parameters_csv(analysis.parameters), "text/csv"
+    if len(analysis.explanations) > 1:
+        films = export.explanations_csv(analysis.parameters, analysis.explanations)
+        yield f"{label}-explanations.csv", films, "text/csv"
     yield f"{label}-film.json", json.dumps(film.model_dump(), indent=2).encode(), "application/json"
     if curve.dr is None or script_notes(instrument):
         return

@@ -19,6 +19,7 @@ from guidehall.science.reflectometry import plots
 from guidehall.science.reflectometry.analysis import Analysis, Parameter
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
+from guidehall.science.reflectometry.formats.common import QUnit
 from guidehall.science.reflectometry.formats.read import read_files
 from guidehall.science.reflectometry.formats.safe_yaml import load_all
 from guidehall.science.reflectometry.infer import answer_files, joint_files, script_notes
@@ -88,6 +89,10 @@ class Fit:
         return self.solution.modes[0].chi_square
 
     @property
+    def _has_errors(self) -> bool:
+        return all(item.curve.dr is not None for item in self.curves)
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """What a reader must know; of several curves it begins with the curve that it is about."""
         found = []
@@ -101,16 +106,22 @@ class Fit:
 
         Args:
             curve: its place from 0, to draw one of several; without it all are drawn.
+
+        Raises:
+            UserError: there is no such curve.
         """
         if curve is None and len(self.curves) > 1:
             return plots.joint_answer(
                 [item.name for item in self.curves], [item.curve for item in self.curves], self.analyses
             )
-        item, analysis = self.curves[curve or 0], self.analyses[curve or 0]
+        place = curve or 0
+        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(self.curves):
+            raise UserError("curve", curve, f"must be a whole number from 0 to {len(self.curves) - 1}")
+        item, analysis = self.curves[place], self.analyses[place]
         return plots.answer(item.curve, analysis)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes pictures, curves, films and scripts for refl1d and refnx; returns their paths."""
+        """Writes the answer, pictures, curves, films, scripts for refl1d and refnx; returns their paths."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         written = []
@@ -121,6 +132,7 @@ class Fit:
         return written
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
+        yield "answer.txt", f"{self}\n".encode()
         for name, data, _ in joint_files(self.curves, self.analyses):
             yield name, data
         found = zip(self.curves, self.analyses, self.solution.films, strict=True)
@@ -134,7 +146,8 @@ class Fit:
         return "\n".join((f"Guidehall {guidehall.__version__}", *_CITATIONS))
 
     def __str__(self) -> str:
-        lines = [f"chi-square {self.chi_square:.6g}"]
+        measure = "chi-square" if self._has_errors else "misfit of log10 R"
+        lines = [f"{measure} {self.chi_square:.6g}"]
         for parameter in self.parameters:
             lines.append(f"{parameter.name:24} {parameter.value:.6g}{_beside(parameter)}".rstrip())
         lines += [f"{note.code}: {note.message}" for note in self.notes]
@@ -150,7 +163,8 @@ class Fit:
         picture = f'<img alt="fit" src="data:image/png;base64,{_encoded(self.plot())}">'
         notes = "".join(f"<p>{html.escape(f'{note.code}: {note.message}')}</p>" for note in self.notes)
         head = "".join(f"<th>{name}</th>" for name in ("parameter", "value", "±", "unit", "95 %", ""))
-        return f"<p>chi-square {self.chi_square:.6g}</p><table><tr>{head}</tr>{rows}</table>{notes}{picture}"
+        measure = "chi-square" if self._has_errors else "misfit of log10 R"
+        return f"<p>{measure} {self.chi_square:.6g}</p><table><tr>{head}</tr>{rows}</table>{notes}{picture}"
 
 
 def _beside(parameter: Parameter) -> str:
@@ -178,6 +192,7 @@ def fit(
     own: Sequence[Mapping[str, Any]] = (),
     instrument: Instrument | Mapping[str, Any] | None = None,
     dq: ResolutionConvention | None = None,
+    q_unit: QUnit | None = None,
     samples: int = 500,
     starts: int = 24,
     seed: int = 0,
@@ -193,6 +208,7 @@ def fit(
             {"water.sld": {"min": 5.9, "max": 6.4}}.
         instrument: bounds of scale and background, and the resolution of curves that have none.
         dq: what dq in the file is, where the file does not say it.
+        q_unit: of q in the file, where the file does not say it.
         samples: of the posterior, for intervals and bands; 0 leaves them out.
         starts: of the search.
         seed: the same gives the same answer.
@@ -208,7 +224,7 @@ def fit(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UserError(name, value, f"must be a whole number from {least} to {most}")
-    items = _measured(data, dq, own)
+    items = _measured(data, dq, q_unit, own)
     stack = _stack(model)
     known = (
         instrument
@@ -232,24 +248,28 @@ def fit(
 
 
 def _measured(
-    data: Data, dq: ResolutionConvention | None, own: Sequence[Mapping[str, Any]]
+    data: Data, dq: ResolutionConvention | None, q_unit: QUnit | None, own: Sequence[Mapping[str, Any]]
 ) -> tuple[Measured, ...]:
     """The curves with their names, which are those of the files or their places."""
     items = [data] if isinstance(data, str | Path | Curve) else list(data)
     if not items:
         raise UserError("data", "no curves", "must hold at least one")
     paths = [Path(item) for item in items if isinstance(item, str | Path)]
-    if dq is not None and not paths:
-        raise UserError("dq", dq, "only with files: the dq of a Curve is one standard deviation")
+    for name, value in (("dq", dq), ("q_unit", q_unit)):
+        if value is not None and not paths:
+            raise UserError(name, value, "only with files: a Curve has q and one standard deviation of it")
     curves = [item for item in items if isinstance(item, Curve)]
     if len(curves) + len(paths) < len(items) or (curves and paths):
         kinds = ", ".join(sorted({type(item).__name__ for item in items}))
         raise UserError("data", kinds, "must be files or curves, all of one kind")
     names = []
     if paths:
-        curves = read_files(paths, dq)
+        curves = read_files(paths, dq, q_unit)
         names = [curve.metadata.data_set for curve in curves] if len(paths) > 1 else []
     names = names or [str(place) for place in range(1, len(curves) + 1)]
+    for item in [own] if isinstance(own, str | Mapping) else own:
+        if not isinstance(item, Mapping) or own is item:
+            raise UserError("own", type(item).__name__, "must be a list: for each curve, bounds by name")
     given = [{name: _range(bounds, name) for name, bounds in item.items()} for item in own]
     if given and len(given) != len(curves):
         raise UserError(

@@ -65,12 +65,14 @@ class Posterior:
             their normalisation, which is the same for all models of the same data.
         effective: how many independent samples these are worth, roughly.
         method: "importance" or "sequential".
+        mixed: whether the samples have forgotten where they began.
     """
 
     unit: np.ndarray
     log_evidence: float
     effective: float
     method: Literal["importance", "sequential"]
+    mixed: bool = True
 
 
 def sample(
@@ -96,8 +98,7 @@ def sample(
         log_evidence = float(torch.logsumexp(log_weights, 0)) - math.log(count)
         z = particles.z[_resample(log_weights, generator)]
         return Posterior(_unit(z).numpy(), log_evidence, effective, "importance")
-    z, log_evidence, effective = _climb(problem, _mixture(problem, found, _WARM), count, generator, reached)
-    return Posterior(_unit(z).numpy(), log_evidence, effective, "sequential")
+    return _climb(problem, _mixture(problem, found, _WARM), count, generator, reached)
 
 
 class _Problem:
@@ -229,8 +230,8 @@ def _climb(
     count: int,
     generator: torch.Generator,
     reached: Callable[[float], None],
-) -> tuple[Tensor, float, float]:
-    """From the mixture to the posterior: particles, log evidence, and what the last rung left of them."""
+) -> Posterior:
+    """From the mixture to the posterior, rung by rung; what is left of the last one counts as independent."""
     particles = _Particles.of(problem, mixture, count, generator)
     place, log_evidence, effective = 0.0, 0.0, float(count)
     rungs = 0
@@ -252,7 +253,8 @@ def _climb(
             particles = _move(problem, mixture, particles, place, generator)
             if _correlation(begun, particles.z) < goal:
                 break
-    return particles.z, log_evidence, effective
+    mixed = rungs < _MOST_RUNGS and _correlation(begun, particles.z) < goal
+    return Posterior(_unit(particles.z).numpy(), log_evidence, effective, "sequential", mixed)
 
 
 def _correlation(before: Tensor, after: Tensor) -> float:

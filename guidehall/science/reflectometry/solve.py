@@ -22,6 +22,7 @@ from guidehall.science.reflectometry.analysis import (
     Prepared,
     describe,
     drawn_line,
+    file_notes,
     given_resolution,
     target_of,
 )
@@ -201,6 +202,7 @@ def series(
 class _Case:
     """One curve, ready to be fitted; `exact` is for the last steps of a fit."""
 
+    curve: Curve
     stack: StackPrior
     prior: Prior
     prepared: Prepared
@@ -225,7 +227,7 @@ class _Case:
                 f"{where}.beam_side", item.curve.beam_side, f"the stack is seen through its {stack.beam}"
             )
         of_segments = {name: bounds for name, bounds in item.own.items() if "[" in name}
-        _check_segments(of_segments, 1 if segments is None else _segment_count(item), f"{where}.own")
+        _check_segments(of_segments, 1 if segments is None else _segment_count(item.curve), f"{where}.own")
         whole = {name: bounds for name, bounds in item.own.items() if name not in of_segments}
         stack, probe = _with_own(stack, probe, whole, f"{where}.own")
         own_segments = None
@@ -237,7 +239,7 @@ class _Case:
         prepared = _prepare(probe, item.curve)
         mode = probe.resolution_mode
         target, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
-        return cls(stack, prior, prepared, mode, target, exact, own_segments is not None)
+        return cls(item.curve, stack, prior, prepared, mode, target, exact, own_segments is not None)
 
     def film(self, unit: np.ndarray) -> Stack:
         """The film at a point of the prior's unit cube, repeated layers written out."""
@@ -266,8 +268,8 @@ class _Case:
         )
 
 
-def _segment_count(item: Measured) -> int:
-    return 1 if item.curve.segment is None else int(item.curve.segment.max()) + 1
+def _segment_count(curve: Curve) -> int:
+    return 1 if curve.segment is None else int(curve.segment.max()) + 1
 
 
 def _check_segments(bounds: Mapping[str, Range], count: int, where: str) -> None:
@@ -319,7 +321,7 @@ def _prepare(probe: TrainingProbe, curve: Curve) -> Prepared:
     if curve.dr is None:
         notes.append(Note("NO_ERROR_BARS", "the curve has no dr, so there is no chi-square"))
     points = np.arange(len(curve.q))
-    return Prepared(curve.q, curve.r, curve.dr, sigma, points, tuple(notes))
+    return Prepared(curve.q, curve.r, curve.dr, sigma, points, (*file_notes(curve), *notes))
 
 
 def _joint(
@@ -354,7 +356,11 @@ def _analysis(
     analysis = describe(
         case.prior, case.prepared, case.mode, own_modes[0].unit, "refined", own_modes, own, pulse
     )
-    more = () if case.prepared.dr is None else tuple(doubts(case.exact, own_modes[0]))
+    more = [] if case.prepared.dr is None else list(doubts(case.exact, own_modes[0]))
+    runs = _segment_count(case.curve)
+    if runs > 1 and not case.segmented and any(note.code == "MODEL_INSUFFICIENT" for note in more):
+        message = f"the file has {runs} runs of q, fitted with one scale: `segments` gives each its own"
+        more.append(Note("SEGMENTS_TOGETHER", message))
     # Segments have no curve between their points: each has a scale of its own.
     line = None
     if not case.segmented:

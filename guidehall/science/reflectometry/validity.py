@@ -14,6 +14,8 @@ from guidehall.science.reflectometry.params import Note
 
 # What exact arithmetic could give, and some rounding.
 _MOST_REFLECTED = 1.0 + 1e-6
+# Below any matter, in 1e-6/angstrom^2; numbers in 1/angstrom^2 are.
+_LEAST_SLD = 1e-3
 
 
 def unphysical(q: Tensor, media: Media, names: Sequence[str], *, from_backing: bool) -> tuple[Note, ...]:
@@ -27,7 +29,17 @@ def unphysical(q: Tensor, media: Media, names: Sequence[str], *, from_backing: b
     """
     lit = media.reversed() if from_backing else media
     seen_names = [*reversed(names)] if from_backing else names
-    return (*_rougher_than_thick(media, names), *_above_total(q, lit, seen_names))
+    return (*_in_another_unit(media), *_rougher_than_thick(media, names), *_above_total(q, lit, seen_names))
+
+
+def _in_another_unit(media: Media) -> list[Note]:
+    largest = float(media.sld.abs().max())
+    if not 0.0 < largest < _LEAST_SLD:
+        return []
+    message = (
+        f"no SLD is above {largest:.3g}e-6/angstrom^2: SLD is given in 1e-6/angstrom^2, silicon's is 2.07"
+    )
+    return [Note("SLD_UNIT", message)]
 
 
 def _rougher_than_thick(media: Media, names: Sequence[str]) -> list[Note]:

@@ -27,7 +27,7 @@ SIGNAL = 3.0
 
 
 def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: float) -> Iterator[Note]:
-    """POOR_FIT or NOSIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
+    """POOR_FIT or NO_SIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
 
     Args:
         mean_abs_log10_error: of the points where both are positive; NaN without any.
@@ -38,7 +38,7 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
         whole = float((compress(target.curves(unit)) - target.compressed).abs().mean())
         error = whole if math.isnan(error) else max(error, whole)
     elif not bool((target.r > SIGNAL * target.dr).any()):
-        yield Note("NOSIGNAL", f"no point of the curve lies above zero by {SIGNAL:g} error bars")
+        yield Note("NO_SIGNAL", f"no point of the curve lies above zero by {SIGNAL:g} error bars")
         return
     if error > _POOR_LOG10_ERROR:
         yield Note(
@@ -61,7 +61,14 @@ def _structure(left: np.ndarray, jacobian: np.ndarray, covariance: np.ndarray) -
     # Parameters that the prior holds rather than this curve, or other curves of the same fit, take no freedom
     # from its points.
     used = float(np.trace(covariance @ (jacobian @ jacobian.T)))
-    freedom = max(len(left) - used, 1.0)
+    if len(left) < used + 1.0:
+        yield Note(
+            "TOO_FEW_POINTS",
+            f"{len(left)} points for {len(jacobian)} parameters: any film of the model explains them, and"
+            " nothing tests the answer",
+        )
+        return
+    freedom = len(left) - used
     chi_square = float(left @ left)
     expected = f"{freedom:.3g} ± {math.sqrt(2.0 * freedom):.2g}"
     if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
@@ -97,7 +104,8 @@ def _bounds(target: CurveTarget, mode: Mode, left: np.ndarray, jacobian: np.ndar
     gradient = jacobian @ left
     pushed = ((mode.unit <= 0.0) & (gradient > 0)) | ((mode.unit >= 1.0) & (gradient < 0))
     for place in np.flatnonzero(pushed):
-        gain = float(gradient[place] ** 2 * mode.covariance[place, place])
+        # No more than there is, which the curvature at one point may promise.
+        gain = min(float(gradient[place] ** 2 * mode.covariance[place, place]), float(left @ left))
         if gain > _PRIOR_GAIN:
             free = target.prior.free[place]
             bound = free.lower if mode.unit[place] <= 0.0 else free.upper

@@ -55,7 +55,9 @@ def read_curves(
     return [assemble(columns, given) for columns in sets]
 
 
-def read_files(paths: Sequence[Path], dq: ResolutionConvention | None = None) -> list[Curve]:
+def read_files(
+    paths: Sequence[Path], dq: ResolutionConvention | None = None, q_unit: QUnit | None = None
+) -> list[Curve]:
     """The curves of several files, in that order, each with a name of its own in `metadata.data_set`.
 
     That of a curve that is alone in its file is the file's, without its ending.
@@ -69,7 +71,7 @@ def read_files(paths: Sequence[Path], dq: ResolutionConvention | None = None) ->
             content = path.read_bytes()
         except OSError as error:
             raise UserError("data", path, f"cannot be read: {error.strerror}") from None
-        curves = read_curves(content, path.name, dq=dq, field=path.name)
+        curves = read_curves(content, path.name, dq=dq, q_unit=q_unit, field=path.name)
         for place, curve in enumerate(curves, start=1):
             name = path.stem if len(curves) == 1 else f"{path.stem} {curve.metadata.data_set or place}"
             while any(name == other.metadata.data_set for other in found):

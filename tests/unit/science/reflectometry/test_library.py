@@ -194,9 +194,11 @@ def test_files_are_fitted_together_and_named_after_themselves() -> None:
     [
         ({"samples": "5"}, "samples: got 5; must be a whole number from 0 to 5000"),
         ({"starts": 2.5}, "starts: got 2.5; must be a whole number from 1 to 1000"),
-        ({"dq": "fwhm"}, "dq: got fwhm; only with files: the dq of a Curve is one standard deviation"),
+        ({"dq": "fwhm"}, "dq: got fwhm; only with files: a Curve has q and one standard deviation of it"),
         ({"data": [1, 2]}, "data: got int; must be files or curves, all of one kind"),
         ({"data": []}, "data: got no curves; must hold at least one"),
+        ({"own": {"film.sld": 2}}, "own: got dict; must be a list: for each curve, bounds by name"),
+        ({"own": ["film.sld"]}, "own: got str; must be a list: for each curve, bounds by name"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, Any], said: str) -> None:
