@@ -26,6 +26,7 @@ GROUPS = (
     "reflectometry.generation",
     "reflectometry.posterior",
     "reflectometry.refinement",
+    "reflectometry.resolution",
     "reflectometry.training",
 )
 NAMES = (*GROUPS, "jobs", "reflectometry")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from benchmarks.rows import Row, at_least, at_most, single_thread
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search
 from guidehall.science.reflectometry.kernel import profile
 from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
-from guidehall.science.reflectometry.params import StackPrior, TrainingProbe
+from guidehall.science.reflectometry.params import ResolutionMode, StackPrior, TrainingProbe
 from guidehall.science.reflectometry.posterior import sample
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.verdict import doubts
@@ -47,8 +48,8 @@ def run(quick: bool, *, two: int | None = None, five: int | None = None, samples
     two, five = two or (40 if quick else 1000), five or (4 if quick else 1000)
     with single_thread():
         rows = [
-            *_coverage("two layers", _films(2), two, samples, 0.03),
-            *_coverage("five layers", Prior(legacy_stack(), legacy_probe()), five, samples, 0.05),
+            *coverage("two layers", _films(2), two, samples, 0.03),
+            *coverage("five layers", Prior(legacy_stack(), legacy_probe()), five, samples, 0.05),
         ]
         wrong = max(two // 5, 1)
         for name, share, flagged, seconds in (
@@ -91,17 +92,25 @@ class _Curves:
     cpu_seconds: float
 
 
-def _measured(truth: Prior, model: Prior, wider: float, count: int) -> _Curves:
+def _measured(
+    truth: Prior,
+    model: Prior,
+    wider: float,
+    count: int,
+    *,
+    relative_sigma: float = _RELATIVE_SIGMA,
+    mode: ResolutionMode = "refl1d",
+) -> _Curves:
     """Curves of films of `truth`, seen with a resolution so many times wider, and fits of `model` to them."""
     generator = torch.Generator().manual_seed(_SEED)
     unit = torch.rand(count, len(truth.free), generator=generator, dtype=torch.float64)
-    sigma = _RELATIVE_SIGMA * _Q
+    sigma = relative_sigma * _Q
     blank = np.ones((1, len(_Q)))
-    clean = CurveTarget(truth, _Q, blank, blank, wider * sigma, "refl1d").curves(unit)
+    clean = CurveTarget(truth, _Q, blank, blank, wider * sigma, mode, exact=True).curves(unit)
     dr = _NOISE * clean + _LEAST_NOISE
     r = clean + dr * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
     start = time.process_time()
-    target = CurveTarget(model, _Q, r.numpy(), dr.numpy(), sigma, "refl1d")
+    target = CurveTarget(model, _Q, r.numpy(), dr.numpy(), sigma, mode)
     guesses = torch.zeros(count, 0, len(model.free), dtype=torch.float64)
     modes = search(target, LogTarget(target), guesses, _SEED)
     return _Curves(unit, target, modes, time.process_time() - start)
@@ -111,9 +120,11 @@ def _flagged(curves: _Curves, row: int) -> bool:
     return any(doubts(curves.target, curves.modes[row][0], row))
 
 
-def _coverage(name: str, prior: Prior, count: int, samples: int, within: float) -> list[Row]:
-    """Rows of coverage; `within` is how far a share may be from its level."""
-    curves = _measured(prior, prior, 1.0, count)
+def coverage(
+    name: str, prior: Prior, count: int, samples: int, within: float, **resolution: Any
+) -> list[Row]:
+    """Rows of coverage; `within` is how far a share may be from its level, `resolution` as in `_measured`."""
+    curves = _measured(prior, prior, 1.0, count, **resolution)
     start = time.process_time()
     inside: dict[int, list[np.ndarray]] = {level: [] for level in _LEVELS}
     methods: list[str] = []
