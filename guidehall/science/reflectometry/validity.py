@@ -28,8 +28,9 @@ def unphysical(q: Tensor, media: Media, names: Sequence[str], *, from_backing: b
         from_backing: whether the beam comes through the backing medium.
     """
     lit = media.reversed() if from_backing else media
-    seen_names = [*reversed(names)] if from_backing else names
-    return (*_in_another_unit(media), *_rougher_than_thick(media, names), *_above_total(q, lit, seen_names))
+    interfaces = [f"interface {front}/{back}" for front, back in itertools.pairwise(names)]
+    seen = [*reversed(interfaces)] if from_backing else interfaces
+    return (*_in_another_unit(media), *_rougher_than_thick(media, names), *_above_total(q, lit, seen))
 
 
 def _in_another_unit(media: Media) -> list[Note]:
@@ -59,7 +60,7 @@ def _rougher_than_thick(media: Media, names: Sequence[str]) -> list[Note]:
     return list(dict.fromkeys(notes))
 
 
-def _above_total(q: Tensor, lit: Media, names: Sequence[str]) -> list[Note]:
+def _above_total(q: Tensor, lit: Media, interfaces: Sequence[str]) -> list[Note]:
     """A note where more is reflected than arrives, with the interface that is most to blame.
 
     The factor keeps no balance of what is reflected and what is let through.
@@ -75,8 +76,7 @@ def _above_total(q: Tensor, lit: Media, names: Sequence[str]) -> list[Note]:
     reflected = engine.reflectivity(q[highest : highest + 1], Media(sld, isld, thickness, smoothed))
     place = int(reflected[:, 0].argmin())
     message = (
-        f"interface {names[place]}/{names[place + 1]}: the roughness is beyond the validity of Nevot and"
-        f" Croce's factor; reflectivity reaches {float(sharp[0, highest]):.6g} at"
-        f" q = {float(q[highest]):.4g} 1/angstrom"
+        f"{interfaces[place]}: the roughness is beyond the validity of Nevot and Croce's factor; reflectivity reaches"
+        f" {float(sharp[0, highest]):.6g} at q = {float(q[highest]):.4g} 1/angstrom"
     )
     return [Note("REFLECTS_MORE_THAN_ARRIVES", message)]
