@@ -14,6 +14,7 @@ from guidehall.client import AsyncClient, Client
 PUBLIC = [
     "Analysis",
     "AngleSegment",
+    "ApiKey",
     "Artifact",
     "Attempt",
     "AsyncClient",
@@ -39,6 +40,7 @@ PUBLIC = [
     "Medium",
     "Model",
     "ModelVersion",
+    "NewApiKey",
     "NewWorkerCredential",
     "Note",
     "Parameter",
