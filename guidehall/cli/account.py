@@ -99,8 +99,9 @@ def _secret(what: str) -> str:
 
 @click.command(epilog="\b\nExample\n  guidehall logout")
 @click.option("--server", metavar="URL", help="Its gateway. [default: where you logged in last]")
+@json_option
 @click.pass_context
-def logout(ctx: click.Context, server: str | None) -> None:
+def logout(ctx: click.Context, server: str | None, as_json: bool) -> None:
     """Log out: end the session at the server and forget it here. An API key is forgotten and stays good."""
     from guidehall.cli._gateway import Gateway
     from guidehall.core.errors import AppError, FailedPrecondition
@@ -116,7 +117,10 @@ def logout(ctx: click.Context, server: str | None) -> None:
         click.echo(f"warning: the session may go on at the server: {error.message}", err=True)
     finally:
         _profiles.forget(profile.server)
-    click.echo(f"logged out at {profile.server}")
+    if as_json:
+        emit({"server": profile.server})
+    else:
+        click.echo(f"logged out at {profile.server}")
 
 
 @click.group(

@@ -73,10 +73,12 @@ PUBLIC = [
 
 METHODS = [
     "analyze",
+    "api_keys",
     "attempts",
     "cancel",
     "claim",
     "close",
+    "create_api_key",
     "create_worker_credential",
     "dataset_from_result",
     "dataset_version",
@@ -103,6 +105,7 @@ METHODS = [
     "result",
     "resume",
     "retry",
+    "revoke_api_key",
     "revoke_worker_credential",
     "simulate",
     "stop",
