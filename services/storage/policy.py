@@ -91,6 +91,8 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "RevokeSessions": _USER,
         "SetPassword": _ADMIN,
         "CreateInvitation": _ADMIN,
+        "ListInvitations": _ADMIN,
+        "DeleteInvitation": _ADMIN,
     },
     "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},
 }

@@ -342,6 +342,8 @@ async def test_who_may_do_what_to_users(
         ("PATCH", f"/api/v1/users/{scientist}", {"roles": ["ADMIN"]}),
         ("POST", f"/api/v1/users/{scientist}:set-password", {"password": PASSWORD}),
         ("POST", "/api/v1/invitations", {"roles": ["ADMIN"]}),
+        ("GET", "/api/v1/invitations", None),
+        ("DELETE", "/api/v1/invitations/x", None),
     ]
     statuses = {}
     for name in (scientist, operator):
@@ -355,8 +357,8 @@ async def test_who_may_do_what_to_users(
                 (await http.post(f"/api/v1/users/{name}/keys", json={"ttl": "30d"})).status_code,
             ]
             assert own == [200, 403, 201]
-    assert statuses[scientist] == [403, 404, 404, 403, 403, 403, 403]
-    assert statuses[operator] == [200, 200, 200, 403, 403, 403, 403]
+    assert statuses[scientist] == [403, 404, 404, 403, 403, 403, 403, 403, 403]
+    assert statuses[operator] == [200, 200, 200, 403, 403, 403, 403, 403, 403]
     for method, path, body in asked:
         assert (await anybody.request(method, path, json=body)).status_code == 401
     async with facility.storage.user("root", Role.ADMIN) as root, refused(PermissionDenied):
@@ -407,11 +409,19 @@ async def test_who_registers_gets_what_the_invitation_says_and_chooses_nothing(
     registered = await register(user, invitation=made["secret"], display_name="Eve")
     assert (registered.status_code, registered.json()["roles"]) == (201, ["OPERATOR"])
     assert registered.json()["groups"] == ["films"]
+    unused = (await admin.get("/api/v1/invitations")).json()["invitations"]
+    assert plain["invitation"] in unused
+    assert made["invitation"] not in unused
     # It is used up, and a name that is taken uses up none.
     assert (await register(other, invitation=made["secret"])).status_code == 403
     assert (await register(user, invitation=plain["secret"])).status_code == 409
     assert (await register(other, invitation=plain["secret"])).json()["roles"] == ["SCIENTIST"]
     assert (await log_in(anybody, other)).status_code == 200
+    taken_back = (await admin.post("/api/v1/invitations")).json()
+    name = taken_back["invitation"]["name"]
+    assert [(await admin.delete(f"/api/v1/{name}")).status_code for _ in range(2)] == [200, 404]
+    late = await register(f"max-{uuid.uuid4().hex[:6]}", invitation=taken_back["secret"])
+    assert late.json()["reason"] == "BAD_INVITATION"
     assert (await anybody.get("/auth/methods")).json() == {
         "mode": "token", "methods": ["password"], "registration": "invite", "endpoints": {},
     }  # fmt: skip

@@ -11,7 +11,7 @@ from pydantic import Field
 from guidehall.contracts.identity.v1 import accounts_pb2, identity_pb2
 from guidehall.core.durations import ALLOWED
 from guidehall.core.errors import InvalidArgument
-from guidehall.core.names import API_KEY, SESSION, USER
+from guidehall.core.names import API_KEY, INVITATION, SESSION, USER
 from services.gateway.api.common import (
     BackendsDep,
     Body,
@@ -214,6 +214,22 @@ async def create_invitation(backends: BackendsDep, body: CreateInvitation | None
     request = accounts_pb2.CreateInvitationRequest(invitation=invitation)
     made = await backends.accounts.CreateInvitation(request, timeout=backends.timeouts.call)
     return await answer(made, status_code=201)
+
+
+@router.get("/invitations", **returns(accounts_pb2.ListInvitationsResponse))
+async def list_invitations(
+    backends: BackendsDep, page_size: PageSize = 0, page_token: PageToken = ""
+) -> JSONResponse:
+    """Invitations that nobody has used yet, newest first. For administrators."""
+    request = accounts_pb2.ListInvitationsRequest(page_size=page_size, page_token=page_token)
+    return await answer(await backends.accounts.ListInvitations(request, timeout=backends.timeouts.call))
+
+
+@router.delete("/invitations/{invitation}", **returns(accounts_pb2.DeleteInvitationResponse))
+async def delete_invitation(invitation: str, backends: BackendsDep) -> JSONResponse:
+    """Takes an invitation back. For administrators."""
+    request = accounts_pb2.DeleteInvitationRequest(name=resource(INVITATION, invitation=invitation))
+    return await answer(await backends.accounts.DeleteInvitation(request, timeout=backends.timeouts.call))
 
 
 def _roles(texts: list[str]) -> list[identity_pb2.Role.ValueType]:

@@ -6,12 +6,12 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, insert
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,6 +35,7 @@ from services.storage.identity.tables import attempts, invitations
 from services.storage.identity.tables import users as users_table
 from services.storage.identity.throttle import Throttle, TooManyAttempts
 from services.storage.identity.users import User
+from services.storage.lists import Paging, page
 from services.storage.settings import AccountSettings
 
 INVITATION_PREFIX = "ghi_"
@@ -279,9 +280,33 @@ class Accounts:
         async with self._database.mutation(caller) as mutation:
             made = insert(invitations).values(values).returning(invitations)
             row = (await mutation.connection.execute(made)).one()._mapping
-            invitation = Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
+            invitation = _invitation(row)
             mutation.record(invitation.name)
         return invitation, secret
+
+    async def invitations(self, paging: Paging) -> tuple[list[Invitation], str]:
+        """One page of those that nobody has used yet, newest first, and the token of the next."""
+        query = select(invitations).where(invitations.c.expire_time > func.now())
+        async with self._database.transaction() as connection:
+            rows, token = await page(connection, query, invitations.c.seq, paging, "invitations")
+        return [_invitation(row._mapping) for row in rows], token
+
+    async def withdraw(self, caller: Caller, name: str) -> None:
+        """Deletes an invitation.
+
+        Raises:
+            NotFound: there is none, or somebody has used it.
+        """
+        text_id = names.INVITATION.parse(name)["invitation"]
+        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        try:
+            gone = delete(invitations).where(invitations.c.id == str(uuid.UUID(text_id)))
+        except ValueError:
+            raise missing from None
+        async with self._database.mutation(caller) as mutation:
+            if (await mutation.connection.execute(gone)).rowcount == 0:
+                raise missing
+            mutation.record(name)
 
     async def forget(self, connection: AsyncConnection) -> None:
         """Deletes what counts no longer: attempts, invitations."""
@@ -315,6 +340,10 @@ class Accounts:
 def _as(user: User, caller: Caller) -> Principal:
     """A user who has just been proven, by way of the service that asked."""
     return Principal(user.id, "user", actor=caller.principal.subject)
+
+
+def _invitation(row: Mapping[Any, Any]) -> Invitation:
+    return Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
 
 
 def _hash(secret: str) -> bytes:

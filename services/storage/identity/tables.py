@@ -96,6 +96,7 @@ invitations = Table(
     "invitations",
     metadata,
     Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
     Column("note", Text, nullable=False),
     Column("roles", ARRAY(Text), nullable=False),
     Column("groups", ARRAY(Text), nullable=False),

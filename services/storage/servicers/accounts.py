@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from guidehall.contracts.identity.v1 import accounts_pb2, accounts_pb2_grpc, identity_pb2
 from guidehall.core.auth import Role, current_principal
-from services.storage.identity.accounts import Accounts, NewInvitation, Registration
+from services.storage.identity.accounts import Accounts, Invitation, NewInvitation, Registration
 from services.storage.identity.sessions import Origin, Session, Sessions, Tokens
 from services.storage.servicers import common
 from services.storage.servicers.identity import decode_roles, encode_roles, encode_user
@@ -101,15 +101,21 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
             else None,
         )
         made, secret = await self._accounts.invite(common.caller(ACCOUNTS, "CreateInvitation"), new)
-        invitation = accounts_pb2.Invitation(
-            name=made.name,
-            note=made.note,
-            roles=encode_roles(Role[role] for role in made.roles),
-            groups=made.groups,
-            create_time=common.timestamp(made.create_time),
-            expire_time=common.timestamp(made.expire_time),
+        return accounts_pb2.CreateInvitationResponse(invitation=_invitation(made), secret=secret)
+
+    async def ListInvitations(
+        self, request: accounts_pb2.ListInvitationsRequest, context: Any
+    ) -> accounts_pb2.ListInvitationsResponse:
+        found, token = await self._accounts.invitations(common.paging(request))
+        return accounts_pb2.ListInvitationsResponse(
+            invitations=map(_invitation, found), next_page_token=token
         )
-        return accounts_pb2.CreateInvitationResponse(invitation=invitation, secret=secret)
+
+    async def DeleteInvitation(
+        self, request: accounts_pb2.DeleteInvitationRequest, context: Any
+    ) -> accounts_pb2.DeleteInvitationResponse:
+        await self._accounts.withdraw(common.caller(ACCOUNTS, "DeleteInvitation"), request.name)
+        return accounts_pb2.DeleteInvitationResponse()
 
 
 def _origin(told: accounts_pb2.Origin, context: Any) -> Origin:
@@ -141,4 +147,15 @@ def _session(session: Session) -> accounts_pb2.Session:
         last_use_time=common.timestamp(session.last_use_time),
         expire_time=common.timestamp(session.expire_time),
         revoke_time=common.timestamp(session.revoke_time),
+    )
+
+
+def _invitation(invitation: Invitation) -> accounts_pb2.Invitation:
+    return accounts_pb2.Invitation(
+        name=invitation.name,
+        note=invitation.note,
+        roles=encode_roles(Role[role] for role in invitation.roles),
+        groups=invitation.groups,
+        create_time=common.timestamp(invitation.create_time),
+        expire_time=common.timestamp(invitation.expire_time),
     )

@@ -91,6 +91,16 @@ class AccountsServiceStub(object):
                 request_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationRequest.SerializeToString,
                 response_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationResponse.FromString,
                 _registered_method=True)
+        self.ListInvitations = channel.unary_unary(
+                '/guidehall.identity.v1.AccountsService/ListInvitations',
+                request_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsResponse.FromString,
+                _registered_method=True)
+        self.DeleteInvitation = channel.unary_unary(
+                '/guidehall.identity.v1.AccountsService/DeleteInvitation',
+                request_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationRequest.SerializeToString,
+                response_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationResponse.FromString,
+                _registered_method=True)
 
 
 class AccountsServiceServicer(object):
@@ -166,6 +176,18 @@ class AccountsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInvitations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteInvitation(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccountsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -223,6 +245,16 @@ def add_AccountsServiceServicer_to_server(servicer, server):
                     servicer.CreateInvitation,
                     request_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationRequest.FromString,
                     response_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationResponse.SerializeToString,
+            ),
+            'ListInvitations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInvitations,
+                    request_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsRequest.FromString,
+                    response_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsResponse.SerializeToString,
+            ),
+            'DeleteInvitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteInvitation,
+                    request_deserializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationRequest.FromString,
+                    response_serializer=guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -523,6 +555,60 @@ class AccountsService(object):
             '/guidehall.identity.v1.AccountsService/CreateInvitation',
             guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationRequest.SerializeToString,
             guidehall_dot_identity_dot_v1_dot_accounts__pb2.CreateInvitationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInvitations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.identity.v1.AccountsService/ListInvitations',
+            guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsRequest.SerializeToString,
+            guidehall_dot_identity_dot_v1_dot_accounts__pb2.ListInvitationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteInvitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.identity.v1.AccountsService/DeleteInvitation',
+            guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationRequest.SerializeToString,
+            guidehall_dot_identity_dot_v1_dot_accounts__pb2.DeleteInvitationResponse.FromString,
             options,
             channel_credentials,
             insecure,

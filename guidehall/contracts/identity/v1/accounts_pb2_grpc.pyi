@@ -48,6 +48,8 @@ class AccountsServiceStub:
     SetPassword: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.SetPasswordRequest, _accounts_pb2.SetPasswordResponse]
     """For administrators: ends every session of the user."""
     CreateInvitation: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.CreateInvitationRequest, _accounts_pb2.CreateInvitationResponse]
+    ListInvitations: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ListInvitationsRequest, _accounts_pb2.ListInvitationsResponse]
+    DeleteInvitation: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.DeleteInvitationRequest, _accounts_pb2.DeleteInvitationResponse]
 
 @_typing.type_check_only
 class AccountsServiceAsyncStub(AccountsServiceStub):
@@ -68,6 +70,8 @@ class AccountsServiceAsyncStub(AccountsServiceStub):
     SetPassword: _aio.UnaryUnaryMultiCallable[_accounts_pb2.SetPasswordRequest, _accounts_pb2.SetPasswordResponse]  # type: ignore[assignment]
     """For administrators: ends every session of the user."""
     CreateInvitation: _aio.UnaryUnaryMultiCallable[_accounts_pb2.CreateInvitationRequest, _accounts_pb2.CreateInvitationResponse]  # type: ignore[assignment]
+    ListInvitations: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ListInvitationsRequest, _accounts_pb2.ListInvitationsResponse]  # type: ignore[assignment]
+    DeleteInvitation: _aio.UnaryUnaryMultiCallable[_accounts_pb2.DeleteInvitationRequest, _accounts_pb2.DeleteInvitationResponse]  # type: ignore[assignment]
 
 class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
     """People with passwords of their own, and their sessions."""
@@ -151,5 +155,19 @@ class AccountsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _accounts_pb2.CreateInvitationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.CreateInvitationResponse, _abc.Awaitable[_accounts_pb2.CreateInvitationResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListInvitations(
+        self,
+        request: _accounts_pb2.ListInvitationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.ListInvitationsResponse, _abc.Awaitable[_accounts_pb2.ListInvitationsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteInvitation(
+        self,
+        request: _accounts_pb2.DeleteInvitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_accounts_pb2.DeleteInvitationResponse, _abc.Awaitable[_accounts_pb2.DeleteInvitationResponse]]: ...
 
 def add_AccountsServiceServicer_to_server(servicer: AccountsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -67,6 +67,7 @@ _STATEMENTS = (
     """
     CREATE TABLE identity.invitations (
         id UUID NOT NULL,
+        seq BIGINT GENERATED ALWAYS AS IDENTITY,
         note TEXT NOT NULL,
         roles TEXT[] NOT NULL,
         groups TEXT[] NOT NULL,
@@ -74,6 +75,7 @@ _STATEMENTS = (
         create_time TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
         expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
         CONSTRAINT invitations_pkey PRIMARY KEY (id),
+        CONSTRAINT invitations_seq_key UNIQUE (seq),
         CONSTRAINT invitations_secret_sha256_check CHECK (octet_length(secret_sha256) = 32),
         CONSTRAINT invitations_secret_sha256_key UNIQUE (secret_sha256)
     )
