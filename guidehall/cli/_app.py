@@ -15,6 +15,7 @@ import click
 
 import guidehall
 from guidehall.cli import (
+    account,
     control,
     data,
     demo,
@@ -75,7 +76,7 @@ class _Commands(click.Group):
     "--endpoints",
     metavar="TEXT",
     help="Where the services are: trainer=HOST:PORT,storage=…,inference=…, or an endpoints.json. "
-    "Else $GUIDEHALL_ENDPOINTS, else the stack of this machine.",
+    "Else $GUIDEHALL_ENDPOINTS, else where `guidehall login` was, else the stack of this machine.",
 )
 @click.option("--project", default="default", show_default=True, help="Project that ids belong to.")
 @click.option(
@@ -90,13 +91,15 @@ class _Commands(click.Group):
 def cli(**_: object) -> None:
     """Measured curves in, physics out: jobs, models and answers of a Guidehall.
 
-    A token is read from $GUIDEHALL_TOKEN, or from the file that $GUIDEHALL_TOKEN_FILE names; for the stack of
-    this machine that of its administrator is found.
+    Who calls: as `guidehall login` has kept it, unless $GUIDEHALL_TOKEN holds a token or an API key, or
+    $GUIDEHALL_TOKEN_FILE names a file with one; for the stack of this machine the token of its administrator
+    is found.
     """
 
 
 for _module in (
-    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, local, demo,
+    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, local,
+    demo,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import guidehall
-from guidehall.cli._context import connect, json_option
+from guidehall.cli._context import connect, json_option, profile_in_use
 from guidehall.cli._output import emit, pairs, table
 
 
@@ -49,8 +49,10 @@ def whoami(as_json: bool) -> None:
     if as_json:
         emit(identity)
         return
+    profile = profile_in_use(click.get_current_context().find_root().params["endpoints"])
     pairs(
         {
+            "server": profile.server if profile else "",
             "subject": identity.subject,
             "kind": identity.kind.lower(),
             "roles": ", ".join(role.lower() for role in identity.roles),

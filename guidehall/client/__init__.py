@@ -10,6 +10,7 @@ from guidehall.client.curvefile import read_curve
 from guidehall.client.types import (
     Analysis,
     AngleSegment,
+    ApiKey,
     Artifact,
     Attempt,
     Band,
@@ -33,6 +34,7 @@ from guidehall.client.types import (
     Medium,
     Model,
     ModelVersion,
+    NewApiKey,
     NewWorkerCredential,
     Note,
     Parameter,
@@ -62,6 +64,7 @@ from guidehall.client.types import (
 __all__ = [
     "Analysis",
     "AngleSegment",
+    "ApiKey",
     "Artifact",
     "AsyncClient",
     "Attempt",
@@ -87,6 +90,7 @@ __all__ = [
     "Medium",
     "Model",
     "ModelVersion",
+    "NewApiKey",
     "NewWorkerCredential",
     "Note",
     "Parameter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,7 @@ class AsyncClient:
     def __init__(
         self,
         endpoints: Mapping[str, str] | str | Path | None = None,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         timeout: float | Timeouts = 30.0,
         *,
         project: str = DEFAULT_PROJECT,
@@ -344,6 +344,25 @@ class AsyncClient:
     async def revoke_worker_credential(self, credential: str) -> types.WorkerCredential:
         """As `Client.revoke_worker_credential`."""
         return await self._driver.run(_platform.revoke_worker_credential(self._config, credential))
+
+    async def api_keys(self, user: str = "") -> list[types.ApiKey]:
+        """As `Client.api_keys`."""
+        return await self._driver.run(_platform.api_keys(self._config, user))
+
+    async def create_api_key(
+        self,
+        user: str = "",
+        *,
+        name: str = "",
+        roles: Sequence[str] = (),
+        ttl: int | float | str = 0,
+    ) -> types.NewApiKey:
+        """As `Client.create_api_key`."""
+        return await self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl))
+
+    async def revoke_api_key(self, key: str, user: str = "") -> types.ApiKey:
+        """As `Client.revoke_api_key`."""
+        return await self._driver.run(_platform.revoke_api_key(self._config, key, user))
 
     async def whoami(self) -> types.Identity:
         """As `Client.whoami`."""

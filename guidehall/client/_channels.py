@@ -32,6 +32,7 @@ _RETRIED_SERVICES = (
 # Streams go on from where they ended. A credential would be made twice, with nobody holding the first.
 _NOT_RETRIED = (
     ("guidehall.workers.v1.PoolsService", "CreateWorkerCredential"),
+    ("guidehall.identity.v1.IdentityService", "CreateApiKey"),
     ("guidehall.jobs.v1.JobsService", "WatchJob"),
     ("guidehall.datasets.v1.DatasetsService", "UploadDatasetVersion"),
     ("guidehall.datasets.v1.DatasetsService", "DownloadDatasetVersion"),

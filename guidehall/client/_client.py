@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +37,7 @@ class Client:
     def __init__(
         self,
         endpoints: Mapping[str, str] | str | Path | None = None,
-        token: str | None = None,
+        token: str | Callable[[], str] | None = None,
         timeout: float | Timeouts = 30.0,
         *,
         project: str = DEFAULT_PROJECT,
@@ -49,8 +49,8 @@ class Client:
             endpoints: addresses by service, as a mapping or as `trainer=host:port,storage=…,inference=…`, or
                 the path of an endpoints.json. Without it GUIDEHALL_ENDPOINTS counts, then the stack of this
                 machine. `grpcs://host:port` is an address with TLS.
-            token: bearer token. Without it GUIDEHALL_TOKEN counts, then the file that GUIDEHALL_TOKEN_FILE
-                names.
+            token: bearer token or API key, or a function that gives it before every call. Without it
+                GUIDEHALL_TOKEN counts, then the file that GUIDEHALL_TOKEN_FILE names.
             timeout: seconds that one call may take, or every time limit.
             project: where ids are looked up and jobs are submitted.
             tls: certificates for `grpcs://` addresses. Without it GUIDEHALL_CA_FILE, GUIDEHALL_CERT_FILE and
@@ -494,6 +494,35 @@ class Client:
     def revoke_worker_credential(self, credential: str) -> types.WorkerCredential:
         """Ends a credential, named as in `drain`: what its workers hold is lost to them."""
         return self._driver.run(_platform.revoke_worker_credential(self._config, credential))
+
+    def api_keys(self, user: str = "") -> list[types.ApiKey]:
+        """The API keys of a user, or one's own."""
+        return self._driver.run(_platform.api_keys(self._config, user))
+
+    def create_api_key(
+        self,
+        user: str = "",
+        *,
+        name: str = "",
+        roles: Sequence[str] = (),
+        ttl: int | float | str = 0,
+    ) -> types.NewApiKey:
+        """Makes an API key, by which programs call in a user's name.
+
+        Args:
+            user: for whom; empty is the caller.
+            name: a person's name for it.
+            roles: VIEWER, SCIENTIST, OPERATOR, ADMIN, none above the user's; empty are all of those.
+            ttl: how long it counts, in seconds or such as "90d"; 0 is for ever.
+
+        Returns:
+            The key with its secret, which is told this once.
+        """
+        return self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl))
+
+    def revoke_api_key(self, key: str, user: str = "") -> types.ApiKey:
+        """Ends an API key, for good; it is named as in `drain`, among the user's or one's own."""
+        return self._driver.run(_platform.revoke_api_key(self._config, key, user))
 
     def whoami(self) -> types.Identity:
         """Who the server takes the caller for."""

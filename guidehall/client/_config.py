@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,14 +54,20 @@ class Config:
 
 @dataclass(frozen=True)
 class Credentials:
-    """The bearer token, given or in a file that is read anew for every call, so that it may be renewed."""
+    """The bearer token, given, or from a function that is asked, or in a file that is read, for every call,
+    so that it may be renewed."""
 
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
+    source: Callable[[], str] | None = None
 
     @classmethod
-    def find(cls, token: str | None, environ: Mapping[str, str] = os.environ) -> Credentials:
+    def find(
+        cls, token: str | Callable[[], str] | None, environ: Mapping[str, str] = os.environ
+    ) -> Credentials:
         """`token`, else GUIDEHALL_TOKEN, else the file that GUIDEHALL_TOKEN_FILE names, else none."""
+        if callable(token):
+            return cls(source=token)
         text = token if token is not None else environ.get("GUIDEHALL_TOKEN")
         if text:
             return cls(token=_checked(text, "token"))
@@ -73,8 +79,9 @@ class Credentials:
 
         Raises:
             Unauthenticated: the token file cannot be read.
+            Exception: what the function raises.
         """
-        token = self.token
+        token = self.token if self.source is None else _checked(self.source(), "token")
         if token is None and self.token_file is not None:
             try:
                 token = _checked(self.token_file.read_text(encoding="ascii"), str(self.token_file))

@@ -313,6 +313,20 @@ def worker_credential(message: workers_pb2.WorkerCredential) -> types.WorkerCred
     )
 
 
+def api_key(message: identity_pb2.ApiKey) -> types.ApiKey:
+    """An API key."""
+    return types.ApiKey(
+        name=message.name,
+        display_name=message.display_name,
+        roles=tuple(_word(identity_pb2.Role, role) for role in message.roles),
+        prefix=message.prefix,
+        create_time=_time(message, "create_time"),
+        expire_time=_time(message, "expire_time"),
+        revoke_time=_time(message, "revoke_time"),
+        last_use_time=_time(message, "last_use_time"),
+    )
+
+
 def worker(message: workers_pb2.Worker) -> types.Worker:
     """A worker."""
     machine = message.capabilities

@@ -41,6 +41,13 @@ class Endpoints:
             raise refusal("endpoints", f"there is no address for {service}, only for: {known}")
         return self.services[service]
 
+    def addresses(self) -> dict[str, str]:
+        """As text, by service, in the form that `find` takes."""
+        return {
+            service: f"grpcs://{endpoint.address}" if endpoint.secure else endpoint.address
+            for service, endpoint in self.services.items()
+        }
+
     @classmethod
     def find(
         cls, given: Mapping[str, str] | str | Path | None, environ: Mapping[str, str] = os.environ

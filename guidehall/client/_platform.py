@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
 from guidehall.client._steps import Call, Operation, Rpc, collect
@@ -9,6 +12,7 @@ from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core import names
 from guidehall.core.durations import seconds_in
+from guidehall.core.errors import InvalidArgument
 
 _POOLS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListPools")
 _WORKERS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkers")
@@ -18,6 +22,9 @@ _REINSTATE = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ReinstateWorker"
 _CREATE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "CreateWorkerCredential")
 _CREDENTIALS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkerCredentials")
 _REVOKE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "RevokeWorkerCredential")
+_API_KEYS = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "ListApiKeys")
+_CREATE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "CreateApiKey")
+_REVOKE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "RevokeApiKey")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -85,6 +92,49 @@ def revoke_worker_credential(config: Config, text: str) -> Operation[types.Worke
     request = workers_pb2.RevokeWorkerCredentialRequest(name=name)
     message = yield Call(_REVOKE_CREDENTIAL, request, config.timeouts.call_seconds)
     return _decode.worker_credential(message)
+
+
+def api_keys(config: Config, user: str) -> Operation[list[types.ApiKey]]:
+    """The API keys of a user."""
+    parent = yield from _user(config, user)
+    request = identity_pb2.ListApiKeysRequest(parent=parent)
+    return (yield from collect(_lists.items(config, _API_KEYS, request, "api_keys", _decode.api_key)))
+
+
+def create_api_key(
+    config: Config, user: str, name: str, roles: Sequence[str], ttl: int | float | str
+) -> Operation[types.NewApiKey]:
+    """Makes an API key."""
+    key = identity_pb2.ApiKey(display_name=name, roles=[_role(role) for role in roles])
+    seconds = seconds_in(ttl, "ttl")
+    if seconds:
+        key.expire_time.FromSeconds(int(time.time()) + seconds)
+    request = identity_pb2.CreateApiKeyRequest(parent=(yield from _user(config, user)), api_key=key)
+    message = yield Call(_CREATE_API_KEY, request, config.timeouts.call_seconds)
+    return types.NewApiKey(_decode.api_key(message.api_key), message.secret)
+
+
+def revoke_api_key(config: Config, text: str, user: str) -> Operation[types.ApiKey]:
+    """Ends an API key."""
+    name = yield from _names.listed(text, names.API_KEY, "key", api_keys(config, user))
+    request = identity_pb2.RevokeApiKeyRequest(name=name)
+    message = yield Call(_REVOKE_API_KEY, request, config.timeouts.call_seconds)
+    return _decode.api_key(message)
+
+
+def _user(config: Config, user: str) -> Operation[str]:
+    """The name of a user, by id or name; of the caller without either."""
+    subject = user.removeprefix("users/") or (yield from whoami(config)).subject
+    name = names.USER.format(user=subject)
+    names.USER.parse(name, "user")
+    return name
+
+
+def _role(text: str) -> identity_pb2.Role.ValueType:
+    known = [value.name.removeprefix("ROLE_") for value in identity_pb2.Role.DESCRIPTOR.values[1:]]
+    if text.upper() not in known:
+        raise InvalidArgument.field("roles", text, ", ".join(known))
+    return identity_pb2.Role.Value(f"ROLE_{text.upper()}")
 
 
 def whoami(config: Config) -> Operation[types.Identity]:

@@ -545,6 +545,41 @@ class NewWorkerCredential:
 
 
 @dataclass(frozen=True)
+class ApiKey:
+    """What programs call by in a user's name."""
+
+    name: str
+    display_name: str
+    roles: tuple[str, ...]
+    # Its first characters, to recognise it by.
+    prefix: str
+    create_time: datetime | None
+    # None for ever.
+    expire_time: datetime | None
+    # None while it counts.
+    revoke_time: datetime | None
+    last_use_time: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+        return self.name.split("/")[1]
+
+
+@dataclass(frozen=True)
+class NewApiKey:
+    """An API key just made, with its secret, which no service can tell again."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Identity:
     """Who the server takes the caller for."""
 

@@ -55,6 +55,8 @@ WORKER = Pattern("pools/{pool}/workers/{worker}")
 WORKER_CREDENTIAL = Pattern("pools/{pool}/credentials/{credential}")
 USER = Pattern("users/{user}")
 API_KEY = Pattern("users/{user}/apiKeys/{key}")
+SESSION = Pattern("users/{user}/sessions/{session}")
+INVITATION = Pattern("invitations/{invitation}")
 UPLOAD_ROLES = Pattern("users/{user}/uploadRoles")
 HISTORY_ENTRY = Pattern("users/{user}/history/{entry}")
 

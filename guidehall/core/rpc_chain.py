@@ -129,7 +129,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             try:
-                seconds = self._begin(method, policy, limits, context)
+                seconds = await self._begin(method, policy, limits, context)
                 if streams_requests:
                     request = _validated(request, most)
                 else:
@@ -163,7 +163,9 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         return guarded
 
-    def _begin(self, method: str, policy: Policy | None, limits: Limits | None, context: Any) -> float | None:
+    async def _begin(
+        self, method: str, policy: Policy | None, limits: Limits | None, context: Any
+    ) -> float | None:
         """Trace, authentication, authorisation, deadline.
 
         Returns:
@@ -173,7 +175,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)
         }
         begin_request(metadata, method)
-        principal = self._authenticator.authenticate(metadata, context.peer())
+        principal = await self._authenticator.authenticate(metadata, context.peer())
         if policy is None:
             raise PermissionDenied(
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}

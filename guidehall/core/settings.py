@@ -204,6 +204,15 @@ class TelemetrySettings(_Group):
     export_seconds: float = Field(2.0, gt=0, description="longest wait for the collector, also at the end")
 
 
+class LookupSettings(_Group):
+    """What storage knows of callers, kept by the other services: so late does a change there count here."""
+
+    keep_seconds: float = Field(30.0, gt=0, le=3600, description="an API key or a user that was found")
+    keep_missing_seconds: float = Field(5.0, gt=0, le=3600, description="an API key that was not")
+    max_entries: int = Field(10_000, ge=1, description="of either sort; the least recently used make room")
+    call_seconds: float = Field(5.0, gt=0, description="how long storage may take to answer")
+
+
 class AuthSettings(_Group):
     """How callers are known (see guidehall.core.auth)."""
 
@@ -217,6 +226,7 @@ class AuthSettings(_Group):
     leeway_seconds: float = Field(
         30.0, ge=0, description="how far clocks may differ when a token's times are checked"
     )
+    lookups: LookupSettings = LookupSettings()
 
 
 class ServiceSettings(BaseSettings):

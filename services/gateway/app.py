@@ -10,9 +10,22 @@ from fastapi.responses import RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import problems
-from services.gateway.api import control, inference, jobs, pools, storage, submissions, system
+from services.gateway.api import (
+    auth,
+    control,
+    inference,
+    jobs,
+    pools,
+    storage,
+    submissions,
+    system,
+)
+from services.gateway.api import (
+    identity as identities,
+)
 from services.gateway.backends import Backends
 from services.gateway.documentation import documented
+from services.gateway.identity import HttpIdentity
 from services.gateway.middleware import (
     BodyLimit,
     Identify,
@@ -26,19 +39,20 @@ from services.gateway.settings import GatewaySettings
 
 
 def create_app(
-    settings: GatewaySettings, identify: Identify.Authenticate, backends: Callable[[], Backends]
+    settings: GatewaySettings, identity: HttpIdentity, backends: Callable[[], Backends]
 ) -> FastAPI:
     """The application.
 
     Args:
         settings: read once, at start.
-        identify: finds out who calls, from headers and peer.
+        identity: finds out who calls, from headers and peer.
         backends: opens the channels; called when the event loop runs.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backends = backends()
+        identity.look_up(app.state.backends.directory)
         try:
             yield
         finally:
@@ -46,9 +60,10 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference):
+    for module in (system, jobs, submissions, control, pools, storage, inference, identities):
         api.include_router(module.router)
     app.include_router(api)
+    app.include_router(auth.router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
@@ -59,7 +74,7 @@ def create_app(
         array_limit_bytes=settings.http.max_array_body_bytes,
         seconds=settings.http.body_seconds,
     )
-    app.add_middleware(Identify, authenticate=identify)
+    app.add_middleware(Identify, authenticate=identity, cookies_count=settings.auth.mode == "token")
     app.add_middleware(SameSite, allowed_origins=settings.cors_origins)
     app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)

@@ -10,13 +10,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import identity_pb2_grpc
+from guidehall.contracts.identity.v1 import accounts_pb2_grpc, identity_pb2_grpc
 from guidehall.contracts.jobs.v1 import jobs_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.prediction.v1 import prediction_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2_grpc
 from guidehall.contracts.results.v1 import results_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2_grpc
+from guidehall.core import directory
 from guidehall.core.channels import open_channel
 from services.gateway.settings import GatewaySettings
 
@@ -39,7 +40,7 @@ class Backends:
     def __init__(self, settings: GatewaySettings, interceptors: Sequence[grpc.aio.ClientInterceptor]) -> None:
         self._channels = {
             "trainer": open_channel(settings.trainer, interceptors),
-            "storage": open_channel(settings.storage, interceptors),
+            "storage": open_channel(settings.storage, interceptors, directory.IDEMPOTENT),
             "inference": open_channel(settings.inference, interceptors),
         }
         trainer, storage, inference = self._channels.values()
@@ -49,6 +50,8 @@ class Backends:
         self.models = models_pb2_grpc.ModelsServiceStub(storage)
         self.results = results_pb2_grpc.ResultsServiceStub(storage)
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
+        self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
+        self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)
         self.reflectometry = reflectometry_pb2_grpc.ReflectometryServiceStub(inference)
         self._health: asyncio.Future[dict[str, bool]] | None = None

@@ -6,10 +6,11 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
-from guidehall.core.auth import DELEGABLE, Authenticator, Principal, Role
-from guidehall.core.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from guidehall.core.auth import DELEGABLE, Authenticator, Lookups, Principal
+from guidehall.core.directory import RemoteDirectory
+from guidehall.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from guidehall.core.settings import AuthSettings
 
 PROXY_SECRET_HEADER = "x-guidehall-proxy-secret"  # noqa: S105 (a header's name)
@@ -18,31 +19,44 @@ GROUPS_HEADER = "x-user-groups"
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 
 
-@dataclass(frozen=True)
 class HttpIdentity:
-    """The three modes over HTTP headers."""
+    """The three modes over HTTP headers.
 
-    settings: AuthSettings
-    authenticator: Authenticator
+    Args:
+        settings: the mode.
+        authenticator: verifies what callers carry themselves.
+    """
 
-    def __call__(self, headers: Mapping[str, str], peer: str) -> Principal:
+    def __init__(self, settings: AuthSettings, authenticator: Authenticator) -> None:
+        self._settings = settings
+        self._authenticator = authenticator
+        self._users: Lookups[Principal] = Lookups(settings.lookups)
+        self._directory: RemoteDirectory | None = None
+
+    def look_up(self, directory: RemoteDirectory) -> None:
+        """Has API keys and users count from now on, as storage knows them."""
+        self._directory = directory
+        self._authenticator.look_up_keys(directory)
+
+    async def __call__(self, headers: Mapping[str, str], peer: str) -> Principal:
         """The caller.
 
         Raises:
             Unauthenticated: no credential where one is needed, or one that does not hold.
+            Unavailable: who calls cannot be looked up now.
             PermissionDenied: the credential of a service, a worker or a job; these call the services.
         """
-        if self.settings.mode == "proxy" and "authorization" not in headers:
-            return self._from_proxy(headers)
+        if self._settings.mode == "proxy" and "authorization" not in headers:
+            return await self._from_proxy(headers)
         only_token = {name: headers[name] for name in ("authorization",) if name in headers}
-        principal = self.authenticator.authenticate(only_token, peer)
+        principal = await self._authenticator.authenticate(only_token, peer)
         if principal.kind not in DELEGABLE:
             message = f"the credential of a {principal.kind} is not for the gateway; allowed: a user's"
             raise PermissionDenied(message, reason="WRONG_KIND")
         return principal
 
-    def _from_proxy(self, headers: Mapping[str, str]) -> Principal:
-        secret = self.settings.proxy_secret
+    async def _from_proxy(self, headers: Mapping[str, str]) -> Principal:
+        secret = self._settings.proxy_secret
         given = headers.get(PROXY_SECRET_HEADER, "")
         if secret is None or not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
             raise Unauthenticated("only the authenticating proxy may call", reason="NO_PROXY_SECRET")
@@ -51,7 +65,16 @@ class HttpIdentity:
             return Principal("guest", "guest")
         if not _SUBJECT.fullmatch(user):
             raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
-        groups = frozenset(
-            group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip()
-        )
-        return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)
+        known = await self._known(user)
+        groups = {group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip()}
+        return replace(known, groups=known.groups | groups)
+
+    async def _known(self, user: str) -> Principal:
+        """A user of the proxy with what storage keeps about them."""
+        directory = self._directory
+        if directory is None:
+            raise Unavailable("nobody is known yet", reason="IDENTITY_UNAVAILABLE")
+        known = await self._users.get(user.encode(), lambda: directory.user(user))
+        if known is None:
+            raise Unauthenticated(f"the user {user!r} is disabled", reason="USER_DISABLED")
+        return known

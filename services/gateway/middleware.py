@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TypeAlias
 
 from starlette.datastructures import Headers
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guidehall.core.auth import Principal, set_principal
 from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
+from services.gateway import cookies
 from services.gateway.problems import respond, respond_http, respond_unexpected
 
 _HEADERS = (
@@ -90,31 +91,41 @@ class Unexpected:
 
 
 class Identify:
-    """Finds out who calls before any route runs; the pages that only describe the interface are open."""
+    """Finds out who calls before any route runs; the pages that only describe the interface are open, and
+    those where one logs in."""
 
-    Authenticate: TypeAlias = Callable[[Mapping[str, str], str], Principal]
+    _OPEN = frozenset({"/api/v1/health"})
+    _CLOSED = frozenset({"/auth/session", "/auth/password"})
+    Authenticate: TypeAlias = Callable[[Mapping[str, str], str], Awaitable[Principal]]
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, *, cookies_count: bool) -> None:
         self._app = app
         self._authenticate = authenticate
+        self._cookies_count = cookies_count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or not scope["path"].startswith("/api/")
-            or scope["path"] == "/api/v1/health"
-        ):
+        if scope["type"] != "http" or not self._is_closed(scope["path"]):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
         peer = f"ipv4:{request.client.host}:{request.client.port}" if request.client else "unknown"
         try:
-            principal = self._authenticate(request.headers, peer)
+            principal = await self._authenticate(self._credentials(request), peer)
         except AppError as error:
             await respond(request, error)(scope, receive, send)
             return
         set_principal(principal)
         await self._app(scope, receive, send)
+
+    def _is_closed(self, path: str) -> bool:
+        return (path.startswith("/api/") and path not in self._OPEN) or path in self._CLOSED
+
+    def _credentials(self, request: Request) -> Mapping[str, str]:
+        """The headers, with a browser's session as if it were a program's."""
+        if not self._cookies_count or "authorization" in request.headers:
+            return request.headers
+        token = cookies.access_token(request)
+        return {**request.headers, "authorization": f"Bearer {token}"} if token else request.headers
 
 
 class LocalHost:

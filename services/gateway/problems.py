@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Where Python's names differ between its versions.
 _REASONS = {413: "BODY_TOO_LARGE"}
+# Fields whose values no answer repeats.
+_SECRET = frozenset({"password", "current", "new", "refresh_token", "invitation"})
 # As many violations as a person reads.
 _MAX_VIOLATIONS = 20
 
@@ -85,7 +87,8 @@ def _violation(item: Mapping[str, Any]) -> Violation:
     if item["type"] == "json_invalid":
         # Its place is a number of characters, which is no field.
         return Violation("body", f"{description} at character {item['loc'][-1]}: {item['ctx']['error']}")
-    if item["type"] != "missing" and isinstance(item["input"], (str, int, float)):
+    shows = item["type"] != "missing" and not _SECRET.intersection(item["loc"])
+    if shows and isinstance(item["input"], (str, int, float)):
         description = f"got {shown(item['input'])}; {description}"
     return Violation(path_of(part for part in item["loc"] if part != "body") or "body", description)
 

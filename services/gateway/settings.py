@@ -67,6 +67,10 @@ class GatewaySettings(ServiceSettings):
     inference: ChannelSettings = ChannelSettings(target="127.0.0.1:7103")
     call_seconds: float = Field(30.0, gt=0, description="deadline of one call to a service")
     analysis_seconds: float = Field(60.0, gt=0, description="deadline of one prediction or simulation")
+    public_endpoints: dict[str, str] = Field(
+        {},
+        description="of trainer, storage and inference, as `guidehall login` tells programs to reach them",
+    )
     transfer_seconds: float = Field(3600.0, gt=0, description="deadline of one upload or download")
 
     @property

@@ -17,6 +17,7 @@ from guidehall.contracts.prediction.v1.prediction_pb2_grpc import add_Prediction
 from guidehall.contracts.reflectometry.v1.reflectometry_pb2_grpc import (
     add_ReflectometryServiceServicer_to_server,
 )
+from guidehall.core import directory
 from guidehall.core.auth import Authenticator, KeyPair, Policy, Role, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
@@ -24,7 +25,7 @@ from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
 from guidehall.science.reflectometry import engine as reflectometry_engine
-from services.inference import audit, events
+from services.inference import audit, events, source
 from services.inference.analysis import ReflectometryAnalysis
 from services.inference.cache import DiskCache
 from services.inference.dataplane import DataPlane
@@ -33,12 +34,14 @@ from services.inference.refinement import RefinementPool
 from services.inference.repository import Repository
 from services.inference.servicers import open_inference, prediction, reflectometry
 from services.inference.settings import InferenceSettings
-from services.inference.source import IDEMPOTENT, StorageSource
+from services.inference.source import StorageSource
 
 SERVICE_NAME = "inference"
 _USAGE = "usage: python -m services.inference serve|config"
 
 _log = logging.getLogger(__name__)
+
+_IDEMPOTENT = (*source.IDEMPOTENT, *audit.IDEMPOTENT, *directory.IDEMPOTENT)
 
 # Everybody with a role may ask; what they see is decided model by model.
 _ASK = Policy(kinds=frozenset({"user", "guest", "service"}))
@@ -60,7 +63,7 @@ async def serve(settings: InferenceSettings) -> None:
         refinement = RefinementPool(settings.refinement)
         stack.callback(refinement.close)
         channel = await stack.enter_async_context(
-            open_channel(settings.storage, _credentials(settings), (*IDEMPOTENT, *audit.IDEMPOTENT))
+            open_channel(settings.storage, _credentials(settings), _IDEMPOTENT)
         )
         cache = DiskCache(settings.cache_dir.expanduser(), settings.repository.cache_bytes)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -75,7 +78,9 @@ async def serve(settings: InferenceSettings) -> None:
         stack.callback(ops.stop)
         log = audit.AuditLog(channel, SERVICE_NAME, settings.repository.list_timeout_seconds)
         services = _services(plane, analysis, log, settings)
-        server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE_NAME), POLICIES)
+        known = directory.RemoteDirectory(channel, settings.auth.lookups.call_seconds)
+        authenticator = Authenticator(settings.auth, SERVICE_NAME, known)
+        server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
         port = await server.start()
         stack.push_async_callback(server.stop)
         await server.set_serving(open_inference.FULL_NAME, False)

@@ -12,10 +12,10 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import audit_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import accounts_pb2_grpc, audit_pb2_grpc, identity_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
-from guidehall.core.auth import Authenticator
+from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
@@ -31,7 +31,10 @@ from services.storage.downloads import Downloads
 from services.storage.garbage import Collector
 from services.storage.health import Health
 from services.storage.history import History
+from services.storage.identity.accounts import Accounts
 from services.storage.identity.api_keys import ApiKeys
+from services.storage.identity.directory import LocalDirectory
+from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
 from services.storage.limits import Transfers
@@ -41,6 +44,7 @@ from services.storage.outbox import Relay
 from services.storage.policy import POLICIES
 from services.storage.promotion import Promotion
 from services.storage.results import Results
+from services.storage.servicers.accounts import ACCOUNTS, AccountsServicer
 from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
@@ -61,7 +65,12 @@ logger = logging.getLogger("services.storage")
 
 
 def _services(
-    settings: StorageSettings, database: Database, store: ObjectStore, collector: Collector
+    settings: StorageSettings,
+    database: Database,
+    store: ObjectStore,
+    collector: Collector,
+    sessions: Sessions,
+    accounts: Accounts,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -106,6 +115,11 @@ def _services(
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
             IdentityServicer(Users(database), ApiKeys(database)),
         ),
+        Service(
+            ACCOUNTS,
+            accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
+            AccountsServicer(accounts, sessions),
+        ),
         Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
     ]
 
@@ -131,8 +145,14 @@ async def _run(
 ) -> None:
     database = Database(engine)
     collector = Collector(database, store, settings.upkeep)
-    services = _services(settings, database, store, collector)
-    server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, NAME), POLICIES)
+    key_file = settings.auth.service_key_file
+    issuer = None if key_file is None else TokenIssuer(NAME, KeyPair.load(key_file))
+    sessions = Sessions(database, settings.accounts, issuer)
+    offered = settings.auth.mode == "token" and issuer is not None
+    accounts = Accounts(database, settings.accounts, sessions, offered=offered)
+    services = _services(settings, database, store, collector, sessions, accounts)
+    authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
+    server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
@@ -146,7 +166,9 @@ async def _run(
             background: list[Coroutine[Any, Any, None]] = [
                 health.run(server),
                 collector.run(),
-                Sweeper(database, store, collector, settings.upkeep).run(),
+                Sweeper(
+                    database, store, collector, settings.upkeep, (sessions.forget, accounts.forget)
+                ).run(),
             ]
             if bus is not None:
                 relay = Relay(

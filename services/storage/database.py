@@ -38,8 +38,10 @@ class Mutation:
     _entries: list[log.Entry] = field(default_factory=list)
     _announcements: list[outbox.Announcement] = field(default_factory=list)
 
-    def record(self, resource: str, etag_before: str = "", etag_after: str = "") -> None:
-        """Adds an audit entry: the caller did this to `resource`."""
+    def record(
+        self, resource: str, etag_before: str = "", etag_after: str = "", *, outcome: str = "OK"
+    ) -> None:
+        """Adds an audit entry: the caller did this to `resource`, or tried to with another outcome."""
         principal = self.caller.principal
         entry = log.Entry(
             event_id=str(uuid.uuid4()),
@@ -50,7 +52,7 @@ class Mutation:
             actor=principal.actor or "",
             method=self.caller.method,
             resource=resource,
-            outcome="OK",
+            outcome=outcome,
             etag_before=etag_before,
             etag_after=etag_after,
             trace_id=current_trace_id() or "",

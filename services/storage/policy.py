@@ -15,6 +15,7 @@ _READ_OR_JOB = Policy(_PEOPLE_AND_SERVICES | {"job"}, Role.VIEWER)
 _JOB = Policy(frozenset({"job"}))
 _TRAINER = Policy(frozenset({"service"}), services=frozenset({"trainer"}))
 _SERVICE = Policy(frozenset({"service"}))
+_GATEWAY = Policy(frozenset({"service"}), services=frozenset({"gateway"}))
 _OPERATOR = Policy(_PEOPLE_AND_SERVICES, Role.OPERATOR)
 _USER = Policy(frozenset({"user"}), Role.VIEWER)
 _ADMIN = Policy(frozenset({"user"}), Role.ADMIN)
@@ -74,6 +75,24 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListApiKeys": _USER,
         "RevokeApiKey": _USER,
         "IntrospectApiKey": _SERVICE,
+        "ResolveUser": _GATEWAY,
+    },
+    "identity.v1.AccountsService": {
+        # Nobody who logs in has a credential yet: the gateway asks, which knows where they call from.
+        "GetLogInOptions": _GATEWAY,
+        "LogIn": _GATEWAY,
+        "RefreshSession": _GATEWAY,
+        "LogOut": _GATEWAY,
+        "Register": _GATEWAY,
+        # For oneself; an administrator ends anybody's sessions.
+        "ChangePassword": _USER,
+        "ListSessions": _USER,
+        "RevokeSession": _USER,
+        "RevokeSessions": _USER,
+        "SetPassword": _ADMIN,
+        "CreateInvitation": _ADMIN,
+        "ListInvitations": _ADMIN,
+        "DeleteInvitation": _ADMIN,
     },
     "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},
 }

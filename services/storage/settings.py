@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -80,6 +80,31 @@ class TransferSettings(_Group):
     max_url_seconds: int = Field(86_400, ge=1, le=604_800, description="how long a presigned URL may live")
 
 
+class AccountSettings(_Group):
+    """Local accounts and their sessions, in mode "token"."""
+
+    registration: Literal["off", "invite", "on"] = Field(
+        "off", description="whether people make accounts for themselves"
+    )
+    new_user_role: Literal["VIEWER", "SCIENTIST"] = Field(
+        "SCIENTIST", description="of who registers without an invitation that says more"
+    )
+    min_password_characters: int = Field(12, ge=8, le=128)
+    access_seconds: float = Field(
+        600.0, gt=0, le=3600, description="how long an access token holds, whatever happens to its session"
+    )
+    session_seconds: float = Field(30 * _DAY, gt=0, description="how long a session lasts at most")
+    idle_seconds: float = Field(7 * _DAY, gt=0, description="how long one lasts that is not refreshed")
+    refresh_grace_seconds: float = Field(
+        5.0, ge=0, le=60, description="so late a refresh that was already made is no theft: two tabs, one net"
+    )
+    attempt_seconds: float = Field(900.0, gt=0, description="in which attempts to log in are counted")
+    max_account_attempts: int = Field(10, ge=1, description="that fail, for one account")
+    max_address_attempts: int = Field(50, ge=1, description="that fail, from one address")
+    invitation_seconds: float = Field(7 * _DAY, gt=0, description="how long an invitation usually holds")
+    ended_keep_seconds: float = Field(7 * _DAY, gt=0, description="how long an ended session is listed")
+
+
 class UpkeepSettings(_Group):
     """How often things are put in order, and when something counts as left over."""
 
@@ -120,6 +145,7 @@ class StorageSettings(ServiceSettings):
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    accounts: AccountSettings = AccountSettings()
     limits: LimitSettings = LimitSettings()
     transfer: TransferSettings = TransferSettings()
     upkeep: UpkeepSettings = UpkeepSettings()

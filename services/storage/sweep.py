@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, Table, delete, func, select, union_all, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
@@ -22,15 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 class Sweeper:
-    """Puts the tables in order, and less often the bucket. Several may run."""
+    """Puts the tables in order, and less often the bucket. Several may run.
+
+    Args:
+        database: of the service.
+        store: the bucket.
+        collector: is woken when something was given up.
+        upkeep: how old things get.
+        forgetting: what other modules delete that nobody will ask for.
+    """
 
     def __init__(
-        self, database: Database, store: ObjectStore, collector: garbage.Collector, upkeep: UpkeepSettings
+        self,
+        database: Database,
+        store: ObjectStore,
+        collector: garbage.Collector,
+        upkeep: UpkeepSettings,
+        forgetting: Sequence[Callable[[AsyncConnection], Awaitable[None]]],
     ) -> None:
         self._database = database
         self._store = store
         self._collector = collector
         self._upkeep = upkeep
+        self._forgetting = forgetting
 
     async def run(self) -> None:
         """Goes on until cancelled, whatever is away meanwhile."""
@@ -59,6 +75,9 @@ class Sweeper:
             await connection.execute(
                 delete(outbox).where(_older(outbox, upkeep.announcement_max_age_seconds))
             )
+        for forget in self._forgetting:
+            async with self._database.transaction() as connection:
+                await forget(connection)
         fault_point("storage.sweep.committed")
         await self._forget_jobs()
 

@@ -14,6 +14,7 @@ from guidehall.contracts.workers.v1.workers_pb2_grpc import (
 from guidehall.core.auth import Authenticator, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
+from guidehall.core.directory import IDEMPOTENT, RemoteDirectory
 from guidehall.core.errors import Unavailable
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
 from guidehall.core.postgres import create_engine, wait_until_ready
@@ -79,7 +80,7 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         stack.push_async_callback(engine.dispose)
         await wait_until_ready(engine, settings.start_seconds)
         credentials = credentials_interceptors(ServiceTokens(issuer))
-        channel = await stack.enter_async_context(open_channel(settings.storage, credentials))
+        channel = await stack.enter_async_context(open_channel(settings.storage, credentials, IDEMPOTENT))
         bus = None
         if settings.nats.url is not None:
             bus = await EventBus.connect(settings.nats, SERVICE, owns_streams=True)
@@ -93,7 +94,9 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         launches = Launches(database, workers_table, settings)
         services = _services(database, journal, workers_table, leases, datasets, settings)
         services.append(_for_operators(database, workers_table, launches, issuer, settings))
-        server = GrpcServer(settings.grpc, services, Authenticator(settings.auth, SERVICE), POLICIES)
+        directory = RemoteDirectory(channel, settings.auth.lookups.call_seconds)
+        authenticator = Authenticator(settings.auth, SERVICE, directory)
+        server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
         readiness = Readiness(server)
         ops = OpsServer(settings.ops, lambda: readiness.ready)
         ops.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -59,4 +60,5 @@ def test_a_development_cluster_comes_with_an_administrator(tmp_path: Path) -> No
     auth = AuthSettings(mode="token", trust_file=tmp_path / "trust.json")
     for service in ("gateway", "storage", "trainer", "inference"):
         headers = {"authorization": f"Bearer {file.read_text()}"}
-        assert Authenticator(auth, service).authenticate(headers, "ipv4:10.0.0.7:1").has(Role.ADMIN)
+        caller = asyncio.run(Authenticator(auth, service).authenticate(headers, "ipv4:10.0.0.7:1"))
+        assert caller.has(Role.ADMIN)

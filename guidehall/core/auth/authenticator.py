@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from urllib.parse import unquote
 
+from guidehall.core.auth.api_keys import API_KEY_PREFIX, ApiKeyVerifier, KeyDirectory
 from guidehall.core.auth.keys import TrustStore
 from guidehall.core.auth.principals import Kind, Principal, Role
 from guidehall.core.auth.tokens import TokenVerifier, VerifiedToken, principal_of
@@ -24,18 +25,32 @@ DELEGABLE: tuple[Kind, ...] = ("user", "guest")
 class Authenticator:
     """Turns what a call carries into a principal.
 
+    Args:
+        settings: the mode, and whom to trust.
+        service_name: of the service that is called.
+        directory: who knows API keys; without one none counts.
+
     Raises:
         SettingsError: there is a trust file that cannot be read.
     """
 
-    def __init__(self, settings: AuthSettings, service_name: str) -> None:
+    def __init__(
+        self, settings: AuthSettings, service_name: str, directory: KeyDirectory | None = None
+    ) -> None:
         self._settings = settings
         self._verifier: TokenVerifier | None = None
         if settings.trust_file is not None:
             trust = TrustStore(settings.trust_file)
             self._verifier = TokenVerifier(trust, service_name, settings.leeway_seconds)
+        self._api_keys: ApiKeyVerifier | None = None
+        if directory is not None:
+            self.look_up_keys(directory)
 
-    def authenticate(self, metadata: Mapping[str, str], peer: str) -> Principal:
+    def look_up_keys(self, directory: KeyDirectory) -> None:
+        """Has API keys count from now on, as `directory` knows them."""
+        self._api_keys = ApiKeyVerifier(directory, self._settings.lookups)
+
+    async def authenticate(self, metadata: Mapping[str, str], peer: str) -> Principal:
         """The principal behind a call.
 
         Args:
@@ -44,20 +59,31 @@ class Authenticator:
 
         Raises:
             Unauthenticated: no credential where one is needed, or one that does not hold.
+            Unavailable: an API key that is not known here cannot be looked up now.
         """
         authorization = metadata.get("authorization")
         if authorization is not None:
             scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer" or not token:
                 raise Unauthenticated("authorization must be a bearer token", reason="BAD_CREDENTIAL")
+            token = token.strip()
+            if token.startswith(API_KEY_PREFIX):
+                return await self._bearer(token, metadata)
             if self._verifier is None:
                 raise Unauthenticated("no token is trusted here", reason="BAD_CREDENTIAL")
-            verified = self._verifier.verify(token.strip())
+            verified = self._verifier.verify(token)
             delegated = metadata.get(ON_BEHALF_OF)
             return verified.principal if delegated is None else _delegate(verified, delegated)
         if self._settings.mode == "single" and _is_local(peer):
             return Principal(self._settings.local_user, "user", frozenset({Role.ADMIN}))
         raise Unauthenticated("a credential is needed", reason="NO_CREDENTIAL")
+
+    async def _bearer(self, secret: str, metadata: Mapping[str, str]) -> Principal:
+        if self._api_keys is None:
+            raise Unauthenticated("no API key counts here", reason="BAD_CREDENTIAL")
+        if ON_BEHALF_OF in metadata:
+            raise Unauthenticated("this caller may not act for others", reason="BAD_CREDENTIAL")
+        return await self._api_keys.verify(secret)
 
 
 def encode_delegation(principal: Principal) -> str:

@@ -76,7 +76,7 @@ def _above_total(q: Tensor, lit: Media, interfaces: Sequence[str]) -> list[Note]
     reflected = engine.reflectivity(q[highest : highest + 1], Media(sld, isld, thickness, smoothed))
     place = int(reflected[:, 0].argmin())
     message = (
-        f"{interfaces[place]}: the roughness is beyond the validity of Nevot and Croce's factor; reflectivity reaches"
-        f" {float(sharp[0, highest]):.6g} at q = {float(q[highest]):.4g} 1/angstrom"
+        f"{interfaces[place]}: the roughness is beyond the validity of Nevot and Croce's factor;"
+        f" reflectivity reaches {float(sharp[0, highest]):.6g} at q = {float(q[highest]):.4g} 1/angstrom"
     )
     return [Note("REFLECTS_MORE_THAN_ARRIVES", message)]

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
 from guidehall.core.access import require_visible
-from guidehall.core.auth import Principal, Role
+from guidehall.core.auth import API_KEY_PREFIX, Principal, Role
 from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from services.storage.database import Caller, Database
 from services.storage.fields import text
@@ -23,7 +23,6 @@ from services.storage.identity import users
 from services.storage.identity.tables import api_keys
 from services.storage.lists import Paging, page
 
-SECRET_PREFIX = "gh_"  # noqa: S105 (how keys begin)
 _SECRET_BYTES = 32
 _SHOWN_CHARACTERS = 10
 # A key in steady use is not written to at each of its uses.
@@ -91,7 +90,7 @@ class ApiKeys:
         text("api_key.display_name", new.display_name, 200)
         if new.expire_time is not None and new.expire_time <= datetime.now(UTC):
             raise InvalidArgument.field("api_key.expire_time", new.expire_time.isoformat(), "a time to come")
-        secret = SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        secret = API_KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
         async with self._database.mutation(caller) as mutation:
             connection = mutation.connection
             if caller.principal.subject == new.user:
@@ -145,7 +144,7 @@ class ApiKeys:
 
     async def introspect(self, secret: str) -> Bearer | None:
         """Whom a key speaks for; None for one that is not good (any more)."""
-        if not secret.startswith(SECRET_PREFIX):
+        if not secret.startswith(API_KEY_PREFIX):
             return None
         async with self._database.transaction() as connection:
             good = (

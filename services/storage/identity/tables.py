@@ -55,3 +55,62 @@ api_keys = Table(
     CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
 )
 Index("api_keys_user_id_seq_idx", api_keys.c.user_id, api_keys.c.seq)
+
+passwords = Table(
+    "passwords",
+    metadata,
+    Column("user_id", ForeignKey(users.c.id), primary_key=True),
+    # As argon2 writes it, with its parameters and its salt.
+    Column("hash", Text, nullable=False),
+    moment("change_time"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", ForeignKey(users.c.id), nullable=False),
+    Column("method", Text, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    moment("create_time"),
+    moment("last_use_time"),
+    Column("expire_time", DateTime(timezone=True), nullable=False, index=True),
+    Column("revoke_time", DateTime(timezone=True)),
+)
+Index("sessions_user_id_seq_idx", sessions.c.user_id, sessions.c.seq)
+
+# Of a session, the one that is good and those that were: a used one that comes again was stolen.
+refresh_tokens = Table(
+    "refresh_tokens",
+    metadata,
+    Column("secret_sha256", LargeBinary, primary_key=True),
+    Column("session_id", ForeignKey(sessions.c.id, ondelete="CASCADE"), nullable=False, index=True),
+    moment("create_time"),
+    Column("use_time", DateTime(timezone=True)),
+    CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("note", Text, nullable=False),
+    Column("roles", ARRAY(Text), nullable=False),
+    Column("groups", ARRAY(Text), nullable=False),
+    Column("secret_sha256", LargeBinary, nullable=False, unique=True),
+    moment("create_time"),
+    Column("expire_time", DateTime(timezone=True), nullable=False),
+    CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
+)
+
+# Of an account or an address, hashed: what people type where their name belongs may be their password.
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    moment("since"),
+)

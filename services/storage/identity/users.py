@@ -18,6 +18,7 @@ from guidehall.core.errors import AlreadyExists, InvalidArgument, NotFound
 from services.storage.database import Caller, Database
 from services.storage.etags import require_etag
 from services.storage.fields import text
+from services.storage.identity.endings import end_sessions
 from services.storage.identity.tables import users
 from services.storage.lists import Paging, page
 
@@ -120,6 +121,27 @@ class Users:
             raise _missing(name)
         return user
 
+    async def resolve(self, caller: Caller, id: str) -> User:
+        """A user whom a service has made sure of; one who is seen for the first time becomes a scientist.
+
+        Groups that others say somebody is in are not kept: who leaves one would stay in it here.
+
+        Raises:
+            InvalidArgument: no user can have this id.
+        """
+        name = names.USER.format(user=id)
+        names.USER.parse(name, "user_id")
+        async with self._database.transaction() as connection:
+            user = await find(connection, id)
+        if user is None:
+            async with self._database.mutation(caller) as mutation:
+                if await ensure(mutation.connection, Principal(id, "user", frozenset({Role.SCIENTIST}))):
+                    mutation.record(name)
+                user = await find(mutation.connection, id)
+        if user is None:
+            raise _missing(name)
+        return user
+
     async def page(self, paging: Paging) -> tuple[list[User], str]:
         """One page, newest first, and the token of the next."""
         async with self._database.transaction() as connection:
@@ -145,6 +167,9 @@ class Users:
             times = {"revision": users.c.revision + 1, "update_time": func.now()}
             row = (await mutation.connection.execute(changed.values(**values, **times))).one()
             user = _user(row._mapping)
+            if user.disabled:
+                # For good: who is let in again logs in again.
+                await end_sessions(mutation.connection, id)
             mutation.record(name, before.etag, user.etag)
         return user
 
@@ -156,8 +181,8 @@ async def find(connection: AsyncConnection, id: str, lock: bool = False) -> User
     return None if row is None else _user(row._mapping)
 
 
-async def ensure(connection: AsyncConnection, principal: Principal) -> None:
-    """Makes a user of somebody whom another authority has logged in, as it says."""
+async def ensure(connection: AsyncConnection, principal: Principal) -> bool:
+    """Makes a user of somebody whom another authority has logged in, as it says; whether there was none."""
     values = {
         "id": principal.subject,
         "display_name": "",
@@ -165,7 +190,8 @@ async def ensure(connection: AsyncConnection, principal: Principal) -> None:
         "roles": sorted(role.name for role in principal.roles),
         "groups": sorted(principal.groups),
     }
-    await connection.execute(insert(users).values(values).on_conflict_do_nothing())
+    made = await connection.execute(insert(users).values(values).on_conflict_do_nothing())
+    return made.rowcount == 1
 
 
 def _missing(name: str) -> NotFound:

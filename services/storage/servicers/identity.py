@@ -42,7 +42,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         return identity_pb2.Principal(
             subject=principal.subject,
             kind=_KINDS[principal.kind],
-            roles=_encode_roles(principal.roles),
+            roles=encode_roles(principal.roles),
             groups=sorted(principal.groups),
             default_project=names.PROJECT.format(project=principal.project or names.DEFAULT_PROJECT),
             actor=principal.actor or "",
@@ -50,21 +50,21 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
 
     async def CreateUser(self, request: identity_pb2.CreateUserRequest, context: Any) -> identity_pb2.User:
         caller = common.caller(IDENTITY, "CreateUser")
-        return _user(await self._users.create(caller, request.user_id, _profile(request.user)))
+        return encode_user(await self._users.create(caller, request.user_id, _profile(request.user)))
 
     async def GetUser(self, request: identity_pb2.GetUserRequest, context: Any) -> identity_pb2.User:
-        return _user(await self._users.get(current_principal(), request.name))
+        return encode_user(await self._users.get(current_principal(), request.name))
 
     async def ListUsers(
         self, request: identity_pb2.ListUsersRequest, context: Any
     ) -> identity_pb2.ListUsersResponse:
         found, token = await self._users.page(common.paging(request))
-        return identity_pb2.ListUsersResponse(users=map(_user, found), next_page_token=token)
+        return identity_pb2.ListUsersResponse(users=map(encode_user, found), next_page_token=token)
 
     async def UpdateUser(self, request: identity_pb2.UpdateUserRequest, context: Any) -> identity_pb2.User:
         given = request.user
         caller = common.caller(IDENTITY, "UpdateUser")
-        return _user(await self._users.update(caller, given.name, _profile(given), given.etag))
+        return encode_user(await self._users.update(caller, given.name, _profile(given), given.etag))
 
     async def CreateApiKey(
         self, request: identity_pb2.CreateApiKeyRequest, context: Any
@@ -73,7 +73,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         new = NewApiKey(
             user=common.user_of(request.parent),
             display_name=given.display_name,
-            roles=_roles("api_key.roles", given.roles),
+            roles=decode_roles("api_key.roles", given.roles),
             expire_time=common.moment("api_key.expire_time", given.expire_time)
             if given.HasField("expire_time")
             else None,
@@ -101,7 +101,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         principal = identity_pb2.Principal(
             subject=bearer.key.user_id,
             kind=identity_pb2.PRINCIPAL_KIND_USER,
-            roles=_encode_roles(bearer.roles),
+            roles=encode_roles(bearer.roles),
             groups=bearer.groups,
             default_project=names.PROJECT.format(project=names.DEFAULT_PROJECT),
         )
@@ -111,6 +111,10 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             api_key=bearer.key.name,
             expire_time=common.timestamp(bearer.key.expire_time),
         )
+
+    async def ResolveUser(self, request: identity_pb2.ResolveUserRequest, context: Any) -> identity_pb2.User:
+        caller = common.caller(IDENTITY, "ResolveUser")
+        return encode_user(await self._users.resolve(caller, request.user_id))
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -133,28 +137,35 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         return audit_pb2.ListAuditEventsResponse(events=map(_event, found), next_page_token=token)
 
 
-def _roles(field: str, numbers: Iterable[int]) -> list[Role]:
+def decode_roles(field: str, numbers: Iterable[int]) -> list[Role]:
+    """Roles that travelled.
+
+    Raises:
+        InvalidArgument: one that there is not.
+    """
     try:
         return [Role(number) for number in numbers]
     except ValueError:
         raise InvalidArgument.field(field, list(numbers), ", ".join(role.name for role in Role)) from None
 
 
-def _encode_roles(roles: Iterable[Role]) -> Sequence[identity_pb2.Role.ValueType]:
+def encode_roles(roles: Iterable[Role]) -> Sequence[identity_pb2.Role.ValueType]:
+    """Roles as they travel."""
     return [identity_pb2.Role.Value(f"ROLE_{role.name}") for role in sorted(roles)]
 
 
 def _profile(message: identity_pb2.User) -> Profile:
-    roles = _roles("user.roles", message.roles)
+    roles = decode_roles("user.roles", message.roles)
     return Profile(message.display_name, message.email, roles, list(message.groups), message.disabled)
 
 
-def _user(user: User) -> identity_pb2.User:
+def encode_user(user: User) -> identity_pb2.User:
+    """A user as it travels."""
     return identity_pb2.User(
         name=user.name,
         display_name=user.display_name,
         email=user.email,
-        roles=_encode_roles(Role[role] for role in user.roles),
+        roles=encode_roles(Role[role] for role in user.roles),
         groups=user.groups,
         disabled=user.disabled,
         create_time=common.timestamp(user.create_time),
@@ -167,7 +178,7 @@ def _api_key(key: ApiKey) -> identity_pb2.ApiKey:
     return identity_pb2.ApiKey(
         name=key.name,
         display_name=key.display_name,
-        roles=_encode_roles(Role[role] for role in key.roles),
+        roles=encode_roles(Role[role] for role in key.roles),
         prefix=key.prefix,
         create_time=common.timestamp(key.create_time),
         expire_time=common.timestamp(key.expire_time),

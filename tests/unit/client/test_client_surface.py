@@ -14,6 +14,7 @@ from guidehall.client import AsyncClient, Client
 PUBLIC = [
     "Analysis",
     "AngleSegment",
+    "ApiKey",
     "Artifact",
     "Attempt",
     "AsyncClient",
@@ -39,6 +40,7 @@ PUBLIC = [
     "Medium",
     "Model",
     "ModelVersion",
+    "NewApiKey",
     "NewWorkerCredential",
     "Note",
     "Parameter",
@@ -71,10 +73,12 @@ PUBLIC = [
 
 METHODS = [
     "analyze",
+    "api_keys",
     "attempts",
     "cancel",
     "claim",
     "close",
+    "create_api_key",
     "create_worker_credential",
     "dataset_from_result",
     "dataset_version",
@@ -101,6 +105,7 @@ METHODS = [
     "result",
     "resume",
     "retry",
+    "revoke_api_key",
     "revoke_worker_credential",
     "simulate",
     "stop",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import resource
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,10 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
+def authenticate(authenticator: Authenticator, metadata: Mapping[str, str], peer: str) -> Principal:
+    return asyncio.run(authenticator.authenticate(metadata, peer))
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
@@ -74,7 +79,7 @@ def bearer(token: str) -> dict[str, str]:
 def refused(site: Site, token: str) -> str:
     """The reason why a token is refused."""
     with pytest.raises(Unauthenticated) as caught:
-        site.authenticator().authenticate(bearer(token), REMOTE)
+        authenticate(site.authenticator(), bearer(token), REMOTE)
     return caught.value.reason
 
 
@@ -96,7 +101,7 @@ def test_a_user_is_who_the_token_says(site: Site) -> None:
         "ann", "user", ttl_seconds=60, roles=[Role.SCIENTIST], groups=["film"], jti="credential-1"
     )
 
-    principal = site.authenticator().authenticate(bearer(token), REMOTE)
+    principal = authenticate(site.authenticator(), bearer(token), REMOTE)
 
     assert principal == Principal(
         "ann", "user", frozenset({Role.SCIENTIST}), frozenset({"film"}), credential_id="credential-1"
@@ -109,7 +114,7 @@ def test_a_job_token_carries_its_attempt_and_its_inputs(site: Site) -> None:
         job_id="7f", lease_epoch=3, inputs=["projects/default/datasets/a/versions/1"], project="default",
     )  # fmt: skip
 
-    principal = site.authenticator(service="storage").authenticate(bearer(token), REMOTE)
+    principal = authenticate(site.authenticator(service="storage"), bearer(token), REMOTE)
 
     assert (principal.kind, principal.job_id, principal.lease_epoch) == ("job", "7f", 3)
     assert principal.inputs == ("projects/default/datasets/a/versions/1",)
@@ -119,19 +124,19 @@ def test_a_job_token_carries_its_attempt_and_its_inputs(site: Site) -> None:
 def test_a_worker_token_carries_its_pool(site: Site) -> None:
     token = site.trainer.mint("w1", "worker", ttl_seconds=60, pool="cpu")
 
-    assert site.authenticator().authenticate(bearer(token), REMOTE).pool == "cpu"
+    assert authenticate(site.authenticator(), bearer(token), REMOTE).pool == "cpu"
 
 
 def test_the_scheme_may_be_written_in_any_case(site: Site) -> None:
     token = site.storage.mint("ann", "user", ttl_seconds=60)
 
-    assert site.authenticator().authenticate({"authorization": f"bearer  {token} "}, REMOTE).subject == "ann"
+    assert authenticate(site.authenticator(), {"authorization": f"bearer  {token} "}, REMOTE).subject == "ann"
 
 
 @pytest.mark.parametrize("header", ["Basic YTpi", "Bearer", "Bearer ", "token"])
 def test_anything_but_a_bearer_token_is_refused(site: Site, header: str) -> None:
     with pytest.raises(Unauthenticated, match="bearer"):
-        site.authenticator().authenticate({"authorization": header}, REMOTE)
+        authenticate(site.authenticator(), {"authorization": header}, REMOTE)
 
 
 @pytest.mark.parametrize("token", ["x", "a.b.c", "..", "e30.e30.", "[" * 5000, "x" * 100_000])
@@ -225,7 +230,7 @@ def test_an_issuer_speaks_only_for_its_kinds(site: Site, issuer: str, kind: str 
 def test_a_service_speaks_only_for_itself(site: Site) -> None:
     assert refused(site, site.gateway.mint("trainer", "service", ttl_seconds=60)) == "BAD_CREDENTIAL"
     own = site.gateway.mint("gateway", "service", ttl_seconds=60)
-    assert site.authenticator().authenticate(bearer(own), REMOTE).kind == "service"
+    assert authenticate(site.authenticator(), bearer(own), REMOTE).kind == "service"
 
 
 def test_the_issuer_must_be_the_keys_owner(site: Site) -> None:
@@ -252,7 +257,7 @@ def test_claims_that_are_missing_or_wrong_are_refused(site: Site, changes: dict[
 def test_several_audiences_count_for_each(site: Site) -> None:
     token = site.storage.mint("ann", "user", ttl_seconds=60, audience=["trainer", "inference"])
 
-    assert site.authenticator(service="inference").authenticate(bearer(token), REMOTE).subject == "ann"
+    assert authenticate(site.authenticator(service="inference"), bearer(token), REMOTE).subject == "ann"
     assert refused(site, site.storage.mint("ann", "user", ttl_seconds=60, audience=["trainer", "storage"]))
 
 
@@ -260,20 +265,20 @@ def test_clocks_may_differ_by_the_leeway_and_no_more(site: Site) -> None:
     late = site.storage.key.sign(claims_for(site.storage, exp=time.time() - 20))
     later = site.storage.key.sign(claims_for(site.storage, exp=time.time() - 40))
 
-    assert site.authenticator().authenticate(bearer(late), REMOTE).subject == "ann"
+    assert authenticate(site.authenticator(), bearer(late), REMOTE).subject == "ann"
     assert refused(site, later) == "EXPIRED_CREDENTIAL"
 
 
 def test_a_token_that_was_accepted_still_expires(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     authenticator = site.authenticator()
     token = site.storage.mint("ann", "user", ttl_seconds=60)
-    authenticator.authenticate(bearer(token), REMOTE)
+    authenticate(authenticator, bearer(token), REMOTE)
     later = SimpleNamespace(time=lambda: time.time() + 100)
 
     with monkeypatch.context() as patch:
         patch.setattr("guidehall.core.auth.tokens.time", later)
         with pytest.raises(Unauthenticated) as caught:
-            authenticator.authenticate(bearer(token), REMOTE)
+            authenticate(authenticator, bearer(token), REMOTE)
 
     assert caught.value.reason == "EXPIRED_CREDENTIAL"
 
@@ -281,12 +286,12 @@ def test_a_token_that_was_accepted_still_expires(site: Site, monkeypatch: pytest
 def test_a_key_that_leaves_the_trust_file_counts_no_longer(site: Site) -> None:
     authenticator = site.authenticator()
     token = site.storage.mint("ann", "user", ttl_seconds=60)
-    authenticator.authenticate(bearer(token), REMOTE)
+    authenticate(authenticator, bearer(token), REMOTE)
 
     site.trust(TrustStore.entry(site.gateway.key, "gateway", ["service"]))
 
     with pytest.raises(Unauthenticated):
-        authenticator.authenticate(bearer(token), REMOTE)
+        authenticate(authenticator, bearer(token), REMOTE)
 
 
 def test_a_trust_file_that_could_not_be_read_once_is_read_again(site: Site) -> None:
@@ -294,15 +299,18 @@ def test_a_trust_file_that_could_not_be_read_once_is_read_again(site: Site) -> N
     token = site.storage.mint("ann", "user", ttl_seconds=60)
     site.trust(TrustStore.entry(site.gateway.key, "gateway", ["service"]))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # No file can be opened now, but it can be looked at.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        assert authenticator.authenticate(bearer(token), REMOTE).subject == "ann"
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with asyncio.Runner() as runner:
+        runner.get_loop()
+        # No file can be opened now, but it can be looked at.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            known = runner.run(authenticator.authenticate(bearer(token), REMOTE))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert known.subject == "ann"
 
     with pytest.raises(Unauthenticated):
-        authenticator.authenticate(bearer(token), REMOTE)
+        authenticate(authenticator, bearer(token), REMOTE)
 
 
 @pytest.mark.parametrize(
@@ -317,14 +325,14 @@ def test_a_broken_trust_file_changes_nothing_and_a_mended_one_counts(site: Site,
     fresh = site.trust_file.with_suffix(".new")
     fresh.write_text(content)
     fresh.replace(site.trust_file)
-    assert authenticator.authenticate(bearer(token), REMOTE).subject == "ann"
+    assert authenticate(authenticator, bearer(token), REMOTE).subject == "ann"
     site.trust_file.unlink()
-    assert authenticator.authenticate(bearer(token), REMOTE).subject == "ann"
+    assert authenticate(authenticator, bearer(token), REMOTE).subject == "ann"
 
     newcomer = TokenIssuer("storage", KeyPair.generate())
     site.trust(good | TrustStore.entry(newcomer.key, "storage", ["user"]))
     late = newcomer.mint("ben", "user", ttl_seconds=60)
-    assert authenticator.authenticate(bearer(late), REMOTE).subject == "ben"
+    assert authenticate(authenticator, bearer(late), REMOTE).subject == "ben"
 
 
 @pytest.mark.parametrize(
@@ -340,10 +348,10 @@ def test_a_server_does_not_start_without_a_sound_trust_file(tmp_path: Path, cont
 
 
 def test_without_a_trust_file_no_token_holds(site: Site) -> None:
+    token = site.storage.mint("ann", "user", ttl_seconds=60)
+
     with pytest.raises(Unauthenticated, match="no token is trusted"):
-        Authenticator(AuthSettings(), "storage").authenticate(
-            bearer(site.storage.mint("ann", "user", ttl_seconds=60)), "unix:"
-        )
+        authenticate(Authenticator(AuthSettings(), "storage"), bearer(token), "unix:")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +361,7 @@ def test_without_a_trust_file_no_token_holds(site: Site) -> None:
 def test_in_single_mode_this_machine_is_the_local_user(peer: str) -> None:
     settings = AuthSettings(mode="single", local_user="me")
 
-    assert Authenticator(settings, "storage").authenticate({}, peer) == Principal(
+    assert authenticate(Authenticator(settings, "storage"), {}, peer) == Principal(
         "me", "user", frozenset({Role.ADMIN})
     )
 
@@ -363,7 +371,7 @@ def test_in_single_mode_this_machine_is_the_local_user(peer: str) -> None:
 )
 def test_in_single_mode_other_machines_are_nobody(peer: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        Authenticator(AuthSettings(mode="single"), "storage").authenticate({}, peer)
+        authenticate(Authenticator(AuthSettings(mode="single"), "storage"), {}, peer)
 
     assert caught.value.reason == "NO_CREDENTIAL"
 
@@ -371,16 +379,16 @@ def test_in_single_mode_other_machines_are_nobody(peer: str) -> None:
 @pytest.mark.parametrize("mode", ["proxy", "token"])
 def test_in_other_modes_this_machine_is_nobody_either(site: Site, mode: str) -> None:
     with pytest.raises(Unauthenticated):
-        site.authenticator(mode).authenticate({}, "ipv4:127.0.0.1:1")
+        authenticate(site.authenticator(mode), {}, "ipv4:127.0.0.1:1")
 
 
 def test_a_token_is_verified_in_single_mode_too(site: Site) -> None:
     with pytest.raises(Unauthenticated):
-        site.authenticator("single").authenticate(bearer("nonsense"), "ipv4:127.0.0.1:1")
+        authenticate(site.authenticator("single"), bearer("nonsense"), "ipv4:127.0.0.1:1")
 
 
 def delegated(site: Site, token: str, text: str) -> Principal:
-    return site.authenticator().authenticate(bearer(token) | {ON_BEHALF_OF: text}, REMOTE)
+    return authenticate(site.authenticator(), bearer(token) | {ON_BEHALF_OF: text}, REMOTE)
 
 
 def test_the_gateway_acts_for_a_user(site: Site) -> None:
@@ -515,7 +523,7 @@ def test_refusals_never_repeat_the_credential(site: Site) -> None:
     token = TokenIssuer("storage", KeyPair.generate()).mint("ann", "user", ttl_seconds=60)
 
     with pytest.raises(AppError) as caught:
-        site.authenticator().authenticate(bearer(token), REMOTE)
+        authenticate(site.authenticator(), bearer(token), REMOTE)
 
     assert token not in repr(caught.value.__dict__)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -527,7 +535,7 @@ def test_many_tokens_do_not_fill_the_memory(site: Site, monkeypatch: pytest.Monk
 
     for number in range(10):
         token = site.storage.mint(f"user{number}", "user", ttl_seconds=60)
-        assert authenticator.authenticate(bearer(token), REMOTE).subject == f"user{number}"
+        assert authenticate(authenticator, bearer(token), REMOTE).subject == f"user{number}"
 
     verifier = authenticator._verifier
     assert verifier is not None

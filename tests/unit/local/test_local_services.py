@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,7 +141,8 @@ def test_people_get_credentials_where_they_need_some(
     if "token_file" in written:
         token = Path(written["token_file"]).read_text()
         settings = AuthSettings(mode="token", trust_file=site.identity.trust_file)
-        who = Authenticator(settings, "trainer").authenticate({"authorization": f"Bearer {token}"}, "")
+        headers = {"authorization": f"Bearer {token}"}
+        who = asyncio.run(Authenticator(settings, "trainer").authenticate(headers, ""))
         assert (who.subject, who.kind, who.has(Role.ADMIN)) == ("local", "user", True)
 
 
@@ -188,9 +190,10 @@ def test_each_service_may_vouch_for_its_own_kinds_only(
     subject = issuer if kind == "service" else "somebody"
     token = TokenIssuer(issuer, key).mint(subject, kind, ttl_seconds=60)
     authenticator = Authenticator(AuthSettings(mode="token", trust_file=identity.trust_file), "trainer")
+    headers = {"authorization": f"Bearer {token}"}
 
     if trusted:
-        assert authenticator.authenticate({"authorization": f"Bearer {token}"}, "").kind == kind
+        assert asyncio.run(authenticator.authenticate(headers, "")).kind == kind
     else:
         with pytest.raises(Unauthenticated):
-            authenticator.authenticate({"authorization": f"Bearer {token}"}, "")
+            asyncio.run(authenticator.authenticate(headers, ""))

@@ -79,6 +79,11 @@ class IdentityServiceStub(object):
                 request_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyRequest.SerializeToString,
                 response_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyResponse.FromString,
                 _registered_method=True)
+        self.ResolveUser = channel.unary_unary(
+                '/guidehall.identity.v1.IdentityService/ResolveUser',
+                request_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.SerializeToString,
+                response_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.User.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer(object):
@@ -140,6 +145,13 @@ class IdentityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveUser(self, request, context):
+        """For services: what is kept about a user. One who is seen for the first time is kept as a scientist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +199,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.IntrospectApiKey,
                     request_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyRequest.FromString,
                     response_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyResponse.SerializeToString,
+            ),
+            'ResolveUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveUser,
+                    request_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.FromString,
+                    response_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.User.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -432,6 +449,33 @@ class IdentityService(object):
             '/guidehall.identity.v1.IdentityService/IntrospectApiKey',
             guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyRequest.SerializeToString,
             guidehall_dot_identity_dot_v1_dot_identity__pb2.IntrospectApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.identity.v1.IdentityService/ResolveUser',
+            guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.SerializeToString,
+            guidehall_dot_identity_dot_v1_dot_identity__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,

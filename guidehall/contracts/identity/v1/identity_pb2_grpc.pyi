@@ -42,6 +42,8 @@ class IdentityServiceStub:
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiKeyRequest, _identity_pb2.ApiKey]
     IntrospectApiKey: _grpc.UnaryUnaryMultiCallable[_identity_pb2.IntrospectApiKeyRequest, _identity_pb2.IntrospectApiKeyResponse]
     """For services: is this key good, and whose is it."""
+    ResolveUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ResolveUserRequest, _identity_pb2.User]
+    """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -57,6 +59,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_identity_pb2.RevokeApiKeyRequest, _identity_pb2.ApiKey]  # type: ignore[assignment]
     IntrospectApiKey: _aio.UnaryUnaryMultiCallable[_identity_pb2.IntrospectApiKeyRequest, _identity_pb2.IntrospectApiKeyResponse]  # type: ignore[assignment]
     """For services: is this key good, and whose is it."""
+    ResolveUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.ResolveUserRequest, _identity_pb2.User]  # type: ignore[assignment]
+    """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -123,5 +127,13 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.IntrospectApiKeyResponse, _abc.Awaitable[_identity_pb2.IntrospectApiKeyResponse]]:
         """For services: is this key good, and whose is it."""
+
+    @_abc_1.abstractmethod
+    def ResolveUser(
+        self,
+        request: _identity_pb2.ResolveUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
+        """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
