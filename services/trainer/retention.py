@@ -1,4 +1,4 @@
-"""What is kept of the past, and for how long: events of ended jobs and of very long ones, checkpoints, workers.
+"""What is kept of the past, and for how long: events of jobs, checkpoints of ended ones, lost workers.
 
 The events of a job that are kept are always the newest, without a gap: `jobs.first_seq` is the first of them.
 Of a job that ended long ago the last change of its state stays, so that whoever follows it learns the end.

@@ -304,6 +304,8 @@ async def test_of_a_success_owners_are_told_once_its_result_can_be_read(pair: Pa
     outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
     await worker.finish(lease, outputs=outputs)
     result = (await story(owner, job.name))[-1].published.result
+    # Then it may go, and they are told all the same.
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=job.name), timeout=10)
     rows = await pair.trainer.fetch(
         "SELECT payload -> 'event' ->> 'result' AS result FROM trainer.outbox"
         " WHERE kind = 'notify' AND subject LIKE $1",
