@@ -245,6 +245,9 @@ class Control:
                 if job.state is State.QUEUED:
                     await self._pools.require_room(unit.connection, principal, owner, job.pool)
                 after = await append(unit, job, [], {"owner": owner})
+                if job.result is not None:
+                    # What is published later is published for the owner.
+                    unit.send("claim", job.id, {"job": job.name, "owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
         return (await self._queues.see_stored(self._database, [job]))[0]

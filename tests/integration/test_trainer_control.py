@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from guidehall.core.auth import ON_BEHALF_OF, KeyPair, Principal, Role, TokenIssuer, encode_delegation
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core.auth import Role
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from services.trainer.policies import POLICIES
-from tests.fixtures.trainer import Cast, Owner, refused
+from tests.fixtures.trainer import Cast, Owner, guest_at, refused
 
 _STATE = jobs_pb2.JobState
 _DESIRED = jobs_pb2.DesiredState
@@ -382,19 +381,6 @@ async def test_purging_counts_first_and_touches_only_ones_own(cast: Cast) -> Non
 
 
 # Claims -------------------------------------------------------------------------------------------------
-
-
-def guest_at(cast: Cast) -> Callable[[str, Any], Awaitable[Any]]:
-    """Calls of somebody who has not logged in: the gateway makes them for him."""
-    key = KeyPair.load(cast.site.identity.key_file("gateway"))
-    token = TokenIssuer("gateway", key).mint("gateway", "service", ttl_seconds=600)
-    stub = jobs_pb2_grpc.JobsServiceStub(cast.channel(token))
-    guest = encode_delegation(Principal("guest", "guest", frozenset({Role.SCIENTIST})))
-
-    async def ask(method: str, request: Any) -> Any:
-        return await getattr(stub, method)(request, metadata=((ON_BEHALF_OF, guest),), timeout=10)
-
-    return ask
 
 
 async def test_a_guests_job_becomes_that_of_who_claims_it_first(cast: Cast) -> None:
