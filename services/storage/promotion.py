@@ -1,4 +1,4 @@
-"""The commit of a job's outputs: once, all of them, exactly what the trainer committed; and its later owner."""
+"""The commit of a job's outputs: once, all of them, exactly what the trainer committed; and later owners."""
 
 from __future__ import annotations
 
