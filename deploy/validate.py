@@ -53,6 +53,9 @@ def _check(name: str, folder: Path, scratch: Path) -> str:
         raise SystemExit(f"{name}: two renderings differ")
     count = _validate(name, manifest, scratch)
     _pod_rules(name, manifest)
+    for key, template in _templates(manifest):
+        _validate(f"{name}/{key}", template, scratch)
+        _pod_rules(f"{name}/{key}", template)
     print(f"deploy/k8s/{name}: {count} objects valid for Kubernetes {KUBERNETES_VERSION}")
     return manifest
 
@@ -65,6 +68,15 @@ def _check_component(component: Path, base: str, scratch: Path) -> None:
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     if _check(f"components/{component.name}", overlay, scratch) == base:
         raise SystemExit(f"components/{component.name}: changes nothing in the base")
+
+
+def _templates(manifest: str) -> list[tuple[str, str]]:
+    """What is made later of manifests that are the content of a ConfigMap, by file name."""
+    found = []
+    for document in filter(None, yaml.safe_load_all(manifest)):
+        if document["kind"] == "ConfigMap":
+            found += [(key, text) for key, text in document["data"].items() if key.endswith(".yaml")]
+    return found
 
 
 def _pod_rules(name: str, manifest: str) -> None:

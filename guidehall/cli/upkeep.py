@@ -190,7 +190,7 @@ def purge(
             if as_json:
                 emit(_sums(counted, forced=False))
                 return ExitCode.DONE
-            click.echo(_would(counted), err=True)
+            click.echo(_told(counted, "would be deleted"), err=True)
             if not counted.deleted:
                 return ExitCode.DONE
             question = f"Delete {_jobs(counted.deleted)}? Results and models stay."
@@ -201,7 +201,7 @@ def purge(
     if as_json:
         emit(_sums(done, forced=True))
     else:
-        click.echo(f"{_jobs(done.deleted)} deleted")
+        click.echo(_told(done, "deleted"))
     return ExitCode.DONE
 
 
@@ -213,6 +213,7 @@ def _purge(client: Client, filters: Sequence[str], include_queued: bool, force: 
         sum(one.deleted for one in done),
         sum(one.skipped_running for one in done),
         sum(one.skipped_queued for one in done),
+        sum(one.skipped_publishing for one in done),
     )
 
 
@@ -220,10 +221,14 @@ def _sums(purge: Purge, forced: bool) -> dict[str, int | bool]:
     return {"forced": forced, **asdict(purge)}
 
 
-def _would(counted: Purge) -> str:
-    left = {"held by a worker": counted.skipped_running, "queued or paused": counted.skipped_queued}
-    stay = ", ".join(f"{count} {what}" for what, count in left.items() if count)
-    return clean(f"{_jobs(counted.deleted)} would be deleted" + (f"; left alone: {stay}" if stay else ""))
+def _told(purge: Purge, what: str) -> str:
+    left = {
+        "held by a worker": purge.skipped_running,
+        "queued or paused": purge.skipped_queued,
+        "with a result that is still being published": purge.skipped_publishing,
+    }
+    stay = ", ".join(f"{count} {which}" for which, count in left.items() if count)
+    return clean(f"{_jobs(purge.deleted)} {what}" + (f"; left alone: {stay}" if stay else ""))
 
 
 def _jobs(count: int) -> str:

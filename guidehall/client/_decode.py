@@ -146,7 +146,9 @@ def batch(message: jobs_pb2.BatchSubmitJobsResponse) -> types.Batch:
 
 def purge(message: jobs_pb2.PurgeJobsResponse) -> types.Purge:
     """What a purge did, or would do."""
-    return types.Purge(message.deleted, message.skipped_running, message.skipped_queued)
+    return types.Purge(
+        message.deleted, message.skipped_running, message.skipped_queued, message.skipped_publishing
+    )
 
 
 def job_event(message: jobs_pb2.JobEvent) -> types.JobEvent:

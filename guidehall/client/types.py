@@ -262,6 +262,8 @@ class Purge:
     skipped_running: int
     # Queued or paused.
     skipped_queued: int
+    # Succeeded, with a result that is still being published.
+    skipped_publishing: int
 
 
 @dataclass(frozen=True)

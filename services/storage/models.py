@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, cast, exists, func, insert, select
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -121,6 +121,25 @@ async def add_version(
         weights_sha256=manifest["weights_sha256"],
     )
     return name
+
+
+async def hand_over(mutation: Mutation, job: str, versions: Sequence[str], owner: str) -> None:
+    """Gives a guest's models to an owner, those in which nothing is but what `job` has published."""
+    for ids in sorted((names.MODEL_VERSION.parse(name) for name in versions), key=lambda ids: ids["model"]):
+        columns = model_versions.c
+        here = and_(columns.project == models.c.project, columns.model == models.c.id)
+        others = exists().where(here, columns.job != job)
+        statement = (
+            update(models)
+            .filter_by(project=ids["project"], id=ids["model"], owner="")
+            .where(~others)
+            .values(owner=owner, revision=models.c.revision + 1, update_time=func.now())
+            .returning(models.c.revision)
+        )
+        revision = await mutation.connection.scalar(statement)
+        if revision is not None:
+            name = names.MODEL.format(project=ids["project"], model=ids["model"])
+            mutation.record(name, str(revision - 1), str(revision))
 
 
 class Models:

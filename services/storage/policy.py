@@ -56,6 +56,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ReadCheckpoint": _JOB,
         "Promote": _TRAINER,
         "Discard": _TRAINER,
+        "Claim": _TRAINER,
     },
     "results.v1.HistoryService": {
         "CreateHistoryEntry": _WRITE,

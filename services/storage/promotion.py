@@ -1,4 +1,4 @@
-"""The commit of a job's outputs: once, all of them, exactly those that the trainer committed."""
+"""The commit of a job's outputs: once, all of them, exactly what the trainer committed; and later owners."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -15,7 +15,7 @@ from guidehall.core.faults import fault_point
 from services.storage import documents, fields, garbage, staging
 from services.storage.database import Caller, Database, Mutation
 from services.storage.jobs import Job
-from services.storage.models import add_version, series_of_models
+from services.storage.models import add_version, hand_over, series_of_models
 from services.storage.series import Series
 from services.storage.tables import artifacts, objects, results, staged_objects, staged_results
 
@@ -47,7 +47,7 @@ class Promoted:
 
 
 class Promotion:
-    """The use case."""
+    """The use cases."""
 
     def __init__(self, database: Database, collector: garbage.Collector) -> None:
         self._database = database
@@ -78,6 +78,29 @@ class Promotion:
         if others:
             self._collector.wake()
         return promoted
+
+    async def claim(self, caller: Caller, job: Job, owner: str) -> None:
+        """Makes the result of a guest's job, and the models that only it published to, somebody's.
+
+        A repeat changes nothing, and neither does a claim of what has an owner or is not published.
+
+        Raises:
+            InvalidArgument: nobody is named.
+        """
+        if not fields.text("owner", owner, 256):
+            raise InvalidArgument.field("owner", owner, "who has claimed the job")
+        statement = (
+            update(results)
+            .filter_by(project=job.project, id=job.id, owner="")
+            .values(owner=owner)
+            .returning(results.c.model_versions)
+        )
+        async with self._database.mutation(caller) as mutation:
+            await staging.lock(mutation.connection, job)
+            versions = await mutation.connection.scalar(statement)
+            if versions is not None:
+                await hand_over(mutation, job.name, versions, owner)
+                mutation.record(names.RESULT.format(project=job.project, result=job.id))
 
     async def _publish(
         self, mutation: Mutation, commit: Commit, document: Any, outputs: Sequence[Any]
@@ -174,9 +197,12 @@ async def _publish_model(mutation: Mutation, commit: Commit, row: Any) -> str:
 
 async def _series(connection: AsyncConnection, commit: Commit, model: str) -> Series:
     job = commit.job
-    try:
-        return await series_of_models.open(connection, job.project, model, commit.owner, of_others=False)
-    except (AlreadyExists, FailedPrecondition):
-        # Somebody else's name, or a deleted one. The job has succeeded and its model must go somewhere.
-        own = f"{model[:30]}-{job.id.replace('-', '')}"
-        return await series_of_models.open(connection, job.project, own, commit.owner, of_others=False)
+    # Guests share no name, which nobody of them could be given with his job.
+    if commit.owner:
+        try:
+            return await series_of_models.open(connection, job.project, model, commit.owner, of_others=False)
+        except (AlreadyExists, FailedPrecondition):
+            # Somebody else's name, or a deleted one. The job has succeeded and its model must go somewhere.
+            pass
+    own = f"{model[:30]}-{job.id.replace('-', '')}"
+    return await series_of_models.open(connection, job.project, own, commit.owner, of_others=False)

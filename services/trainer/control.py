@@ -69,6 +69,7 @@ class Purged:
     deleted: int
     skipped_running: int
     skipped_queued: int
+    skipped_publishing: int
 
 
 class Control:
@@ -167,17 +168,12 @@ class Control:
         Raises:
             NotFound: the caller sees no job of this name, also when it was deleted before.
             Aborted: it has changed since the caller saw `etag`.
-            FailedPrecondition: it has not ended.
+            FailedPrecondition: it has not ended, or its result is still being published.
         """
         async with self._database.unit() as unit:
             job = await lock_visible(unit, principal, name)
             _require_etag(etag, job)
-            if job.state not in FINAL:
-                raise FailedPrecondition(
-                    f"a job that is {job.state.value} cannot be deleted: cancel it first",
-                    reason="JOB_STATE",
-                    metadata={"state": job.state.value},
-                )
+            _require_complete(job)
             await _delete(unit, principal, "DeleteJob", [job])
 
     async def purge(
@@ -194,7 +190,9 @@ class Control:
         # Guests own nothing by name: whose job it is nobody can tell.
         mine = and_(jobs.c.project == project, jobs.c.owner == owner) if owner else false()
         matching = and_(mine, *conditions(filter_text))
-        ended = jobs.c.state.in_([state.value for state in FINAL])
+        # Who is to be told of a success is told once its result is published.
+        publishing = and_(jobs.c.state == State.SUCCEEDED.value, jobs.c.result.is_(None))
+        ended = and_(jobs.c.state.in_([state.value for state in FINAL]), ~publishing)
         waiting = jobs.c.state.in_([state.value for state in _WAITING])
         doomed = ended | waiting if include_queued else ended
         async with self._database.statements() as connection:
@@ -202,6 +200,7 @@ class Control:
                 func.count(case((doomed, 1))),
                 func.count(case((jobs.c.state.in_([state.value for state in HELD]), 1))),
                 func.count(case((waiting & ~doomed, 1))),
+                func.count(case((publishing, 1))),
             )
             found = (await connection.execute(counts.select_from(jobs).where(matching))).one()
         deleted = found[0]
@@ -209,7 +208,7 @@ class Control:
             deleted = 0
             while some := await self._purge_some(principal, matching & doomed):
                 deleted += some
-        return Purged(deleted, found[1], found[2])
+        return Purged(deleted, *found[1:])
 
     async def _purge_some(self, principal: Principal, doomed: ColumnElement[bool]) -> int:
         """Deletes a number of jobs, in one transaction."""
@@ -246,6 +245,9 @@ class Control:
                 if job.state is State.QUEUED:
                     await self._pools.require_room(unit.connection, principal, owner, job.pool)
                 after = await append(unit, job, [], {"owner": owner})
+                if job.result is not None:
+                    # What is published later is published for the owner.
+                    unit.send("claim", job.id, {"job": job.name, "owner": owner})
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
         return (await self._queues.see_stored(self._database, [job]))[0]
@@ -258,6 +260,17 @@ def _require_etag(given: str, job: Job) -> None:
             reason="ETAG_MISMATCH",
             metadata={"etag": job.etag},
         )
+
+
+def _require_complete(job: Job) -> None:
+    """Raises FailedPrecondition unless nothing can follow in the job any more."""
+    if job.complete:
+        return
+    if job.state is State.SUCCEEDED:
+        problem = "a job cannot be deleted while its result is being published: try again later"
+    else:
+        problem = f"a job that is {job.state.value} cannot be deleted: cancel it first"
+    raise FailedPrecondition(problem, reason="JOB_STATE", metadata={"state": job.state.value})
 
 
 async def _delete(unit: Unit, principal: Principal, method: str, ended: Sequence[Job]) -> None:

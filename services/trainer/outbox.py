@@ -56,7 +56,7 @@ _PUT_OFF = text(
     """
 ).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
 
-KINDS = ("doorbell", "events", "promote", "discard", "audit", "notify")
+KINDS = ("doorbell", "events", "promote", "claim", "discard", "audit", "notify")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is kept of the past, and for how long: events of ended jobs, events of very long ones, checkpoints.
+"""What is kept of the past, and for how long: events of jobs, checkpoints of ended ones, lost workers.
 
 The events of a job that are kept are always the newest, without a gap: `jobs.first_seq` is the first of them.
 Of a job that ended long ago the last change of its state stays, so that whoever follows it learns the end.
@@ -40,21 +40,39 @@ _DROP_SURPLUS = text(
         " AND last_seq - first_seq + 1 > :most + :most / 10",
     )
 )
+# Attempts are kept as long as their jobs, and say who made them. A worker that is heard of again just now is
+# locked, or is not lost any more when its row is looked at again.
+_DROP_WORKERS = text(
+    """
+    WITH dropped AS (
+        DELETE FROM trainer.workers WHERE id IN (
+            SELECT id FROM trainer.workers AS w
+            WHERE last_seen_time < now() - make_interval(secs => :keep_seconds)
+                AND NOT EXISTS (SELECT FROM trainer.attempts WHERE worker_id = w.id)
+                AND NOT EXISTS (SELECT FROM trainer.jobs WHERE worker_id = w.id)
+            LIMIT :batch FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    )
+    SELECT count(*) FROM dropped
+    """
+)
 # In one transaction: it must not take long, however many events a job has.
-_JOBS_TOGETHER, _EVENTS_TOGETHER = 20, 5000
+_JOBS_TOGETHER, _EVENTS_TOGETHER, _WORKERS_TOGETHER = 20, 5000, 500
 
 
 async def drop_old(database: Database, settings: TrainerSettings) -> None:
     """Drops what is due, a part of it in each transaction."""
     watch = settings.watch
-    bounds = {"batch": _JOBS_TOGETHER, "step": _EVENTS_TOGETHER}
-    for statement, limit in (
-        (_DROP_OLD, {"keep_seconds": watch.keep_seconds}),
-        (_DROP_SURPLUS, {"most": watch.max_events}),
+    events = {"batch": _JOBS_TOGETHER, "step": _EVENTS_TOGETHER}
+    workers = {"batch": _WORKERS_TOGETHER, "keep_seconds": settings.lease.worker_keep_seconds}
+    for statement, values in (
+        (_DROP_OLD, events | {"keep_seconds": watch.keep_seconds}),
+        (_DROP_SURPLUS, events | {"most": watch.max_events}),
+        (_DROP_WORKERS, workers),
     ):
-        cut = 1
-        while cut:
+        dropped = 1
+        while dropped:
             async with database.unit() as unit:
-                cut = (await unit.connection.execute(statement, bounds | limit)).scalar_one()
+                dropped = (await unit.connection.execute(statement, values)).scalar_one()
     async with database.unit() as unit:
         await drop_ended_before(unit, func.now() - seconds(settings.jobs.checkpoint_keep_seconds))

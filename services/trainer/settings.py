@@ -177,6 +177,9 @@ class LeaseSettings(_Group):
         3600.0, gt=0, description="a job's token outlives its timeout by this"
     )
     forget_seconds: float = Field(86_400.0, gt=0, description="how long a lost worker is listed")
+    worker_keep_seconds: float = Field(
+        30 * 86_400.0, gt=0, description="how long a lost worker is kept that no attempt at a job names"
+    )
     hello_seconds: float = Field(10.0, gt=0, description="longest wait for the first message of a session")
     max_batch_events: int = Field(1000, ge=1)
     max_line_characters: int = Field(4000, ge=80)
@@ -188,6 +191,8 @@ class LeaseSettings(_Group):
             raise ValueError("heartbeat_seconds must be at most half of seconds: one heartbeat may get lost")
         if max(self.poll_interval_seconds, self.max_wait_seconds) > self.seconds:
             raise ValueError("an idle worker must be heard of within seconds: see poll_interval and max_wait")
+        if self.worker_keep_seconds < max(self.forget_seconds, self.seconds):
+            raise ValueError("worker_keep_seconds must be at least forget_seconds, and seconds")
         return self
 
 

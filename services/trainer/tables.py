@@ -115,7 +115,6 @@ jobs = Table(
     CheckConstraint("(worker_id IS NULL) = (lease_until IS NULL)", name="lease"),
 )
 _queued = text("state = 'QUEUED'")
-_held = text("state IN ('LEASED', 'RUNNING')")
 Index("jobs_queue_idx", jobs.c.pool, jobs.c.queue_rank, jobs.c.id, postgresql_where=_queued)
 # The first queued job of each owner is found without a look at the others.
 Index(
@@ -136,7 +135,8 @@ Index(
     jobs.c.end_time,
     postgresql_where=text("state = 'SUCCEEDED'"),
 )
-Index("jobs_worker_idx", jobs.c.worker_id, postgresql_where=_held)
+# Also where the database asks whether a job refers to a worker that goes: it names no state.
+Index("jobs_worker_idx", jobs.c.worker_id, postgresql_where=jobs.c.worker_id.is_not(None))
 Index("jobs_active_idx", jobs.c.pool, jobs.c.state, postgresql_where=jobs.c.end_reason.is_(None))
 Index("jobs_project_create_time_idx", jobs.c.project, jobs.c.create_time, jobs.c.id)
 Index("jobs_project_update_time_idx", jobs.c.project, jobs.c.update_time, jobs.c.id)
@@ -164,6 +164,7 @@ attempts = Table(
     Column("checkpoint_ordinal", BigInteger),
     Column("checkpoint_step", BigInteger),
     _one_of("end_reason", EndReason),
+    Index("attempts_worker_idx", "worker_id"),
 )
 
 job_events = Table(

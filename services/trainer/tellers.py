@@ -143,7 +143,11 @@ class StorageTellers:
 
     def endings(self) -> Mapping[str, Teller]:
         """What becomes of the outputs of a job, by kind of message."""
-        return {"promote": Teller(self.promote), "discard": Teller(self.discard)}
+        return {
+            "promote": Teller(self.promote),
+            "claim": Teller(self.claim),
+            "discard": Teller(self.discard),
+        }
 
     def deeds(self) -> Mapping[str, Teller]:
         """The audit log, by kind of message."""
@@ -170,17 +174,41 @@ class StorageTellers:
                     _REFUSED.inc()
                 raise problem from error
             fault_point("trainer.promote.answered")
-            await self._published(promotion.subject, promoted.result, list(promoted.model_versions))
+            owner = payload["owner"]
+            while claimed_by := await self._published(promotion.subject, owner, promoted):
+                # Whoever hears that the result is there can read it.
+                await self._claim(payload["job"], claimed_by)
+                owner = claimed_by
 
-    async def _published(self, job_id: str, result: str, model_versions: list[str]) -> None:
+    async def _published(self, job_id: str, owner: str, promoted: staging_pb2.PromoteResponse) -> str | None:
+        """Says that the result can be read, unless the job has another owner than what was published.
+
+        Returns:
+            That owner, who has claimed the job meanwhile.
+        """
         async with self._database.unit() as unit:
             job = await lock_job(unit.connection, job_id)
             if job is None or job.result is not None:
-                return
-            note = Note("published", {"result": result, "model_versions": model_versions})
-            await append(unit, job, [note], {"result": result})
+                return None
+            if job.owner != owner:
+                return job.owner
+            published = {"result": promoted.result, "model_versions": list(promoted.model_versions)}
+            await append(unit, job, [Note("published", published)], {"result": promoted.result})
             fault_point("trainer.publish.stored")
         fault_point("trainer.publish.committed")
+        return None
+
+    async def claim(self, claims: Sequence[Message]) -> None:
+        """What a guest's job has published belongs to who has claimed the job."""
+        payload = claims[-1].payload
+        await self._claim(payload["job"], payload["owner"])
+
+    async def _claim(self, job: str, owner: str) -> None:
+        request = staging_pb2.ClaimRequest(job=job, owner=owner)
+        try:
+            await self._staging.Claim(request, timeout=self._call_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
 
     async def discard(self, endings: Sequence[Message]) -> None:
         """What a job staged is of no use any more, but perhaps for one checkpoint."""

@@ -383,6 +383,73 @@ async def test_a_model_name_of_somebody_else_is_not_taken_over(people: People) -
     assert (model_of_bob.latest_version, theirs.version) == (1, 1)
 
 
+async def promoted_for_a_guest(people: People, job: str, model: str) -> staging_pb2.PromoteResponse:
+    outputs = await stage_all(people.job(job, 1), job, 1, model)
+    return await people.service("trainer").staging.Promote(commit(job, 1, "", outputs))
+
+
+async def test_what_a_guests_job_published_goes_to_who_claims_it(people: People) -> None:
+    ada, trainer, model = people.user(), people.service("trainer"), people.name("m")
+    job, other = str(uuid.uuid4()), str(uuid.uuid4())
+    request = staging_pb2.ClaimRequest(job=job_name(job), owner=people.name("ada"))
+    # Nothing is there yet: whose it will be the promotion says.
+    await trainer.staging.Claim(request)
+    (version,) = (await promoted_for_a_guest(people, job, model)).model_versions
+    (foreign,) = (await promoted_for_a_guest(people, other, model)).model_versions
+    assert version == f"{model_name(model[:30])}-{job.replace('-', '')}/versions/1"
+    assert version != foreign
+    async with refused(NotFound):
+        await get_result(ada, job)
+
+    for owner in ("ada", "ada", "bob"):
+        request.owner = people.name(owner)
+        await trainer.staging.Claim(request)
+
+    assert (await get_result(ada, job)).owner == people.name("ada")
+    found = await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=version))
+    assert (found.owner, found.job) == (people.name("ada"), job_name(job))
+    for hidden in (
+        get_result(people.user("bob"), job),
+        get_result(ada, other),
+        ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=foreign)),
+    ):
+        async with refused(NotFound):
+            await hidden
+    told = await people.site.fetch(
+        "SELECT resource FROM audit.events WHERE method LIKE '%/Claim' AND resource = ANY($1) ORDER BY 1",
+        [result_name(job), version.removesuffix("/versions/1")],
+    )
+    assert [row["resource"] for row in told] == [version.removesuffix("/versions/1"), result_name(job)]
+    async with refused(InvalidArgument) as refusal:
+        await trainer.staging.Claim(staging_pb2.ClaimRequest(job=job_name(other)))
+    assert [item.field for item in refusal[0].violations] == ["owner"]
+    for nobody in (ada, people.service("gateway"), people.job(other, 1)):
+        async with refused(PermissionDenied):
+            await nobody.staging.Claim(
+                staging_pb2.ClaimRequest(job=job_name(other), owner=people.name("ada"))
+            )
+
+
+async def test_models_that_several_guests_published_to_stay_a_guests(people: People) -> None:
+    ada, trainer, job = people.user(), people.service("trainer"), str(uuid.uuid4())
+    (version,) = (await promoted_for_a_guest(people, job, people.name("m"))).model_versions
+    outputs = await stage_all(people.job(job2 := str(uuid.uuid4()), 1), job2, 1, people.name("m"))
+    series = version.split("/")[3]
+    outputs[series] = await people.job(job2, 1).stage(job2, 1, "model", series, weights(fill=2))
+    del outputs[people.name("m")]
+    # As it was when guests shared names.
+    await trainer.staging.Promote(commit(job2, 1, people.name("ada"), outputs))
+    await people.site.fetch(
+        "UPDATE storage.model_versions SET model = $1, version = 2 WHERE job = $2", series, job_name(job2)
+    )
+
+    await trainer.staging.Claim(staging_pb2.ClaimRequest(job=job_name(job), owner=people.name("ada")))
+
+    assert (await get_result(ada, job)).owner == people.name("ada")
+    async with refused(NotFound):
+        await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=version))
+
+
 async def test_jobs_that_publish_the_same_models_do_not_block_each_other(people: People) -> None:
     trainer, owner = people.service("trainer"), people.name("ada")
     models = [people.name(name) for name in ("a", "b", "c")]

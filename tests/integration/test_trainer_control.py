@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
-from guidehall.core.auth import ON_BEHALF_OF, KeyPair, Principal, Role, TokenIssuer, encode_delegation
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core.auth import Role
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from services.trainer.policies import POLICIES
-from tests.fixtures.trainer import Cast, Owner, refused
+from tests.fixtures.trainer import Cast, Owner, guest_at, refused
 
 _STATE = jobs_pb2.JobState
 _DESIRED = jobs_pb2.DesiredState
@@ -319,16 +318,32 @@ async def test_a_job_that_has_ended_is_deleted_with_what_it_kept(cast: Cast) -> 
 
 
 async def test_a_watcher_hears_that_the_job_is_gone(cast: Cast) -> None:
-    owner, worker = cast.owner(), await cast.worker()
+    owner = cast.owner(f"user-{cast.pool}")
     job = await owner.submit()
-    lease = await worker.must_lease()
-    # Succeeded, but its result cannot be read yet: its watchers wait.
-    await worker.finish(lease)
-    watching = owner.watch(job.name, after_seq=3)
+    watching = owner.watch(job.name, after_seq=1)
     reading = asyncio.create_task(watching.read())
-    await call(owner, "DeleteJob", name=job.name)
+    # Cancelled and deleted at once.
+    await call(owner, "PurgeJobs", filter=f"pool = {cast.pool}", include_queued=True, force=True)
     async with refused(NotFound):
         await reading
+
+
+async def test_a_success_is_not_deleted_before_its_result_is_published(cast: Cast) -> None:
+    owner, worker = cast.owner(f"user-{cast.pool}"), await cast.worker()
+    job, failed = await owner.submit(), await owner.submit()
+    # Storage, which would publish it, is away.
+    assert await worker.finish(await worker.must_lease()) == "SUCCEEDED"
+    await worker.finish(await worker.must_lease(), "FAILED", "USER_ERROR")
+    async with refused(FailedPrecondition) as found:
+        await call(owner, "DeleteJob", name=job.name)
+    assert (found[0].reason, found[0].metadata["state"]) == ("JOB_STATE", "SUCCEEDED")
+    assert "its result is being published" in found[0].message
+    for force in (False, True):
+        purged = await call(owner, "PurgeJobs", filter=f"pool = {cast.pool}", force=force)
+        assert (purged.deleted, purged.skipped_publishing) == (1, 1)
+    assert await names(owner, f"pool = {cast.pool}") == [job.name]
+    async with refused(NotFound):
+        await owner.get(failed.name)
 
 
 async def test_purging_counts_first_and_touches_only_ones_own(cast: Cast) -> None:
@@ -366,19 +381,6 @@ async def test_purging_counts_first_and_touches_only_ones_own(cast: Cast) -> Non
 
 
 # Claims -------------------------------------------------------------------------------------------------
-
-
-def guest_at(cast: Cast) -> Callable[[str, Any], Awaitable[Any]]:
-    """Calls of somebody who has not logged in: the gateway makes them for him."""
-    key = KeyPair.load(cast.site.identity.key_file("gateway"))
-    token = TokenIssuer("gateway", key).mint("gateway", "service", ttl_seconds=600)
-    stub = jobs_pb2_grpc.JobsServiceStub(cast.channel(token))
-    guest = encode_delegation(Principal("guest", "guest", frozenset({Role.SCIENTIST})))
-
-    async def ask(method: str, request: Any) -> Any:
-        return await getattr(stub, method)(request, metadata=((ON_BEHALF_OF, guest),), timeout=10)
-
-    return ask
 
 
 async def test_a_guests_job_becomes_that_of_who_claims_it_first(cast: Cast) -> None:

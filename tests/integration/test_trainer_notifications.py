@@ -1,12 +1,15 @@
-"""Owners are told of the end of a job: by a real HTTP server's log, and by a real SMTP conversation."""
+"""Owners are told of a job's end: by a real HTTP server's log and a real SMTP conversation, over TLS too."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import hmac
 import json
+import shutil
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +24,7 @@ import pytest
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.errors import InvalidArgument
+from tests.fixtures.certificates import Authority
 from tests.fixtures.storage import eventually
 from tests.fixtures.trainer import Cast, TrainerSite, refused
 
@@ -45,7 +49,7 @@ class Hook:
 
 
 @contextlib.contextmanager
-def hook() -> Iterator[Hook]:
+def hook(tls: ssl.SSLContext | None = None) -> Iterator[Hook]:
     told = Hook()
 
     class Handler(BaseHTTPRequestHandler):
@@ -61,7 +65,9 @@ def hook() -> Iterator[Hook]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.origin = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    told.origin = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield told
@@ -72,8 +78,18 @@ def hook() -> Iterator[Hook]:
 
 @dataclass
 class Mailbox:
-    """A mail server that turns away the first conversations, and keeps what later ones bring."""
+    """A mail server that turns away the first conversations, and keeps what later ones bring.
 
+    Attributes:
+        security: as the trainer's setting; with `starttls` it takes nothing before.
+        login: user and password; where set, it takes nothing from others.
+        said: the commands that came unencrypted, without their arguments.
+    """
+
+    security: str = "none"
+    tls: ssl.SSLContext | None = None
+    login: tuple[str, str] | None = None
+    said: list[str] = field(default_factory=list)
     turn_away: int = 0
     conversations: int = 0
     mails: list[tuple[str, str, EmailMessage]] = field(default_factory=list)
@@ -83,6 +99,7 @@ class Mailbox:
         """The server's side of RFC 5321, as far as a client needs it."""
         self.conversations += 1
         sender = recipient = ""
+        secure, known = self.security != "starttls", self.login is None
 
         async def say(line: str) -> None:
             writer.write(line.encode() + b"\r\n")
@@ -90,9 +107,25 @@ class Mailbox:
 
         await say("220 test" if self.conversations > self.turn_away else "421 too busy")
         while line := (await reader.readline()).decode().strip():
-            match line.split(maxsplit=1)[0].upper():
+            command = line.split(maxsplit=1)[0].upper()
+            if writer.get_extra_info("ssl_object") is None:
+                self.said.append(command)
+            match command:
                 case "EHLO" | "HELO":
-                    await say("250 test")
+                    offered = ["AUTH PLAIN"] if secure and not known else []
+                    offered += ["STARTTLS"] if not secure and self.tls else []
+                    for name in ["test", *offered]:
+                        await say(f"250-{name}")
+                    await say("250 8BITMIME")
+                case "STARTTLS" if self.tls:
+                    await say("220 go on")
+                    await writer.start_tls(self.tls)
+                    secure = True
+                case "AUTH" if secure and self.login:
+                    known = line.split()[1:] == ["PLAIN", _plain(*self.login)]
+                    await say("235 welcome" if known else "535 who?")
+                case "MAIL" | "RCPT" | "DATA" if not (secure and known):
+                    await say("530 not like this")
                 case "MAIL":
                     sender = line.partition("<")[2].partition(">")[0]
                     await say("250 ok")
@@ -113,6 +146,11 @@ class Mailbox:
         writer.close()
 
 
+def _plain(user: str, password: str) -> str:
+    """RFC 4616."""
+    return base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+
+
 @dataclass
 class Site:
     """A trainer that may tell of ends, and those whom it may tell."""
@@ -123,27 +161,40 @@ class Site:
     trainer: TrainerSite
 
 
-@pytest.fixture
-async def site(own_trainer: Callable[..., TrainerSite], tmp_path: Path) -> AsyncIterator[Site]:
-    mailbox = Mailbox()
-    (tmp_path / "secret").write_text(f"{_SECRET}\n")
-    with hook() as told:
-        async with await asyncio.start_server(mailbox.converse, "127.0.0.1", 0) as server:
+@contextlib.asynccontextmanager
+async def notifying(
+    own_trainer: Callable[..., TrainerSite],
+    folder: Path,
+    mailbox: Mailbox,
+    hook_tls: ssl.SSLContext | None = None,
+    **settings: object,
+) -> AsyncIterator[Site]:
+    """A trainer that may tell a new hook and a mailbox."""
+    (folder / "secret").write_text(f"{_SECRET}\n")
+    tls = mailbox.tls if mailbox.security == "tls" else None
+    with hook(hook_tls) as told:
+        async with await asyncio.start_server(mailbox.converse, "127.0.0.1", 0, ssl=tls) as server:
             mailbox.port = server.sockets[0].getsockname()[1]
-            trainer = own_trainer(
-                NOTIFY__WEBHOOK_ORIGINS=json.dumps([told.origin]),
-                NOTIFY__WEBHOOK_SECRET_FILE=tmp_path / "secret",
-                NOTIFY__MAIL_HOST="127.0.0.1",
-                NOTIFY__MAIL_PORT=mailbox.port,
-                NOTIFY__MAIL_SECURITY="none",
-                NOTIFY__MAIL_FROM="jobs@example.org",
-                NOTIFY__RETRY_LONGEST_SECONDS=0.5,
-                NOTIFY__GIVE_UP_SECONDS=8,
-            )
+            values: dict[str, object] = {
+                "NOTIFY__WEBHOOK_ORIGINS": json.dumps([told.origin]),
+                "NOTIFY__WEBHOOK_SECRET_FILE": folder / "secret",
+                "NOTIFY__MAIL_HOST": "127.0.0.1",
+                "NOTIFY__MAIL_PORT": mailbox.port,
+                "NOTIFY__MAIL_SECURITY": mailbox.security,
+                "NOTIFY__MAIL_FROM": "jobs@example.org",
+                "NOTIFY__RETRY_LONGEST_SECONDS": 0.5,
+            }
+            trainer = own_trainer(**values | settings)
             await asyncio.to_thread(trainer.start)
             cast = Cast(trainer)
             yield Site(cast, told, mailbox, trainer)
             await cast.close()
+
+
+@pytest.fixture
+async def site(own_trainer: Callable[..., TrainerSite], tmp_path: Path) -> AsyncIterator[Site]:
+    async with notifying(own_trainer, tmp_path, Mailbox(), NOTIFY__GIVE_UP_SECONDS=8) as site:
+        yield site
 
 
 async def test_a_webhook_that_fails_first_is_called_again_and_can_tell_who_calls(site: Site) -> None:
@@ -226,6 +277,91 @@ async def untold(site: Site, count: int) -> None:
         return await told_later(site) == count
 
     await eventually(left)
+
+
+def server_tls(authority: Authority) -> ssl.SSLContext:
+    """What a receiver shows that the authority vouches for."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("receiver"))
+    return context
+
+
+async def failing(site: Site, problem: str) -> None:
+    """Returns when telling has failed like this twice at least, and more often than before."""
+    query = "SELECT tries, last_error FROM trainer.outbox WHERE kind = 'notify'"
+    (before,) = await site.trainer.fetch(query)
+
+    async def so() -> bool:
+        (row,) = await site.trainer.fetch(query)
+        return row["tries"] >= before["tries"] + 2 and problem in (row["last_error"] or "")
+
+    await eventually(so)
+
+
+async def test_a_webhook_over_tls_has_to_show_a_certificate_that_is_trusted(
+    own_trainer: Callable[..., TrainerSite], tmp_path: Path, authority: Authority, stranger: Authority
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(stranger.file, trusted)
+    tls = server_tls(authority)
+    async with notifying(own_trainer, tmp_path, Mailbox(), tls, NOTIFY__WEBHOOK_CA_FILE=trusted) as site:
+        target = jobs_pb2.Notification(webhook_url=f"{site.hook.origin}/ended")
+        job = await site.cast.owner().submit(notifications=[target])
+        await site.cast.owner().cancel(job.name)
+        await failing(site, "SSLCertVerificationError")
+        assert site.hook.received == []
+        shutil.copy(authority.file, trusted)
+        await untold(site, 0)
+        ((path, headers, body),) = site.hook.received
+        assert (path, json.loads(body)["job"]) == ("/ended", job.name)
+        assert headers["X-Guidehall-Signature"].startswith("sha256=")
+
+
+@pytest.mark.parametrize("security", ["starttls", "tls"])
+async def test_a_mail_server_over_tls_is_told_the_password_once_it_is_trusted(
+    own_trainer: Callable[..., TrainerSite],
+    tmp_path: Path,
+    authority: Authority,
+    stranger: Authority,
+    security: str,
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(stranger.file, trusted)
+    (tmp_path / "password").write_text("pass word\n")
+    mailbox = Mailbox(security, server_tls(authority), login=("guidehall", "another"))
+    settings = {
+        "NOTIFY__MAIL_CA_FILE": trusted,
+        "NOTIFY__MAIL_USER": "guidehall",
+        "NOTIFY__MAIL_PASSWORD_FILE": tmp_path / "password",
+    }
+    async with notifying(own_trainer, tmp_path, mailbox, **settings) as site:
+        target = jobs_pb2.Notification(email_address="ada@example.org")
+        job = await site.cast.owner().submit(notifications=[target])
+        await site.cast.owner().cancel(job.name)
+        await failing(site, "SSLCertVerificationError")
+        shutil.copy(authority.file, trusted)
+        await failing(site, "SMTPAuthenticationError")
+        assert mailbox.mails == []
+        mailbox.login = ("guidehall", "pass word")
+        await untold(site, 0)
+        ((_, recipient, mail),) = mailbox.mails
+        assert recipient == "ada@example.org"
+        assert job.name in mail.get_content()
+        # Neither the password nor a mail went without encryption.
+        assert set(mailbox.said) == ({"EHLO", "STARTTLS"} if security == "starttls" else set())
+
+
+async def test_a_mail_server_that_does_not_encrypt_gets_nothing_where_it_has_to(
+    own_trainer: Callable[..., TrainerSite], tmp_path: Path
+) -> None:
+    mailbox = Mailbox("starttls")
+    async with notifying(own_trainer, tmp_path, mailbox) as site:
+        target = jobs_pb2.Notification(email_address="ada@example.org")
+        job = await site.cast.owner().submit(notifications=[target])
+        await site.cast.owner().cancel(job.name)
+        await failing(site, "SMTPNotSupportedError")
+        assert set(mailbox.said) <= {"EHLO", "HELO", "QUIT"}
+        assert mailbox.mails == []
 
 
 async def test_only_where_the_operator_allows_it(site: Site) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from guidehall.client import AsyncClient
 from guidehall.contracts.jobs.v1 import jobs_pb2
-from guidehall.core.errors import OutOfRange
+from guidehall.core.errors import NotFound, OutOfRange
 from tests.fixtures.storage import eventually
 from tests.fixtures.trainer import Cast, Owner, TalkingWorker, TrainerSite, log_line, refused
 
@@ -123,3 +123,54 @@ async def test_a_kept_checkpoint_is_dropped_in_the_end_unless_a_retry_needs_it(c
     assert lease.checkpoint.job == retried.name
     assert await worker.finish(lease) == "SUCCEEDED"
     assert not (await owner.get(retried.name)).HasField("checkpoint")
+
+
+async def test_workers_that_nothing_names_are_dropped_in_the_end(
+    own_trainer: Callable[..., TrainerSite],
+) -> None:
+    site = own_trainer(LEASE__SECONDS=60)
+    for _ in range(2):
+        site.start()
+    cast = Cast(site)
+    owner = cast.owner()
+    idle, busy, live = [await cast.worker() for _ in range(3)]
+    jobs = [await owner.submit() for _ in range(2)]
+    for job in jobs:
+        lease = await busy.must_lease()
+        assert lease.job == job.name
+        await busy.finish(lease, "FAILED", "USER_ERROR")
+
+    async def known() -> set[str]:
+        return {str(row["id"]) for row in await site.fetch("SELECT id FROM trainer.workers")}
+
+    ids = [worker.name.rpartition("/")[2] for worker in (idle, busy, live)]
+    assert await known() == set(ids)
+    # More than go at a time, and all but one unheard of for as long as a worker is kept.
+    await site.fetch(
+        "INSERT INTO trainer.workers (id, pool, credential_id, hostname, capabilities, pipelines, software)"
+        " SELECT gen_random_uuid(), pool, credential_id, hostname, capabilities, pipelines, software"
+        " FROM trainer.workers, generate_series(1, 1200) WHERE id = $1",
+        ids[0],
+    )
+    await site.fetch(
+        "UPDATE trainer.workers SET last_seen_time = now() - interval '31 days' WHERE id <> $1", ids[2]
+    )
+
+    async def only(*kept: str) -> None:
+        async def dropped() -> bool:
+            return await known() == set(kept)
+
+        await eventually(dropped)
+
+    await only(ids[1], ids[2])
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=jobs[0].name), timeout=10)
+    attempts = await owner.jobs.ListAttempts(jobs_pb2.ListAttemptsRequest(parent=jobs[1].name), timeout=10)
+    assert [attempt.worker for attempt in attempts.attempts] == [busy.name]
+    assert await known() == {ids[1], ids[2]}
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=jobs[1].name), timeout=10)
+    await only(ids[2])
+    # Whoever was only away, registers anew.
+    async with refused(NotFound) as found:
+        await busy.lease()
+    assert found[0].reason == "WORKER_UNKNOWN"
+    await cast.close()

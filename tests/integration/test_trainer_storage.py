@@ -13,13 +13,14 @@ import pytest
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import audit_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2, staging_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import Role
 from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from guidehall.local.backing import BackingServers
 from tests.fixtures.storage import StorageSite, Stubs, eventually, storage_site, weights
-from tests.fixtures.trainer import Cast, Owner, TrainerSite, refused, trainer_site
+from tests.fixtures.trainer import Cast, Owner, TrainerSite, guest_at, refused, trainer_site
 
 DOCUMENT = {"model_name": "line", "slope": 2.0}
 
@@ -219,6 +220,50 @@ async def test_while_storage_is_away_jobs_end_and_they_are_published_when_it_is_
         assert events[-1].HasField("published")
 
 
+@pytest.mark.parametrize(
+    "when",
+    ["while it runs", pytest.param("while storage is away", marks=pytest.mark.slow), "when it is published"],
+)
+async def test_who_claims_a_guests_job_owns_its_result_and_models(
+    pair: Pair, cast: Cast, ada: Stubs, when: str
+) -> None:
+    guest, owner, worker = guest_at(cast), cast.owner(), await cast.worker()
+    job = await guest("SubmitJob", jobs_pb2.SubmitJobRequest(pipeline="toy.line", pool=cast.pool))
+    lease = await worker.must_lease()
+    outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
+
+    async def claim() -> None:
+        request = jobs_pb2.ClaimJobRequest(name=job.name)
+        assert (await owner.jobs.ClaimJob(request, timeout=10)).owner == "ada"
+
+    match when:
+        case "while it runs":
+            await claim()
+            await worker.finish(lease, outputs=outputs)
+        case "while storage is away":
+            await asyncio.to_thread(pair.storage.stop)
+            try:
+                await worker.finish(lease, outputs=outputs)
+                await claim()
+            finally:
+                await asyncio.to_thread(pair.storage.start)
+        case "when it is published":
+            await worker.finish(lease, outputs=outputs)
+            await story(cast.owner("olga", Role.OPERATOR), job.name)
+            await claim()
+
+            async def told() -> bool:
+                return not await pair.trainer.fetch("SELECT FROM trainer.outbox WHERE kind = 'claim'")
+
+            await eventually(told)
+    # Whoever hears that the result is there can read it.
+    published = (await story(owner, job.name))[-1].published
+    result = await ada.results.GetResult(results_pb2.GetResultRequest(name=published.result), timeout=5)
+    (name,) = published.model_versions
+    version = await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name), timeout=5)
+    assert (result.owner, version.owner) == ("ada", "ada")
+
+
 # What is dropped ----------------------------------------------------------------------------------------
 
 
@@ -304,6 +349,8 @@ async def test_of_a_success_owners_are_told_once_its_result_can_be_read(pair: Pa
     outputs = await stage(pair, lease, f"m-{uuid.uuid4().hex[:8]}")
     await worker.finish(lease, outputs=outputs)
     result = (await story(owner, job.name))[-1].published.result
+    # Then it may go, and they are told all the same.
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=job.name), timeout=10)
     rows = await pair.trainer.fetch(
         "SELECT payload -> 'event' ->> 'result' AS result FROM trainer.outbox"
         " WHERE kind = 'notify' AND subject LIKE $1",

@@ -385,6 +385,18 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+async def test_a_worker_that_has_had_no_job_for_long_ends_where_it_is_told_to(
+    lone_owner: Owner, workers: WorkerMaker
+) -> None:
+    name = await submit(lone_owner, "refuse")
+    worker = workers(LEASE_WAIT_SECONDS=0.5, IDLE_EXIT_SECONDS=3)
+    assert states(await events(lone_owner, name))[-1] == "FAILED"
+    ended = time.monotonic()
+    assert await asyncio.to_thread(worker.wait) == 0
+    assert time.monotonic() - ended > 2.5
+    assert any("no job for" in line for line in worker.log)
+
+
 async def test_a_worker_without_a_credential_waits_for_one(
     site: TrainerSite, lone_owner: Owner, workers: WorkerMaker, tmp_path: Path
 ) -> None:

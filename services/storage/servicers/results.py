@@ -148,6 +148,10 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
         await self._staging.discard(read_job(request.job), checkpoint, request.job_ended)
         return staging_pb2.DiscardResponse()
 
+    async def Claim(self, request: staging_pb2.ClaimRequest, context: Any) -> staging_pb2.ClaimResponse:
+        await self._promotion.claim(common.caller(STAGING, "Claim"), read_job(request.job), request.owner)
+        return staging_pb2.ClaimResponse()
+
 
 def _kind(value: staging_pb2.StagedKind.ValueType) -> Kind:
     if value not in _KINDS:

@@ -150,6 +150,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
             deleted=purged.deleted,
             skipped_running=purged.skipped_running,
             skipped_queued=purged.skipped_queued,
+            skipped_publishing=purged.skipped_publishing,
         )
 
     async def ClaimJob(self, request: jobs_pb2.ClaimJobRequest, _context: Any) -> jobs_pb2.Job:

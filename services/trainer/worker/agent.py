@@ -51,6 +51,8 @@ class Agent:
         self._in_service = True
         # Came with the answer to a report.
         self._next: LeasedJob | None = None
+        # Since when it has asked for a job and got none; None while it has one.
+        self._idle_since: float | None = None
 
     def stop(self) -> None:
         """Takes no more work. A running job is asked to leave and made to after the drain time."""
@@ -119,11 +121,23 @@ class Agent:
                 self._complain("lease", error, pause)
                 await self._unless_stopping(self._doorbell.wait(pause))
                 continue
+            self._stop_if_idle_for_long(job)
             if job is None or await self._run(job):
                 pauses = iter(self._tools.pauses)
             else:
                 # Whatever was wrong, the next job may meet it too.
                 await self._unless_stopping(asyncio.sleep(next(pauses)))
+
+    def _stop_if_idle_for_long(self, job: LeasedJob | None) -> None:
+        """Ends a worker that was launched for work, once there has been none for as long as it is to wait."""
+        now, limit = asyncio.get_running_loop().time(), self._tools.settings.idle_exit_seconds
+        if job is not None:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif limit and now - self._idle_since >= limit:
+            logger.info("no job for %g s", now - self._idle_since)
+            self.stop()
 
     async def _next_job(self, registration: Registration) -> LeasedJob | None:
         """What the trainer gave already, or gives within a while: it knows first when there is work."""

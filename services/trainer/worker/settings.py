@@ -77,6 +77,9 @@ class WorkerSettings(ServiceSettings):
     temp_dir: Path = Field(Path(tempfile.gettempdir()), description="private folders of jobs lie below it")
 
     lease_wait_seconds: float = Field(15.0, gt=0, description="how long to ask for work at a time")
+    idle_exit_seconds: float = Field(
+        0.0, ge=0, description="a worker that has had no job for so long ends; 0: it waits for ever"
+    )
     self_test_seconds: float = Field(
         120.0, gt=0, description="how long a test of a device may take that misbehaved"
     )

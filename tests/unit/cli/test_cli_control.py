@@ -179,15 +179,16 @@ def _asked(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 def test_purge_counts_and_asks_first(
     peer: Peer, capsys: Captured, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, forced: list[bool]
 ) -> None:
-    peer.purge = jobs_pb2.PurgeJobsResponse(deleted=3, skipped_running=1)
+    peer.purge = jobs_pb2.PurgeJobsResponse(deleted=3, skipped_running=1, skipped_publishing=2)
     _asked(monkeypatch, answer)
 
     assert run(["purge"]) == code
 
     assert [request.force for request in _requests(peer, jobs_pb2.PurgeJobsRequest)] == forced
     said = capsys.readouterr()
-    assert "3 jobs would be deleted; left alone: 1 held by a worker" in said.err
-    assert said.out == ("3 jobs deleted\n" if code == 0 else "nothing was deleted\n")
+    left = "left alone: 1 held by a worker, 2 with a result that is still being published"
+    assert f"3 jobs would be deleted; {left}" in said.err
+    assert said.out == (f"3 jobs deleted; {left}\n" if code == 0 else "nothing was deleted\n")
 
 
 def test_purge_of_nothing_asks_nothing(peer: Peer, capsys: Captured) -> None:
@@ -208,6 +209,7 @@ def test_purge_is_narrowed_by_state_age_and_filter(peer: Peer, capsys: Captured)
         "deleted": 4,
         "skipped_running": 0,
         "skipped_queued": 0,
+        "skipped_publishing": 0,
     }
     assert all(request.force for request in peer.requests)
     label, time, state = peer.requests[0].filter.split(" AND ")
@@ -227,6 +229,7 @@ def test_purge_for_programs_counts_without_yes(peer: Peer, capsys: Captured) -> 
         "deleted": 2,
         "skipped_running": 0,
         "skipped_queued": 1,
+        "skipped_publishing": 0,
     }
     assert [request.force for request in peer.requests] == [False]
 

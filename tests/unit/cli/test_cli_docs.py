@@ -1,17 +1,21 @@
-"""The reference pages name everything that there is."""
+"""The reference pages name everything that there is, and the how-tos nothing else."""
 
 from __future__ import annotations
 
 import inspect
+import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from guidehall.cli._app import cli
+from guidehall.cli._app import cli, run
 from guidehall.cli._exit import ExitCode
 from guidehall.client import Client
 
-REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
+DOCS = Path(__file__).parents[3] / "docs"
+REFERENCE = DOCS / "reference"
 CLI = (REFERENCE / "cli.md").read_text(encoding="utf-8")
 PYTHON = (REFERENCE / "python-client.md").read_text(encoding="utf-8")
 
@@ -31,3 +35,31 @@ def test_every_exit_code_is_described(code: ExitCode) -> None:
 )
 def test_every_method_is_described(method: str) -> None:
     assert f"`{method}(" in PYTHON
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """What a page has people type after `guidehall`, up to a pipe or a redirection."""
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("guidehall "):
+                words = shlex.split(line, comments=True)
+                end = next((place for place, word in enumerate(words) if word in (">", "|")), len(words))
+                yield words[1:end]
+
+
+HOW_TO = [
+    (page.name, words)
+    for page in sorted((DOCS / "how-to").glob("*.md"))
+    for words in commands(page.read_text())
+]
+
+
+def test_how_tos_have_commands() -> None:
+    assert ("run-workers.md", ["workers", "credentials", "--pool", "h200"]) in HOW_TO
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), HOW_TO, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
+def test_every_command_of_a_how_to_is_understood(page: str, words: list[str]) -> None:
+    assert run([*words, "--help"]) == 0, page

@@ -1250,7 +1250,7 @@ class DeleteJobRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A job that has ended. Its result and models stay."""
+    """A job that has ended and, if it succeeded, whose result can be read. Its result and models stay."""
     etag: _builtins.str
     """Unless empty, must be the present one."""
     def __init__(
@@ -1320,21 +1320,25 @@ class PurgeJobsResponse(_message.Message):
     DELETED_FIELD_NUMBER: _builtins.int
     SKIPPED_RUNNING_FIELD_NUMBER: _builtins.int
     SKIPPED_QUEUED_FIELD_NUMBER: _builtins.int
+    SKIPPED_PUBLISHING_FIELD_NUMBER: _builtins.int
     deleted: _builtins.int
     skipped_running: _builtins.int
     """Left alone because they are held by a worker."""
     skipped_queued: _builtins.int
     """Left alone because they are queued or paused."""
+    skipped_publishing: _builtins.int
+    """Left alone because they have succeeded and their results are still being published."""
     def __init__(
         self,
         *,
         deleted: _builtins.int = ...,
         skipped_running: _builtins.int = ...,
         skipped_queued: _builtins.int = ...,
+        skipped_publishing: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "skipped_queued", b"skipped_queued", "skipped_running", b"skipped_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "skipped_publishing", b"skipped_publishing", "skipped_queued", b"skipped_queued", "skipped_running", b"skipped_running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class StagingServiceStub(object):
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     def __init__(self, channel):
@@ -61,11 +61,16 @@ class StagingServiceStub(object):
                 request_serializer=guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardRequest.SerializeToString,
                 response_deserializer=guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardResponse.FromString,
                 _registered_method=True)
+        self.Claim = channel.unary_unary(
+                '/guidehall.results.v1.StagingService/Claim',
+                request_serializer=guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimRequest.SerializeToString,
+                response_deserializer=guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimResponse.FromString,
+                _registered_method=True)
 
 
 class StagingServiceServicer(object):
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     def StageObject(self, request_iterator, context):
@@ -100,6 +105,13 @@ class StagingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Claim(self, request, context):
+        """Idempotent: what a guest's job has published becomes somebody's. Changes nothing where it has an owner.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StagingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_StagingServiceServicer_to_server(servicer, server):
                     request_deserializer=guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardRequest.FromString,
                     response_serializer=guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardResponse.SerializeToString,
             ),
+            'Claim': grpc.unary_unary_rpc_method_handler(
+                    servicer.Claim,
+                    request_deserializer=guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimRequest.FromString,
+                    response_serializer=guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'guidehall.results.v1.StagingService', rpc_method_handlers)
@@ -138,7 +155,7 @@ def add_StagingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class StagingService(object):
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     @staticmethod
@@ -266,6 +283,33 @@ class StagingService(object):
             '/guidehall.results.v1.StagingService/Discard',
             guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardRequest.SerializeToString,
             guidehall_dot_results_dot_v1_dot_staging__pb2.DiscardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Claim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.results.v1.StagingService/Claim',
+            guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimRequest.SerializeToString,
+            guidehall_dot_results_dot_v1_dot_staging__pb2.ClaimResponse.FromString,
             options,
             channel_credentials,
             insecure,

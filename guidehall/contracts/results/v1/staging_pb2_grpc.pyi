@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class StagingServiceStub:
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     @_typing.overload
@@ -42,11 +42,13 @@ class StagingServiceStub:
     """Idempotent: makes the winning epoch's outputs visible, once."""
     Discard: _grpc.UnaryUnaryMultiCallable[_staging_pb2.DiscardRequest, _staging_pb2.DiscardResponse]
     """Idempotent."""
+    Claim: _grpc.UnaryUnaryMultiCallable[_staging_pb2.ClaimRequest, _staging_pb2.ClaimResponse]
+    """Idempotent: what a guest's job has published becomes somebody's. Changes nothing where it has an owner."""
 
 @_typing.type_check_only
 class StagingServiceAsyncStub(StagingServiceStub):
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -57,10 +59,12 @@ class StagingServiceAsyncStub(StagingServiceStub):
     """Idempotent: makes the winning epoch's outputs visible, once."""
     Discard: _aio.UnaryUnaryMultiCallable[_staging_pb2.DiscardRequest, _staging_pb2.DiscardResponse]  # type: ignore[assignment]
     """Idempotent."""
+    Claim: _aio.UnaryUnaryMultiCallable[_staging_pb2.ClaimRequest, _staging_pb2.ClaimResponse]  # type: ignore[assignment]
+    """Idempotent: what a guest's job has published becomes somebody's. Changes nothing where it has an owner."""
 
 class StagingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Outputs of a running job, invisible until the trainer's commit names the winning epoch.
-    Staging takes the job's token; promotion and discarding are the trainer's alone.
+    Staging takes the job's token; the rest is the trainer's alone.
     """
 
     @_abc_1.abstractmethod
@@ -99,5 +103,13 @@ class StagingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_staging_pb2.DiscardResponse, _abc.Awaitable[_staging_pb2.DiscardResponse]]:
         """Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Claim(
+        self,
+        request: _staging_pb2.ClaimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_staging_pb2.ClaimResponse, _abc.Awaitable[_staging_pb2.ClaimResponse]]:
+        """Idempotent: what a guest's job has published becomes somebody's. Changes nothing where it has an owner."""
 
 def add_StagingServiceServicer_to_server(servicer: StagingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
