@@ -52,8 +52,8 @@ class Columns:
         dq_sigma: factor from dq to one standard deviation; None where the file does not say it.
         dq_is_relative: dq is a part of q.
         dr_is_relative: dr is a part of R.
-        percent: which of r, dr and dq are in percent. dr in percent of nothing said is one of R, unless R is in
-            percent itself; dq is always one of q.
+        percent: which of r, dr and dq are in percent. dr in percent is one of R, unless R is in percent
+            itself; dq is always one of q.
         place: what to call the data set in errors.
     """
 
@@ -90,8 +90,8 @@ def assemble(columns: Columns, given: Given) -> Curve:
         q_unit = 0.1 if given.q_unit == "1/nm" else 1.0
         if given.q_unit is None and len(columns.q) and columns.q.max() > _LARGEST_USUAL_Q:
             notes.append(
-                f"q reaches {columns.q.max():g} and the file has no unit: 1/angstrom was taken; if it is 1/nm,"
-                " say so (q_unit, --q-unit 1/nm) or name the column Q (1/nm)"
+                f"q reaches {columns.q.max():g} and the file has no unit: 1/angstrom was taken; if it is"
+                " 1/nm, say so (q_unit, --q-unit 1/nm) or name the column Q (1/nm)"
             )
     q = columns.q * q_unit
     r, dr = _fractions(columns, notes)
@@ -143,7 +143,7 @@ def is_percent(unit: str) -> bool:
 
 
 def to_sigma(kind: str) -> float | None:
-    """The factor from a width to one standard deviation, by the word for it in a file; None for no such word."""
+    """The factor to one standard deviation from the width of this name; None for no such name."""
     return {"sigma": 1.0, "fwhm": 1.0 / FWHM_PER_SIGMA, "hwhm": _HALF_WIDTH}.get(kind.strip().lower())
 
 

@@ -12,7 +12,6 @@ from guidehall.science.reflectometry.formats import arrays, nexus, orso, text
 from guidehall.science.reflectometry.formats.common import Given, QUnit, assemble
 from guidehall.science.reflectometry.params import ResolutionConvention
 
-
 _LOOKED_AT = 200
 # How files begin that hold a curve only when they are unpacked.
 _PACKED = {
@@ -73,7 +72,7 @@ def _refuse_packed(data: bytes, field: str) -> None:
             raise UserError(field, f"a file {how}", "unpack it first: text, .npy, ORSO or HDF5 is read")
     # Two bytes for each character, with the mark of it or, in ASCII, with every other byte 0.
     odd, even = data[1:_LOOKED_AT:2], data[:_LOOKED_AT:2]
-    wide = len(odd) > 1 and (not any(odd) and all(even[: len(odd)]) or not any(even) and all(odd))
+    wide = len(odd) > 1 and ((not any(odd) and all(even[: len(odd)])) or (not any(even) and all(odd)))
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or wide:
         raise UserError(field, "text in UTF-16", "save it as UTF-8")
 

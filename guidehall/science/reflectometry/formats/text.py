@@ -21,7 +21,7 @@ from guidehall.science.reflectometry.formats.common import Columns, Given, is_pe
 from guidehall.science.reflectometry.params import MAX_POINTS
 
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
-# Of percent signs only those that begin a comment: not "(%)", "R/%" or the unit at the end of a line of names.
+# Of percent signs only those that begin a comment: not "(%)", "R/%" or a unit at the end of a line of names.
 _COMMENT = re.compile(r"[#!]|//|(?:^|(?<=\s))%(?!\s*$)")
 _FORTRAN = re.compile(r"[-+]?[\d.]+[dD][-+]?\d+")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
@@ -207,7 +207,7 @@ def _is_indexed(table: np.ndarray) -> bool:
         return False
     q = table[:, 1]
     counts = bool((np.diff(table[:, 0]) == 1.0).all())
-    return counts and bool((np.diff(q) > 0).all()) and 0 < q[0] and q[-1] <= _LARGEST_INDEXED_Q
+    return counts and bool((np.diff(q) > 0).all()) and q[0] > 0 and q[-1] <= _LARGEST_INDEXED_Q
 
 
 def _places(names: list[_Name], given: Given) -> dict[str, int]:
@@ -311,7 +311,7 @@ def _clauses_of_dq(line: str) -> list[str]:
     found = _OF_DQ.search(line)
     if found is None:
         return []
-    clauses = re.split("[,;]", _OF_DR.split(found[1], maxsplit=1)[0])
+    clauses = re.split("[,;]", _OF_DR.split(found[1][:_NAMES_LENGTH], maxsplit=1)[0])
     return [clause for clause in clauses if not _SPEAKS_OF_R.search(clause)]
 
 

@@ -98,20 +98,23 @@ def test_the_error_columns_say_what_they_are(
     value_is: str | None, distribution: str | None, factor: float
 ) -> None:
     """One standard deviation unless the header says otherwise, whatever the caller thinks; of R as of q."""
+    known = value_is if value_is in (None, "sigma") else "FWHM"
     columns = [
         Column("Qz", "1/angstrom"),
         R_COLUMN,
-        ErrorColumn("R", "uncertainty", value_is, distribution),  # type: ignore[arg-type]
-        ErrorColumn("Qz", "resolution", value_is, distribution),  # type: ignore[arg-type]
+        ErrorColumn("R", "uncertainty", known, distribution),  # type: ignore[arg-type]
+        ErrorColumn("Qz", "resolution", known, distribution),  # type: ignore[arg-type]
     ]
-    curve = one(ort(columns, Q, R, DR, DQ), dq="sigma")
+    # orsopy itself does not write the other words.
+    text = ort(columns, Q, R, DR, DQ).decode().replace("value_is: FWHM", f"value_is: {value_is}")
+    curve = one(text.encode(), dq="sigma")
     np.testing.assert_allclose(curve.dq, DQ * factor)
     np.testing.assert_allclose(curve.dr, DR * factor)
 
 
 def test_a_file_that_says_hwhm_counts_more_than_the_caller() -> None:
-    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("Qz", "resolution", "HWHM")]  # type: ignore[arg-type]
-    curve = one(ort(columns, Q, R, DQ), dq="sigma")
+    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("Qz", "resolution", "FWHM")]
+    curve = one(ort(columns, Q, R, DQ).replace(b"value_is: FWHM", b"value_is: HWHM"), dq="sigma")
     np.testing.assert_allclose(curve.dq, 2 * DQ / FWHM)
     said = "the file itself says what its dq is, and not sigma; the file counted"
     assert said in curve.metadata.notes
@@ -186,9 +189,9 @@ def test_refuses_columns_that_cannot_be_used() -> None:
     columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("R", None, "FWHM", "lorentzian")]
     with pytest.raises(UserError, match="file columns: got sR; Lorentzian"):
         read_curves(ort(columns, Q, R, DR))
-    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("R", None, "IQR")]  # type: ignore[arg-type]
+    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("R", None, "FWHM")]
     with pytest.raises(UserError, match="file columns: got sR: IQR; must be sigma, FWHM or HWHM"):
-        read_curves(ort(columns, Q, R, DR))
+        read_curves(ort(columns, Q, R, DR).replace(b"value_is: FWHM", b"value_is: IQR"))
     data = ort([Column("Qz", "1/angstrom"), R_COLUMN], Q, R, sets=2).decode()
     head, tail = data.rsplit("0.0000000000000000e+00", 1)
     with pytest.raises(UserError, match=r"file data set spin 1\.r\[1\]: got nan"):

@@ -392,9 +392,7 @@ def test_half_a_width(name: str) -> None:
 def test_the_error_of_r_times_q4_is_not_that_of_r(name: str) -> None:
     curve = one(f"# Q R RQ4 {name}\n0.01 1 1e-8 1e-9\n0.02 0.5 8e-8 1e-9\n")
     assert curve.dr is None
-    assert curve.metadata.notes == (
-        f"left out, for nothing says that they are q, R, dR or dq: RQ4, {name}",
-    )
+    assert curve.metadata.notes == (f"left out, for nothing says that they are q, R, dR or dq: RQ4, {name}",)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +496,9 @@ def test_a_large_q_without_a_unit_is_told() -> None:
     assert one("0.1 1\n1.9 0.5\n").metadata.notes == ()
 
 
-@pytest.mark.parametrize("line", ["# dq " + "," * 1990, "# dq " + "dR," * 600, "%" * 1999, "# " + "dq " * 600])
+@pytest.mark.parametrize(
+    "line", ["# dq " + "," * 1990, "# dq " + "dR," * 600, "%" * 1999, "# " + "dq " * 600]
+)
 def test_lines_about_dq_take_no_time(line: str) -> None:
     start = time.process_time()
     one(f"{line}\n" * 1000 + "0.01 1\n0.02 1\n")
