@@ -317,8 +317,8 @@ def _automatic_stack(layers: int) -> StackPrior:
                 {"name": "oxide", **oxide},
             ],
             "backing": {"name": "silicon", "sld": 2.07, "roughness": {"min": 0, "max": 5}},
-            # Its bounds allow a layer of 10 angstrom with a roughness of 150, and so curves with R of 40. Cut at
-            # half a layer, one film in a thousand is left above 1, by a percent.
+            # Its bounds allow a layer of 10 angstrom with a roughness of 150, and so curves with R of 40.
+            # Cut at half a layer, one or two films in a thousand are left above 1, by a percent.
             "max_roughness_share": 0.5,
         }
     )
