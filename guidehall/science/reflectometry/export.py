@@ -146,7 +146,9 @@ def join_ort(curves: Sequence[Curve]) -> bytes:
         if curve.segment is not None:
             order = np.argsort(curve.segment, kind="stable")
             columns = {name: getattr(curve, name) for name in ("q", "r", "dr", "dq")}
-            ordered = {name: None if column is None else column[order] for name, column in columns.items()}
+            ordered: dict[str, Any] = {
+                name: None if column is None else column[order] for name, column in columns.items()
+            }
             curve = replace(curve, **ordered)
         found = _orso_set(curve, None, None)
         found.info.data_set = curve.metadata.data_set

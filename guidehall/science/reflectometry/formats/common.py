@@ -98,10 +98,11 @@ def assemble(columns: Columns, given: Given) -> Curve:
     dq = _said(columns.dq)
     if dq is not None:
         own_unit = columns.dq_unit if columns.dq_unit is not None else q_unit
-        if "dq" in columns.percent:
+        in_percent = "dq" in columns.percent
+        if in_percent:
             notes.append("dq is in percent of q; it was converted")
-            dq, own_unit = dq / 100.0, q
-        dq = dq * (q if columns.dq_is_relative else own_unit) * _sigma(columns, given, notes)
+            dq = dq / 100.0
+        dq = dq * (q if columns.dq_is_relative or in_percent else own_unit) * _sigma(columns, given, notes)
     # Before the points are moved, so that what is wrong is found where the file has it.
     Curve(q, r, dr, dq).check_values(columns.place)
     order, segment = _in_order(q, notes)
