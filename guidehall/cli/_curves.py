@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ORSO = b"ORSO reflectivity data file"
+# Reflectometers end far below this, in 1/angstrom.
+_LARGEST_USUAL_Q = 2.0
 # So many of a file's curves are named in a refusal.
 _NAMED = 8
 
@@ -47,7 +49,12 @@ def read(file: Path, said: Said) -> tuple[Curve, tuple[str, ...]]:
         InvalidArgument: names the place in the file, or the field of `said`.
         Unimplemented: the file needs the extra `science`.
     """
-    return _read_all(file, said) if reads_all_curves() else (_read_plain(file, said), ())
+    if reads_all_curves():
+        return _read_all(file, said)
+    curve = _read_plain(file, said)
+    if said.q_unit is None and curve.q[-1] > _LARGEST_USUAL_Q:
+        return curve, (f"q reaches {curve.q[-1]:g}: 1/angstrom was taken; if it is 1/nm, say --q-unit 1/nm",)
+    return curve, ()
 
 
 def _read_all(file: Path, said: Said) -> tuple[Curve, tuple[str, ...]]:

@@ -43,14 +43,15 @@ def reflectometry() -> None:
 def import_settings(path: Path, output: Path | None, model_name: str, dry_run: bool, as_json: bool) -> None:
     """Upload the arrays of a pyreflect project and write parameters for `guidehall submit`.
 
-    PATH is the folder of a project, or its settings.yml. Nothing in it is unpickled: networks and
-    normalisation of pyreflect are named and left.
+    PATH is the folder of a project, or its settings.yml. Nothing in it is unpickled. Networks and
+    normalisation of pyreflect are named; `guidehall reflectometry import-model` brings them.
     """
     from guidehall.science.reflectometry.formats.project import read_project
 
     with science_refusals():
         project = read_project(path)
         params = _params(project, model_name)
+        chi_params = _chi_params(project, model_name)
     datasets = {} if dry_run else _upload(project)
     if as_json:
         files = [
@@ -63,9 +64,9 @@ def import_settings(path: Path, output: Path | None, model_name: str, dry_run: b
             }
             for file in project.files
         ]
-        emit({"files": files, "problems": project.problems, "params": params})
+        emit({"files": files, "problems": project.problems, "params": params, "chi_params": chi_params})
         return
-    text = _document(project, datasets, params)
+    text = _document(project, datasets, params, chi_params)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -176,6 +177,12 @@ def _params(project: Project, model_name: str) -> dict[str, Any] | None:
     return project.params(model_name).model_dump(mode="json", exclude_defaults=True)
 
 
+def _chi_params(project: Project, model_name: str) -> dict[str, Any] | None:
+    """Parameters of a training from profiles to chi, where the settings are of one."""
+    params = project.chi_params(f"{model_name[:59]}-chi")
+    return None if params is None else params.model_dump(mode="json", exclude_defaults=True)
+
+
 def _upload(project: Project) -> dict[str, str]:
     """Name of the dataset version for each role."""
     arrays = project.datasets()
@@ -194,8 +201,20 @@ def _upload(project: Project) -> dict[str, str]:
     return versions
 
 
-def _document(project: Project, datasets: dict[str, str], params: dict[str, Any] | None) -> str:
+def _document(
+    project: Project,
+    datasets: dict[str, str],
+    params: dict[str, Any] | None,
+    chi_params: dict[str, Any] | None,
+) -> str:
+    """What was found, as comments, and the parameters for `guidehall submit`.
+
+    One file is of one training: those of chi are comments where it is of the training from reflectivity.
+    """
     import yaml
+
+    def written(document: dict[str, Any]) -> str:
+        return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
     lines = [f"# From {project.settings_file}, settings of pyreflect."]
     for file in project.files:
@@ -207,9 +226,15 @@ def _document(project: Project, datasets: dict[str, str], params: dict[str, Any]
         lines.append("# There are no settings of a training from reflectivity to SLD.")
     else:
         lines.append("# guidehall submit reflectometry.nr_sld --from THIS-FILE")
+    if chi_params is not None and params is None:
+        lines.append("# guidehall submit reflectometry.sld_chi --from THIS-FILE")
+    elif chi_params is not None:
+        lines.append("# For guidehall submit reflectometry.sld_chi --from, in a file of their own:")
+        lines += [f"#   {line}" for line in written(chi_params).splitlines()]
     # A name in the settings must not end its comment.
     text = "".join(f"{clean(line)}\n" for line in lines)
-    return text if params is None else text + yaml.safe_dump(params, sort_keys=False, allow_unicode=True)
+    document = chi_params if params is None else params
+    return text if document is None else text + written(document)
 
 
 COMMANDS = (reflectometry,)

@@ -19,6 +19,11 @@ from guidehall.core.errors import InvalidArgument
 
 LARGEST_FILE_BYTES = 8 << 20
 _COLUMNS = "2 to 4 columns: q, R, dR, dq"
+_GZIP = b"\x1f\x8b"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_FORTRAN = re.compile(r"[-+]?[\d.]+[dD][-+]?\d+")
+# An index of the points stands before no fewer, nor before larger q (in 1/nm).
+_LEAST_INDEXED, _LARGEST_INDEXED_Q = 5, 50.0
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 
 
@@ -49,6 +54,7 @@ def read_curve(
     """
     path = Path(path).expanduser()
     data = _read(path)
+    _refuse_packed(data)
     rows = _from_npy(data, path) if data.startswith(npy.MAGIC_PREFIX) else _from_text(data, path)
     empty = np.empty(0)
     left_out = _not_known(rows)
@@ -104,6 +110,13 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _refuse_packed(data: bytes) -> None:
+    if data.startswith(_GZIP):
+        raise InvalidArgument.field("file", "a file compressed by gzip", "text or .npy: unpack it first")
+    if data.startswith(_UTF_16):
+        raise InvalidArgument.field("file", "text in UTF-16", "UTF-8: save it as that")
+
+
 def _from_text(data: bytes, path: Path) -> FloatArray:
     rows: list[list[float]] = []
     written: list[tuple[str, list[str]]] = []
@@ -114,6 +127,9 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
         is_heading = may_be_heading and all(value is None for value in values)
         may_be_heading = False
         if is_heading:
+            if any("%" in token for token in tokens):
+                allowed = "q, R, dR and dq without percent: convert them first"
+                raise InvalidArgument.field(where, " ".join(tokens), allowed)
             continue
         for token, value in zip(tokens, values, strict=True):
             if value is None:
@@ -133,7 +149,20 @@ def _from_text(data: bytes, path: Path) -> FloatArray:
     for row, column in np.argwhere(_wrong(table))[:1]:
         where, tokens = written[row]
         raise InvalidArgument.field(where, tokens[column], "a finite number")
+    if _is_indexed(table):
+        raise InvalidArgument.field(
+            path.name, "a first column that counts the points", f"{_COLUMNS}, without it"
+        )
     return table
+
+
+def _is_indexed(table: FloatArray) -> bool:
+    """Whether the first of three columns or more only counts, from 0 or 1, and q stands in the second."""
+    if table.shape[1] < 3 or len(table) < _LEAST_INDEXED or table[0, 0] not in (0.0, 1.0):
+        return False
+    q = table[:, 1]
+    ascend = bool((np.diff(table[:, 0]) == 1.0).all()) and bool((np.diff(q) > 0).all())
+    return ascend and bool(q[0] > 0 and q[-1] <= _LARGEST_INDEXED_Q)
 
 
 def _not_known(table: FloatArray) -> NDArray[np.bool_]:
@@ -158,7 +187,8 @@ def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
 
 def _number(token: str) -> float | None:
     try:
-        return float(token)
+        # Fortran writes 1.0D-2.
+        return float(re.sub("[dD]", "e", token) if _FORTRAN.fullmatch(token) else token)
     except ValueError:
         return None
 

@@ -23,6 +23,7 @@ _NPY_LENGTH_BYTES = {1: 2, 2: 4}
 _PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 # With members, empty, and in several parts.
 _ZIPS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_NETWORKS = "A network of pyreflect and its statistics: guidehall reflectometry import-model converts them"
 # NumPy's array protocol: byte order, kind, bytes of an item, and the unit of a time.
 _TYPE = re.compile(r"[<>=|]([biufcSUVmM])([0-9]{1,9})(?:\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
 _NUMBERS = {
@@ -83,10 +84,14 @@ class DataInspector:
     def _decide(self, *, complete: bool) -> None:
         head = bytes(self._head)
         if head.startswith(_PICKLES) or is_pickle(head, complete=complete):
-            raise _refused("a pickle, which could run code; save arrays with numpy.save(allow_pickle=False)")
+            raise _refused(
+                "a pickle, which could run code; save arrays with numpy.save(allow_pickle=False). "
+                + _NETWORKS
+            )
         if head.startswith(_ZIPS):
             raise _refused(
-                "a zip archive (such as .npz or a torch file); upload its arrays one by one as .npy"
+                "a zip archive (such as .npz or a torch file); upload its arrays one by one as .npy. "
+                + _NETWORKS
             )
         if head.startswith(_NPY):
             self._array = _read_npy(head)
@@ -123,7 +128,8 @@ def _item(descr: str) -> tuple[str, int]:
     match = _TYPE.fullmatch(descr)
     if match is None:
         raise _refused(
-            f"an array of {descr[:40]!r}; Python objects would be a pickle, plain types are accepted"
+            f"an array of {descr[:40]!r}; Python objects would be a pickle, plain types are accepted."
+            f" {_NETWORKS}"
         )
     kind, size = match[1], int(match[2])
     if kind in _NUMBERS:

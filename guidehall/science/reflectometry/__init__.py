@@ -127,9 +127,10 @@ SCIENCE = Science(
             entry="guidehall.science.reflectometry.cnn.import_model:run",
             device="cpu",
             datasets={
-                "weights": "The .pth file of torch.save(model.state_dict()), or safetensors.",
-                "statistics": "The normalisation statistics of pyreflect: .npy, .npz or JSON. For chi, JSON"
-                " with the limits of each chi.",
+                "weights": "safetensors; `guidehall reflectometry import-model` converts the .pth file of"
+                " torch.save(model.state_dict()), which an upload refuses.",
+                "statistics": "The normalisation statistics of pyreflect as JSON; that command converts .npy"
+                " and .npz. For chi, JSON with the limits of each chi.",
                 "perceptron": "For chi: the second network, in a file like the first.",
             },
             needs=_import_needs,

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from guidehall.cli._app import run
+from guidehall.science.reflectometry.chi.params import ChiParams
 from guidehall.science.reflectometry.params import NrSldParams
 
 SETTINGS = """
@@ -83,3 +84,19 @@ def test_refusals_name_the_setting(folder: Path, capsys: pytest.CaptureFixture[s
     assert run(["reflectometry", "import-settings", str(folder)]) == 2
     assert "must hold one of settings.yaml" in capsys.readouterr().err
     assert run(["reflectometry", "import-settings", str(folder / "gone")]) == 2
+
+
+CHI = "sld_predict_chi: {models: {latent_dim: 2, ae_epochs: 20, mlp_epochs: 30}}\n"
+
+
+def test_a_training_to_chi_comes_along(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As comments beside the other training, as the document where there is no other."""
+    (folder / "settings.yml").write_text(SETTINGS + CHI)
+    assert run(["reflectometry", "import-settings", str(folder), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    NrSldParams.model_validate(yaml.safe_load(text))
+    assert "#   latent_dim: 2\n" in text
+    (folder / "settings.yml").write_text(CHI)
+    assert run(["reflectometry", "import-settings", str(folder), "--model-name", "old"]) == 0
+    params = ChiParams.model_validate(yaml.safe_load(capsys.readouterr().out))
+    assert (params.model_name, params.latent_dim, params.perceptron.epochs) == ("old-chi", 2, 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 from pathlib import Path
@@ -217,3 +218,24 @@ def test_written_numbers_are_read_exactly(tmp_path: Path) -> None:
     curve = read_curve(path)
 
     np.testing.assert_array_equal(np.column_stack([curve.q, curve.r, curve.dr]), rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"0.01 1\n0.02 1\n"), "a file compressed by gzip"),
+        ("0.01 1\n0.02 1\n".encode("utf-16"), "text in UTF-16"),
+        (b"Q R dR dQ/Q(%)\n0.01 1 0.1 0.2\n0.02 1 0.1 0.2\n", "without percent"),
+        (b"".join(b"%d 0.0%d 1 0.1\n" % (n, n) for n in range(1, 7)), "counts the points"),
+    ],
+    ids=range(4),
+)
+def test_what_would_be_misread_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        read_curve(_write(tmp_path, content), dq="sigma")
+
+
+def test_exponents_as_fortran_writes_them(tmp_path: Path) -> None:
+    curve = read_curve(_write(tmp_path, "1.0D-2 1.0d+0\n2D-2 0.5\n"))
+
+    np.testing.assert_array_equal(curve.q, [0.01, 0.02])

@@ -108,6 +108,19 @@ def test_what_could_run_code_or_makes_no_sense_is_refused(content: bytes) -> Non
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + bytes(30),
+        b"\x80\x02}q\x00.",
+        _npy("{'descr': '|O', 'fortran_order': False, 'shape': (), }"),
+    ],
+)
+def test_a_refusal_says_how_networks_come_in(content: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="guidehall reflectometry import-model"):
+        inspect(DataInspector(), content)
+
+
+@pytest.mark.parametrize(
     ("content", "kind"),
     [
         (b"0.01 1.0\n", "text"),

@@ -24,7 +24,7 @@ from guidehall.science.reflectometry.chi.params import (
 )
 from guidehall.science.reflectometry.chi.predictor import ChiPredictor, publish
 from guidehall.science.reflectometry.chi.training import ChiSeeds, ChiTrainer
-from guidehall.science.reflectometry.cnn.curves import read_pairs
+from guidehall.science.reflectometry.cnn.curves import read_pairs, refuse_wrong_sld_unit
 from guidehall.science.reflectometry.epochs import Split
 from guidehall.science.reflectometry.network_params import LARGEST
 from guidehall.science.reflectometry.params import ChannelErrors
@@ -58,6 +58,7 @@ def optional_dataset(context: Context, role: str) -> Path | None:
 def _read_profiles(path: Path, field: str, rows: tuple[int, int]) -> np.ndarray:
     """Profiles float32 [N, 2, L], z ascending; [2, L] is one."""
     profiles = read_pairs(path, field, rows=rows)
+    refuse_wrong_sld_unit(profiles, field)
     if (np.diff(profiles[:, 0]) < 0).any():
         raise UserError(field, "z that descends", "z comes first, in angstrom, and must not descend")
     return profiles

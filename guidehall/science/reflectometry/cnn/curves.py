@@ -24,6 +24,8 @@ from guidehall.science.reflectometry.params import sigma_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
 
+# In 1e-6/angstrom^2; no film with an SLD at all has less of it everywhere.
+_LEAST_SLD = 1e-3
 # A set is made in pieces, so that a cancellation is heard.
 _PIECE = 256
 
@@ -116,6 +118,18 @@ def read_pairs(path: Path, field: str, *, rows: tuple[int, int]) -> np.ndarray:
     return curves
 
 
+def refuse_wrong_sld_unit(profiles: np.ndarray, field: str) -> None:
+    """Refuses profiles [N, 2, M] whose SLD can only be in 1/angstrom^2.
+
+    Raises:
+        UserError: blames `field` and names the unit.
+    """
+    largest = float(np.abs(profiles[:, 1]).max())
+    if 0 < largest < _LEAST_SLD:
+        allowed = "SLD must be in 1e-6/angstrom^2, as 2.07 for silicon: these look like 1/angstrom^2"
+        raise UserError(field, f"no SLD above {largest:g}", allowed)
+
+
 def read_curves(context: Context) -> CurveSet:
     """The set in the roles nr_train and sld_train.
 
@@ -125,6 +139,7 @@ def read_curves(context: Context) -> CurveSet:
     limits = (MIN_CURVES, MAX_CURVES)
     nr = read_pairs(context.dataset("nr_train"), "inputs.nr_train", rows=limits)
     sld = read_pairs(context.dataset("sld_train"), "inputs.sld_train", rows=limits)
+    refuse_wrong_sld_unit(sld, "inputs.sld_train")
     if len(nr) != len(sld):
         raise UserError("inputs.sld_train", f"{len(sld)} profiles", f"must be {len(nr)}, one for each curve")
     q = nr[0, 0]

@@ -10,7 +10,12 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve, Metadata
-from guidehall.science.reflectometry.params import MAX_SEGMENTS, ResolutionConvention, sigma_of
+from guidehall.science.reflectometry.params import (
+    FWHM_PER_SIGMA,
+    MAX_SEGMENTS,
+    ResolutionConvention,
+    sigma_of,
+)
 
 QUnit = Literal["1/angstrom", "1/nm"]
 
@@ -21,6 +26,10 @@ _LENGTHS = {
 }  # fmt: skip
 _LENGTH = "|".join(_LENGTHS)
 _INVERSE = re.compile(rf"(?:1/|per|inv(?:erse)?)({_LENGTH})|({_LENGTH})(?:\*\*|\^)?\(?(?:-1|⁻¹)\)?")
+# Reflectometers end far below this, so a larger q without a unit is rather one in 1/nm.
+_LARGEST_USUAL_Q = 2.0
+# From half a width at half maximum to one standard deviation.
+_HALF_WIDTH = 2.0 / FWHM_PER_SIGMA
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Columns:
         q_unit, dq_unit: factors to 1/angstrom; None where the file says nothing, dq then like q.
         dq_sigma: factor from dq to one standard deviation; None where the file does not say it.
         dq_is_relative: dq is a part of q.
+        dr_is_relative: dr is a part of R.
+        percent: which of r, dr and dq are in percent. dr in percent is one of R, unless R is in percent
+            itself; dq is always one of q.
         place: what to call the data set in errors.
     """
 
@@ -54,6 +66,8 @@ class Columns:
     dq_unit: float | None = None
     dq_sigma: float | None = None
     dq_is_relative: bool = False
+    dr_is_relative: bool = False
+    percent: tuple[str, ...] = ()
     metadata: Metadata = field(default_factory=Metadata)
 
 
@@ -74,13 +88,23 @@ def assemble(columns: Columns, given: Given) -> Curve:
     q_unit = columns.q_unit
     if q_unit is None:
         q_unit = 0.1 if given.q_unit == "1/nm" else 1.0
+        if given.q_unit is None and len(columns.q) and columns.q.max() > _LARGEST_USUAL_Q:
+            notes.append(
+                f"q reaches {columns.q.max():g} and the file has no unit: 1/angstrom was taken; if it is"
+                " 1/nm, say so (q_unit, --q-unit 1/nm) or name the column Q (1/nm)"
+            )
     q = columns.q * q_unit
-    dr, dq = _said(columns.dr), _said(columns.dq)
+    r, dr = _fractions(columns, notes)
+    dq = _said(columns.dq)
     if dq is not None:
         own_unit = columns.dq_unit if columns.dq_unit is not None else q_unit
-        dq = dq * (q if columns.dq_is_relative else own_unit) * _sigma(columns, given, notes)
+        in_percent = "dq" in columns.percent
+        if in_percent:
+            notes.append("dq is in percent of q; it was converted")
+            dq = dq / 100.0
+        dq = dq * (q if columns.dq_is_relative or in_percent else own_unit) * _sigma(columns, given, notes)
     # Before the points are moved, so that what is wrong is found where the file has it.
-    Curve(q, columns.r, dr, dq).check_values(columns.place)
+    Curve(q, r, dr, dq).check_values(columns.place)
     order, segment = _in_order(q, notes)
 
     def ordered(array: np.ndarray) -> np.ndarray:
@@ -88,12 +112,40 @@ def assemble(columns: Columns, given: Given) -> Curve:
 
     return Curve(
         q=ordered(q),
-        r=ordered(columns.r),
+        r=ordered(r),
         dr=None if dr is None else ordered(dr),
         dq=None if dq is None else ordered(dq),
         segment=segment,
         metadata=replace(columns.metadata, filename=given.filename, notes=tuple(notes)),
     )
+
+
+def _fractions(columns: Columns, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """R and one standard deviation of it, both with 1 for total reflection."""
+    r, dr = columns.r, _said(columns.dr)
+    in_percent = "r" in columns.percent
+    if in_percent:
+        notes.append("R is in percent; it was converted")
+        r = r / 100.0
+    if dr is None:
+        return r, None
+    relative = columns.dr_is_relative or ("dr" in columns.percent and not in_percent)
+    if relative:
+        notes.append(f"dR is {'in percent' if 'dr' in columns.percent else 'a part'} of R; it was converted")
+        dr = dr * np.abs(r)
+    elif in_percent:
+        notes.append("dR was taken in percent like R")
+    return r, dr / 100.0 if "dr" in columns.percent or (in_percent and not relative) else dr
+
+
+def is_percent(unit: str) -> bool:
+    """Whether a unit is the percent."""
+    return unit.strip().lower() in ("%", "percent", "per cent", "pct")
+
+
+def to_sigma(kind: str) -> float | None:
+    """The factor to one standard deviation from the width of this name; None for no such name."""
+    return {"sigma": 1.0, "fwhm": 1.0 / FWHM_PER_SIGMA, "hwhm": _HALF_WIDTH}.get(kind.strip().lower())
 
 
 def _said(column: np.ndarray | None) -> np.ndarray | None:

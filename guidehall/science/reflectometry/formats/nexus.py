@@ -20,8 +20,8 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Metadata
-from guidehall.science.reflectometry.formats.common import Columns, Given, per_angstrom
-from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, MAX_POINTS
+from guidehall.science.reflectometry.formats.common import Columns, Given, is_percent, per_angstrom, to_sigma
+from guidehall.science.reflectometry.params import MAX_POINTS
 
 if TYPE_CHECKING:
     import h5py
@@ -101,6 +101,7 @@ def _unpacked(sets: list[dict[str, Any]], numbers: np.ndarray) -> Iterator[Colum
             start += length
         metadata = item.pop("metadata")
         metadata["notes"] = tuple(metadata["notes"])
+        item["percent"] = tuple(item["percent"])
         yield Columns(**arrays, **item, metadata=Metadata(**metadata))
 
 
@@ -233,6 +234,10 @@ def _columns(parts: _Parts, given: Given, single: bool) -> Columns:
     metadata = _metadata(parts.group)
     if q_unit is None and given.q_unit is None:
         metadata = replace(metadata, notes=(f"{parts.q.name} has no units; 1/angstrom was taken",))
+    measured = {"r": parts.r, "dr": parts.dr, "dq": parts.dq}
+    percent = tuple(
+        kind for kind, array in measured.items() if array is not None and is_percent(_said_unit(array))
+    )
     return Columns(
         q=_numbers(parts.q, place),
         r=_numbers(parts.r, place),
@@ -240,8 +245,9 @@ def _columns(parts: _Parts, given: Given, single: bool) -> Columns:
         dq=None if parts.dq is None else _numbers(parts.dq, place),
         place=place,
         q_unit=q_unit,
-        dq_unit=None if parts.dq is None else _unit(parts.dq, place),
+        dq_unit=None if parts.dq is None or "dq" in percent else _unit(parts.dq, place),
         dq_sigma=_meaning(parts),
+        percent=percent,
         metadata=metadata,
     )
 
@@ -258,8 +264,12 @@ def _numbers(array: h5py.Dataset, place: str) -> np.ndarray:
     return np.asarray(array[()], dtype=np.float64)
 
 
+def _said_unit(array: h5py.Dataset) -> str:
+    return _text(array.attrs.get("units")) or _text(array.attrs.get("unit"))
+
+
 def _unit(array: h5py.Dataset, place: str) -> float | None:
-    said = _text(array.attrs.get("units")) or _text(array.attrs.get("unit"))
+    said = _said_unit(array)
     if not said:
         return None
     factor = per_angstrom(said)
@@ -278,8 +288,9 @@ def _meaning(parts: _Parts) -> float | None:
     if orso is not None:
         # Of both its groups, that for plotting names its errors otherwise.
         said += (_scalar(orso, f"info/columns/s{_name(parts.q)}/value_is") or "sigma").lower()
-    if "fwhm" in said:
-        return 1.0 / FWHM_PER_SIGMA
+    for kind in ("fwhm", "hwhm"):
+        if kind in said:
+            return to_sigma(kind)
     if "sigma" in said or "standard deviation" in said or _name(parts.dq).lower() in _DQ_SIGMA:
         return 1.0
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Metadata
 from guidehall.science.reflectometry.formats import safe_yaml
-from guidehall.science.reflectometry.formats.common import Columns, Given, per_angstrom
+from guidehall.science.reflectometry.formats.common import Columns, Given, is_percent, per_angstrom, to_sigma
 from guidehall.science.reflectometry.params import MAX_POINTS
 
 _SIGN = b"ORSO reflectivity data file"
@@ -110,6 +111,12 @@ def _columns(info: Any, table: np.ndarray, given: Given, notes: tuple[str, ...],
         raise UserError(f"{place} columns", said, "must have Qz and R")
     errors = {column.error_of: index for index, column in enumerate(found) if hasattr(column, "error_of")}
     dr, dq = errors.get(names[r]), errors.get(names[q])
+    measured = {"r": r, "dr": dr, "dq": dq}
+    percent = tuple(
+        kind
+        for kind, index in measured.items()
+        if index is not None and is_percent(str(getattr(found[index], "unit", None)))
+    )
     return Columns(
         q=table[:, q],
         r=table[:, r],
@@ -117,7 +124,9 @@ def _columns(info: Any, table: np.ndarray, given: Given, notes: tuple[str, ...],
         dq=None if dq is None else table[:, dq],
         place=place,
         q_unit=_unit(found[q], place),
+        dq_unit=None if dq is None or "dq" in percent else _unit(found[dq], place),
         dq_sigma=None if dq is None else _to_sigma(found[dq], place),
+        percent=percent,
         metadata=_metadata(info, name, notes),
     )
 
@@ -138,10 +147,17 @@ def _unit(column: Any, place: str) -> float | None:
 
 def _to_sigma(column: Any, place: str) -> float:
     """From an error column to one standard deviation, which it is unless the header says otherwise."""
+    value_is = "sigma" if column.value_is is None else str(column.value_is)
+    if to_sigma(value_is) is None:
+        raise UserError(f"{place} columns", f"{column.name}: {value_is}", "must be sigma, FWHM or HWHM")
+    if value_is.strip().lower() == "sigma":
+        return 1.0
     try:
-        return float(column.to_sigma)
+        # Of a distribution too, which orsopy knows for FWHM alone.
+        full = float(replace(column, value_is="FWHM").to_sigma)
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"{place} columns", column.name, str(error)) from None
+    return 2.0 * full if value_is.strip().lower() == "hwhm" else full
 
 
 def _metadata(info: Any, data_set: str, notes: tuple[str, ...]) -> Metadata:

@@ -1,8 +1,8 @@
 """Folders of pyreflect: its settings.yml, and the files that this names.
 
 pyreflect keeps arrays of curves, [curves, 2, points], as `.npy`, its normalisation as a pickled object, and
-its network as a torch file. Here arrays are described by their headers, and the other two are only named: to
-read them would run whatever somebody put into them.
+its network as a torch file. Here arrays are described by their headers, and the other two are only named:
+`guidehall reflectometry import-model` reads their numbers without unpickling them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from guidehall.science.pipeline import UserError, field_errors
+from guidehall.science.reflectometry.chi.params import MAX_LATENT, ChiParams
 from guidehall.science.reflectometry.formats import arrays, safe_yaml
 from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
 from guidehall.science.reflectometry.params import NrSldParams, StackPrior, TrainingProbe
@@ -28,6 +29,7 @@ _MAX_SETTINGS_BYTES = 1 << 20
 # The header of an array is far shorter.
 _HEADER_BYTES = 64 << 10
 _LEGACY_LAYERS = 5
+_IMPORT = "guidehall reflectometry import-model WEIGHTS --statistics FILE brings it"
 
 Kind = Literal["reflectivity", "sld", "chi", "model", "statistics"]
 
@@ -127,6 +129,33 @@ class Project:
             path, reason = field_errors(error)[0]
             raise UserError(f"nr_predict_sld.models, as {path}", "values of the settings", reason) from None
 
+    def chi_params(self, model_name: str) -> ChiParams | None:
+        """Parameters of `reflectometry.sld_chi` by these settings; None where they say nothing of it.
+
+        Raises:
+            UserError: names the setting that cannot be used.
+        """
+        section = "sld_predict_chi"
+        models = _mapping(_mapping(self.settings, section), "models")
+        own = ChiParams()
+        batch = _count(models, "batch_size", own.autoencoder.batch_size, 4096, section)
+        epochs = {
+            part: _count(models, key, default.epochs, 10_000, section)
+            for part, key, default in (
+                ("autoencoder", "ae_epochs", own.autoencoder),
+                ("perceptron", "mlp_epochs", own.perceptron),
+            )
+        }
+        latent = _count(models, "latent_dim", own.latent_dim, MAX_LATENT, section)
+        if not models.keys() & {"latent_dim", "batch_size", "ae_epochs", "mlp_epochs"}:
+            return None
+        fields = {part: {"epochs": count, "batch_size": batch} for part, count in epochs.items()}
+        try:
+            return ChiParams.model_validate({"model_name": model_name, "latent_dim": latent, **fields})
+        except ValidationError as error:
+            path, reason = field_errors(error)[0]
+            raise UserError(f"{section}.models, as {path}", "values of the settings", reason) from None
+
 
 def read_project(path: Path) -> Project:
     """Looks at a folder of pyreflect, or at its settings file.
@@ -190,12 +219,14 @@ def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _count(models: Mapping[str, Any], key: str, default: int, largest: int) -> int:
+def _count(
+    models: Mapping[str, Any], key: str, default: int, largest: int, section: str = "nr_predict_sld"
+) -> int:
     value = models.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise UserError(f"nr_predict_sld.models.{key}", value, f"must be a whole number from 1 to {largest}")
+        raise UserError(f"{section}.models.{key}", value, f"must be a whole number from 1 to {largest}")
     return value
 
 
@@ -220,7 +251,7 @@ def _look_at(folder: Path, role: str, kind: Kind, name: str) -> ProjectFile:
 
 
 def _model(file: ProjectFile, path: Path) -> ProjectFile:
-    problem = "is a network of pyreflect, in pickled form: it is not read; train one of this platform's"
+    problem = f"is a network of pyreflect, in pickled form: {_IMPORT}"
     try:
         with zipfile.ZipFile(path) as archive:
             tensors = [item.file_size for item in archive.infolist() if "/data/" in item.filename]
@@ -240,7 +271,7 @@ def _array(file: ProjectFile, path: Path) -> ProjectFile:
     except UserError as error:
         problem = error.allowed
         if file.kind == "statistics":
-            problem = "is pickled: it is not read, and not needed, for networks here normalise themselves"
+            problem = f"is pickled and belongs to the network: {_IMPORT}"
         return replace(file, description=str(error.value), problem=problem)
     described = replace(file, shape=header.shape, description=f"{header.dtype} {list(header.shape)}")
     if header.dtype.kind not in "fiu":
@@ -286,6 +317,9 @@ def _automatic_stack(layers: int) -> StackPrior:
                 {"name": "oxide", **oxide},
             ],
             "backing": {"name": "silicon", "sld": 2.07, "roughness": {"min": 0, "max": 5}},
+            # Its bounds allow a layer of 10 angstrom with a roughness of 150, and so curves with R of 40.
+            # Cut at half a layer, one or two films in a thousand would still be above 1, by a percent.
+            "max_roughness_share": 0.4,
         }
     )
 

@@ -12,6 +12,16 @@ from guidehall.science.reflectometry.formats import arrays, nexus, orso, text
 from guidehall.science.reflectometry.formats.common import Given, QUnit, assemble
 from guidehall.science.reflectometry.params import ResolutionConvention
 
+_LOOKED_AT = 200
+# How files begin that hold a curve only when they are unpacked.
+_PACKED = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ\x00": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PK\x03\x04": "in a zip archive (such as .npz, .xlsx or .zip)",
+}
+
 
 def read_curves(
     data: bytes,
@@ -43,6 +53,7 @@ def read_curves(
     """
     if len(data) > MAX_FILE_BYTES:
         raise UserError(field, f"{len(data)} bytes", f"at most {MAX_FILE_BYTES} are allowed")
+    _refuse_packed(data, field)
     given = Given(field, filename, dq, q_unit)
     if data.startswith(arrays.MAGIC):
         sets = arrays.read(data, given)
@@ -53,6 +64,17 @@ def read_curves(
     else:
         sets = text.read(data, given)
     return [assemble(columns, given) for columns in sets]
+
+
+def _refuse_packed(data: bytes, field: str) -> None:
+    for start, how in _PACKED.items():
+        if data.startswith(start):
+            raise UserError(field, f"a file {how}", "unpack it first: text, .npy, ORSO or HDF5 is read")
+    # Two bytes for each character, with the mark of it or, in ASCII, with every other byte 0.
+    odd, even = data[1:_LOOKED_AT:2], data[:_LOOKED_AT:2]
+    wide = len(odd) > 1 and ((not any(odd) and all(even[: len(odd)])) or (not any(even) and all(odd)))
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or wide:
+        raise UserError(field, "text in UTF-16", "save it as UTF-8")
 
 
 def read_files(

@@ -17,11 +17,13 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Metadata
-from guidehall.science.reflectometry.formats.common import Columns, Given, per_angstrom
-from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, MAX_POINTS
+from guidehall.science.reflectometry.formats.common import Columns, Given, is_percent, per_angstrom, to_sigma
+from guidehall.science.reflectometry.params import MAX_POINTS
 
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
-_COMMENT = re.compile(r"[#!%]|//")
+# Of percent signs only those that begin a comment: not "(%)", "R/%" or a unit at the end of a line of names.
+_COMMENT = re.compile(r"[#!]|//|(?:^|(?<=\s))%(?!\s*$)")
+_FORTRAN = re.compile(r"[-+]?[\d.]+[dD][-+]?\d+")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
 _MAX_LINES, _MAX_LINE_LENGTH = 200_000, 10_000
 _MAX_HEADERS, _MAX_HEADER_LENGTH = 1000, 2000
@@ -47,6 +49,9 @@ _KINDS = {
         ),
     )
 }
+# "dR*Q^4" is no error of R.
+_TIMES_Q4 = re.compile(r"q[z_]*[*^]*4")
+_PERCENT = re.compile(r"[/_]?(?:%|percent|pct)$")
 # What stands where q or R is expected, and is neither.
 _OTHER = re.compile(
     r"(?:2|two_?)?theta.*|angle.*|lambda|wavelength.*|q\^?2|q\^?4|r\*?q\^?4|rq4.*|log.*|ln.*|tof|time", re.I
@@ -54,13 +59,19 @@ _OTHER = re.compile(
 _UNITS_LINE = re.compile(r"(?:q[ _-]?)?units?(?:\s+of\s+q)?\s*[:=]\s*(\S+)", re.IGNORECASE)
 _WIDTH = re.compile(r"fwhm|full.?width", re.IGNORECASE)
 _DEVIATION = re.compile(r"\bsd\b|std|sigma|σ|rms|standard.?dev|1.?sigma", re.IGNORECASE)
+_HALF_WIDTH = re.compile(r"hwhm|half.?width", re.IGNORECASE)
+_RELATIVE_R = re.compile(r"(?:d|s|delta_?|δ|σ)r\s*(?:/|o)\s*r", re.IGNORECASE)
 _RELATIVE = re.compile(r"(?:d|s|delta_?|δ|σ)qz?\s*(?:/|o)\s*qz?", re.IGNORECASE)
 _OF_DQ = re.compile(r"(?:\b(?:d|s|delta_?|sigma_?)qz?|[δσ]qz?|resolution)(.*)", re.IGNORECASE)
+_OF_DR = re.compile(rf"\b{_ERROR}r(?![a-z])|[δσ]r\b", re.IGNORECASE)
+_SPEAKS_OF_R = re.compile(r"\b(?:r|refl\w*|intensity)\b", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]([^)\]]*)[)\]]")
 _FACT = re.compile(
     r"(title|sample|instrument|facility|proposal|experiment|run(?:.?number)?|date|owner)(?:\s*[:=]\s*|\s+)(\S.*)(?<!:)$",
     re.IGNORECASE,
 )
+# An index of the points stands before no fewer, nor before larger q (in 1/nm).
+_LEAST_INDEXED, _LARGEST_INDEXED_Q = 5, 50.0
 _FACTS = {"experiment": "proposal", "date": "start"}
 
 
@@ -143,66 +154,103 @@ def _row(words: list[str], rows: list[list[float]], place: str) -> list[float]:
 
 def _number(word: str) -> float | None:
     try:
-        return float(word)
+        return float(re.sub("[dD]", "e", word) if _FORTRAN.fullmatch(word) else word)
     except ValueError:
         return None
 
 
 def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
-    names = _names(headers, table.shape[1])
-    kinds = [name.kind for name in names]
-    notes: tuple[str, ...] = ()
-    if names and max(map(kinds.count, _KINDS)) < 2:
-        place = {kind: kinds.index(kind) for kind in _KINDS if kind in kinds}
-        others = [name.text for name in names if not name.kind]
+    notes: list[str] = []
+    names, line = _names(headers, table.shape[1])
+    if not names and _is_indexed(table):
+        notes.append("the first column counts the points; it was left out")
+        table = table[:, 1:]
+        names, line = _names(headers, table.shape[1])
+    if names:
+        place = _places(names, given)
+        others = [name.text or "one without a name" for name in names if not name.kind]
         if others:
-            notes = (f"left out, for nothing says that they are q, R, dR or dq: {', '.join(others)}",)
+            notes.append(f"left out, for nothing says that they are q, R, dR or dq: {', '.join(others)}")
     elif table.shape[1] > 4:
         allowed = "2 to 4 are allowed, q, R, dR, dq, unless a line of names says which is which"
         raise UserError(given.field, f"{table.shape[1]} columns", allowed)
     else:
         place = dict(zip(("q", "r", "dr", "dq"), range(table.shape[1]), strict=False))
-        notes = _unknown_names(headers, table.shape[1], given)
+        notes += _unknown_names(headers, table.shape[1], given)
 
     def column(kind: str) -> np.ndarray | None:
         return table[:, place[kind]] if kind in place else None
 
-    def said(kind: str) -> str:
-        return names[place[kind]].text if names and kind in place else ""
-
-    dq_sigma, relative = _meaning(said("dq"), headers)
+    said = {kind: names[place[kind]].text if names and kind in place else "" for kind in _KINDS}
+    # Of the line that names the columns, only what it says of dq counts.
+    more = [header for number, header in enumerate(headers) if number != line]
     return Columns(
         q=table[:, place["q"]],
         r=table[:, place["r"]],
         dr=column("dr"),
         dq=column("dq"),
         place=given.field,
-        q_unit=_unit(said("q")) or _unit_of_lines(headers),
-        dq_unit=_unit(said("dq")),
-        dq_sigma=dq_sigma,
-        dq_is_relative=relative,
-        metadata=replace(_facts(headers), notes=notes),
+        q_unit=_unit(said["q"]) or _unit_of_lines(headers),
+        dq_unit=_unit(said["dq"]),
+        dq_sigma=_meaning(said["dq"], more),
+        dq_is_relative=bool(_RELATIVE.match(said["dq"])),
+        dr_is_relative=bool(_RELATIVE_R.match(said["dr"])),
+        percent=tuple(kind for kind in ("r", "dr", "dq") if _in_percent(said[kind])),
+        metadata=replace(_facts(headers), notes=tuple(notes)),
     )
 
 
-def _names(headers: list[str], count: int) -> list[_Name]:
-    """What the columns are called: the last header line that names as many, q and R among them."""
-    for header in reversed(headers[-_NAME_LINES:]):
-        line = header[:_NAMES_LENGTH].replace('"', "")
+def _is_indexed(table: np.ndarray) -> bool:
+    """Whether the first of three columns or more only counts, from 0 or 1, and q stands in the second."""
+    points, width = table.shape
+    if width < 3 or points < _LEAST_INDEXED or table[0, 0] not in (0.0, 1.0):
+        return False
+    q = table[:, 1]
+    counts = bool((np.diff(table[:, 0]) == 1.0).all())
+    return counts and bool((np.diff(q) > 0).all()) and q[0] > 0 and q[-1] <= _LARGEST_INDEXED_Q
+
+
+def _places(names: list[_Name], given: Given) -> dict[str, int]:
+    """Where each kind of column stands.
+
+    Raises:
+        UserError: a kind is named twice.
+    """
+    for kind in _KINDS:
+        same = [name.text for name in names if name.kind == kind]
+        if len(same) > 1:
+            allowed = f"only one column may be {kind}: name the others differently"
+            raise UserError(f"{given.field}, columns", ", ".join(same), allowed)
+    return {name.kind: place for place, name in enumerate(names) if name.kind}
+
+
+def _names(headers: list[str], count: int) -> tuple[list[_Name], int | None]:
+    """What the columns are called: the last header line that names as many, q and R among them; and which."""
+    for number in range(len(headers) - 1, max(-1, len(headers) - 1 - _NAME_LINES), -1):
+        line = headers[number][:_NAMES_LENGTH].replace('"', "")
         line = re.sub(r"^(columns|names)?\s*[:=]?\s*", "", line, flags=re.IGNORECASE)
         for separator in _NAME_SEPARATORS:
             texts = separator.split(line.strip())
             if len(texts) == count:
                 names = [_Name(_kind(text), text) for text in texts]
                 if {"q", "r"} <= {name.kind for name in names}:
-                    return names
-    return []
+                    return names, number
+    return [], None
 
 
 def _kind(text: str) -> str:
     words = _BRACKETED.sub(" ", text).lower().replace("δ", "d").replace("σ", "sigma_").split()
-    plain = _without_unit(words[0])[0] if words else ""
+    plain = _PERCENT.sub("", _without_unit(words[0])[0]) if words else ""
+    if _TIMES_Q4.search(plain):
+        return ""
     return next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(plain)), "")
+
+
+def _in_percent(text: str) -> bool:
+    """Whether a name is of a column in percent, as in "dQ/Q (%)" and "R_percent"."""
+    bracketed = [piece for found in _BRACKETED.findall(text) for piece in re.split(r"[,;]", found)]
+    words = _BRACKETED.sub(" ", text).split()
+    return any(map(is_percent, [*bracketed, *words[1:]])) or bool(words and _PERCENT.search(words[0].lower()))
 
 
 def _unit(text: str) -> float | None:
@@ -229,7 +277,7 @@ def _unit_of_lines(headers: list[str]) -> float | None:
     return next((unit for text in told if (unit := per_angstrom(text)) is not None), None)
 
 
-def _unknown_names(headers: list[str], count: int, given: Given) -> tuple[str, ...]:
+def _unknown_names(headers: list[str], count: int, given: Given) -> list[str]:
     """A note where the line above the numbers may name the columns, but not as anything that is known.
 
     Raises:
@@ -243,21 +291,28 @@ def _unknown_names(headers: list[str], count: int, given: Given) -> tuple[str, .
         for kind, text in zip(("q", "R"), texts, strict=False):
             if _OTHER.fullmatch(text):
                 raise UserError(f"{given.field}, column {text}", text, f"must be {kind}: convert it first")
-        return (f"the names of the columns ({', '.join(texts)}) are not known: taken as q, R, dR, dq",)
-    return ()
+        return [f"the names of the columns ({', '.join(texts)}) are not known: taken as q, R, dR, dq"]
+    return []
 
 
-def _meaning(name: str, headers: list[str]) -> tuple[float | None, bool]:
-    """Factor from dq to one standard deviation, None where nothing says it; and whether it is dq/q."""
-    relative = bool(_RELATIVE.match(name))
-    # A line may also speak of dR: only what follows the word for dq counts.
-    told = [name, *(found[1] for line in headers if (found := _OF_DQ.search(line)))]
+def _meaning(name: str, headers: list[str]) -> float | None:
+    """Factor from dq to one standard deviation; None where nothing says it."""
+    told = [name, *(clause for line in headers for clause in _clauses_of_dq(line))]
     for text in told:
-        if _WIDTH.search(text):
-            return 1.0 / FWHM_PER_SIGMA, relative
-        if _DEVIATION.search(text):
-            return 1.0, relative
-    return None, relative
+        # "Half width at half maximum" speaks of half a width, "full width at half maximum" of none.
+        for words, kind in ((_HALF_WIDTH, "hwhm"), (_WIDTH, "fwhm"), (_DEVIATION, "sigma")):
+            if words.search(text):
+                return to_sigma(kind)
+    return None
+
+
+def _clauses_of_dq(line: str) -> list[str]:
+    """What a line says of dq: what follows the word for it, and does not speak of R."""
+    found = _OF_DQ.search(line)
+    if found is None:
+        return []
+    clauses = re.split("[,;]", _OF_DR.split(found[1][:_NAMES_LENGTH], maxsplit=1)[0])
+    return [clause for clause in clauses if not _SPEAKS_OF_R.search(clause)]
 
 
 def _facts(headers: list[str]) -> Metadata:

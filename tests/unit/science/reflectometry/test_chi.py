@@ -209,6 +209,10 @@ def test_stop_and_cancel(tmp_path: Path, asked: int) -> None:
         ({"chi_params": np.zeros((60, 100))}, "inputs.chi_params"),
         ({"sld_curves": np.zeros((60, 3, 40))}, "inputs.sld_curves"),
         ({"sld_curves": np.zeros((60, 2, 40))}, "filters"),
+        (
+            {"sld_curves": profiles_of(some_chi(60)) * np.array([1.0, 1e-6])[:, None]},
+            "inputs.sld_curves",
+        ),
         ({"sld_curves": profiles_of(some_chi(60))[..., ::-1]}, "inputs.sld_curves"),
         ({"experimental_sld": np.zeros((2, 3, 40))}, "inputs.experimental_sld"),
     ],

@@ -314,6 +314,7 @@ def test_losses_are_those_of_the_trainer_of_pyreflect(tmp_path: Path) -> None:
         (lambda nr, sld: (nr[:5], sld[:5]), "inputs.nr_train"),
         (lambda nr, sld: (nr, sld[:15]), "inputs.sld_train"),
         (lambda nr, sld: (nr[:, :1], sld), "inputs.nr_train"),
+        (lambda nr, sld: (nr, sld * np.array([1.0, 1e-6])[:, None]), "inputs.sld_train"),
         (lambda nr, sld: (np.where(nr < 0.02, np.nan, nr), sld), "inputs.nr_train"),
         (lambda nr, sld: (nr * np.linspace(1, 2, 20)[:, None, None], sld), "inputs.nr_train"),
         (lambda nr, sld: (nr[..., ::-1], sld), "inputs.nr_train"),

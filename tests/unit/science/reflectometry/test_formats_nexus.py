@@ -111,6 +111,19 @@ def test_reads_arrays_with_usual_names(attributes: dict[str, str], factor: float
     np.testing.assert_allclose(one(data, dq="sigma", q_unit="1/nm").q, 0.1 * Q)
 
 
+def test_converts_percent_and_half_widths() -> None:
+    def fill(file: h5py.File) -> None:
+        file["Q"], file["R"], file["dR"] = Q, 100 * R, 100 * DR
+        file["dQ"] = np.full(3, 1.0)
+        file["dQ"].attrs.update({"units": "%", "value_is": "HWHM"})
+        file["R"].attrs["units"] = "percent"
+
+    curve = one(hdf5(fill))
+    check(curve, 0.01 * Q * 2 / FWHM)
+    assert "R is in percent; it was converted" in curve.metadata.notes
+    assert "dq is in percent of q; it was converted" in curve.metadata.notes
+
+
 def test_reads_each_group_and_each_curve_once() -> None:
     def fill(file: h5py.File) -> None:
         group = nxdata(file)

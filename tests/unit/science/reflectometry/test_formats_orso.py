@@ -89,21 +89,48 @@ def test_converts_inverse_nanometres_and_keeps_signs() -> None:
         ("FWHM", None, 1 / FWHM),
         ("FWHM", "gaussian", 1 / FWHM),
         ("FWHM", "uniform", 1 / np.sqrt(12)),
+        ("HWHM", None, 2 / FWHM),
+        ("hwhm", "uniform", 2 / np.sqrt(12)),
+        ("fwhm", None, 1 / FWHM),
     ],
 )
 def test_the_error_columns_say_what_they_are(
     value_is: str | None, distribution: str | None, factor: float
 ) -> None:
     """One standard deviation unless the header says otherwise, whatever the caller thinks; of R as of q."""
+    known = value_is if value_is in (None, "sigma") else "FWHM"
     columns = [
         Column("Qz", "1/angstrom"),
         R_COLUMN,
-        ErrorColumn("R", "uncertainty", value_is, distribution),  # type: ignore[arg-type]
-        ErrorColumn("Qz", "resolution", value_is, distribution),  # type: ignore[arg-type]
+        ErrorColumn("R", "uncertainty", known, distribution),  # type: ignore[arg-type]
+        ErrorColumn("Qz", "resolution", known, distribution),  # type: ignore[arg-type]
     ]
-    curve = one(ort(columns, Q, R, DR, DQ), dq="sigma")
+    # orsopy itself does not write the other words.
+    text = ort(columns, Q, R, DR, DQ).decode().replace("value_is: FWHM", f"value_is: {value_is}")
+    curve = one(text.encode(), dq="sigma")
     np.testing.assert_allclose(curve.dq, DQ * factor)
     np.testing.assert_allclose(curve.dr, DR * factor)
+
+
+def test_a_file_that_says_hwhm_counts_more_than_the_caller() -> None:
+    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("Qz", "resolution", "FWHM")]
+    curve = one(ort(columns, Q, R, DQ).replace(b"value_is: FWHM", b"value_is: HWHM"), dq="sigma")
+    np.testing.assert_allclose(curve.dq, 2 * DQ / FWHM)
+    said = "the file itself says what its dq is, and not sigma; the file counted"
+    assert said in curve.metadata.notes
+
+
+def test_converts_percent() -> None:
+    data = ort([Column("Qz", "1/angstrom"), Column("R", "%"), DR_COLUMN], Q, 100 * R, 100 * DR)
+    curve = one(data)
+    np.testing.assert_allclose(curve.r, R)
+    np.testing.assert_allclose(curve.dr, DR)
+    assert "R is in percent; it was converted" in curve.metadata.notes
+    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("Qz", "resolution", "FWHM")]
+    text = ort(columns, Q, R, np.array([2.0, 2.0, 2.0])).decode()
+    curve = one(text.replace("value_is: FWHM", "value_is: FWHM, unit: '%'").encode())
+    np.testing.assert_allclose(curve.dq, 0.02 * Q / FWHM)
+    assert "dq is in percent of q; it was converted" in curve.metadata.notes
 
 
 def test_columns_go_by_their_names_and_may_be_missing_or_more() -> None:
@@ -162,6 +189,9 @@ def test_refuses_columns_that_cannot_be_used() -> None:
     columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("R", None, "FWHM", "lorentzian")]
     with pytest.raises(UserError, match="file columns: got sR; Lorentzian"):
         read_curves(ort(columns, Q, R, DR))
+    columns = [Column("Qz", "1/angstrom"), R_COLUMN, ErrorColumn("R", None, "FWHM")]
+    with pytest.raises(UserError, match="file columns: got sR: IQR; must be sigma, FWHM or HWHM"):
+        read_curves(ort(columns, Q, R, DR).replace(b"value_is: FWHM", b"value_is: IQR"))
     data = ort([Column("Qz", "1/angstrom"), R_COLUMN], Q, R, sets=2).decode()
     head, tail = data.rsplit("0.0000000000000000e+00", 1)
     with pytest.raises(UserError, match=r"file data set spin 1\.r\[1\]: got nan"):

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.formats.project import Project, read_project
 from guidehall.science.reflectometry.legacy_five_layers import legacy_stack
+from guidehall.science.reflectometry.params import StackPrior
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
 
 SETTINGS = """
 root: .
@@ -89,8 +93,8 @@ def test_says_what_is_there_and_unpickles_nothing(folder: Path, name: str) -> No
     assert files["chi_sld"] == ("float64 [4, 2, 900]", "")
     assert files["chi_params"] == ("float64 [4, 3]", "")
     assert files["model"][0] == "torch archive, 2 tensors, 42 bytes"
-    assert "not read" in files["model"][1]
-    assert "not read" in files["normalization_stats"][1]
+    for role in ("model", "normalization_stats"):
+        assert "guidehall reflectometry import-model WEIGHTS --statistics FILE" in files[role][1]
     assert [file.role for file in project.datasets()] == [
         "nr_train",
         "sld_train",
@@ -224,3 +228,41 @@ def test_refuses_a_training_that_is_too_large(folder: Path) -> None:
     (folder / "settings.yml").write_text(SETTINGS.replace("batch_size: 32", "batch_size: 8192"))
     with pytest.raises(UserError, match=r"nr_predict_sld\.models, as training\.batch_size"):
         read_project(folder).params("film")
+
+
+def test_films_of_automatic_bounds_do_not_reflect_far_more_than_all(folder: Path) -> None:
+    """Rough interfaces of thin layers would, were the roughness not cut."""
+    settings = folder / "settings.yml"
+    settings.write_text(SETTINGS.replace("num_film_layers: 5", "num_film_layers: 3"))
+    params = read_project(folder).params("film")
+    assert params.stack.max_roughness_share == 0.4
+    q = params.probe.q()
+    blur = resolution(q, 0.0 * q)
+
+    def largest(stack: StackPrior) -> float:
+        prior = Prior(stack, params.probe)
+        generator = torch.Generator().manual_seed(1)
+        values = prior.values(torch.rand(2048, len(prior.free), generator=generator, dtype=torch.float64))
+        for place, parameter in enumerate(prior.free):
+            if parameter.name in ("scale", "background"):
+                values[:, place] = 1.0 if parameter.name == "scale" else 0.0
+        return float(prior.curves(blur, values).max())
+
+    assert largest(params.stack) < 1.001
+    assert largest(params.stack.model_copy(update={"max_roughness_share": None})) > 10.0
+
+
+def test_settings_of_a_training_to_chi(folder: Path) -> None:
+    params = read_project(folder).chi_params("old-chi")
+    assert params is not None
+    assert (params.model_name, params.latent_dim) == ("old-chi", 2)
+    assert (params.autoencoder.epochs, params.autoencoder.batch_size) == (20, 16)
+    assert (params.perceptron.epochs, params.perceptron.batch_size) == (20, 16)
+    settings = yaml.safe_load(SETTINGS)
+    settings["sld_predict_chi"]["models"]["latent_dim"] = 0
+    (folder / "settings.yml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"sld_predict_chi\.models\.latent_dim: got 0"):
+        read_project(folder).chi_params("old-chi")
+    del settings["sld_predict_chi"]
+    (folder / "settings.yml").write_text(yaml.safe_dump(settings))
+    assert read_project(folder).chi_params("old-chi") is None

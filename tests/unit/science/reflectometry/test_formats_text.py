@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +235,8 @@ def test_text_in_one_byte_signs_and_old_line_ends() -> None:
         (" ".join(["1"] * 100), "file line 1: got 100 columns"),
         ("Q R\n0.01 1 # note\n0.02 one\n", "file line 3: got one; must be a number"),
         ("<html>", "no numbers"),
+        ("# Q R dR sigmaR\n0.01 1 0.1 0.1\n", r"file, columns: got dR, sigmaR; only one column may be dr"),
+        ("0.01 50%\n0.02 40%\n", "file line 1: got 50%; must be a number"),
     ],
 )
 def test_refuses_text(text: str, message: str) -> None:
@@ -308,7 +314,7 @@ def _header(shape: tuple[int, ...], descr: object = "<f8") -> bytes:
         (b"\x93NUMPY", "numpy cannot read"),
         (npy(np.array([[[0.01, 0.02], [1, 1]], [[0.01, -0.02], [1, 1]]])), r"file\[1\]\.q\[1\]: got -0.02"),
         (pickle.dumps({"q": np.ones(3)}), "not UTF-8 text"),
-        (b"PK\x03\x04" + bytes(30), "not UTF-8 text"),
+        (b"PK\x03\x04" + bytes(30), "in a zip archive .* unpack it first"),
     ],
     ids=range(17),
 )
@@ -353,3 +359,147 @@ def test_of_a_square_array_the_ascending_q_counts() -> None:
     for array in (rows, rows.T):
         (curve,) = read_curves(npy(array))
         np.testing.assert_array_equal(curve.q, rows[0])
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns"),
+    [
+        ("# Q R dQ dR(sigma)", "0.01 1 0.0005 0.05"),
+        ("# Q R dQ sigmaR", "0.01 1 0.0005 0.05"),
+        ("# Q R dQ stdR", "0.01 1 0.0005 0.05"),
+        ("# Q R dR dQ stdR_is_col3", "0.01 1 0.05 0.0005"),
+        ("# dQ as measured and sigma of R", "0.01 1 0.05 0.0005"),
+        ("# dQ, standard deviation of R", "0.01 1 0.05 0.0005"),
+    ],
+)
+def test_what_is_said_of_the_error_of_r_is_none_of_dq(heading: str, columns: str) -> None:
+    """Of a line that names the columns, nothing but the name of dq."""
+    data = f"{heading}\n{columns}\n{columns.replace('0.01', '0.02')}\n"
+    curve = one(data, dq="fwhm")
+    assert curve.dq is not None
+    assert curve.dq[0] == pytest.approx(0.0005 / FWHM)
+    with pytest.raises(UserError, match="dq_convention"):
+        one(data)
+
+
+@pytest.mark.parametrize("name", ["dQ (HWHM)", "dq_hwhm", "dQ (half width at half maximum)"])
+def test_half_a_width(name: str) -> None:
+    curve = one(f"# Q\tR\tdR\t{name}\n0.01 1 0.1 0.001\n0.02 0.5 0.1 0.002\n")
+    np.testing.assert_allclose(curve.dq, [0.002 / FWHM, 0.004 / FWHM])
+
+
+@pytest.mark.parametrize("name", ["dRQ4", "dR*Q^4", "sRq^4", "dRQz4"])
+def test_the_error_of_r_times_q4_is_not_that_of_r(name: str) -> None:
+    curve = one(f"# Q R RQ4 {name}\n0.01 1 1e-8 1e-9\n0.02 0.5 8e-8 1e-9\n")
+    assert curve.dr is None
+    assert curve.metadata.notes == (f"left out, for nothing says that they are q, R, dR or dq: RQ4, {name}",)
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        "# Q R dR dQ/Q(%)",
+        "Q R dR dQ/Q(%)",
+        "# Q R dR dQ/Q_%",
+        "# Q, R, dR, dQ/Q [%]",
+        "Q,R,dR,dQ/Q %",
+        "# Q R dR dQ_percent",
+        "# Q, R, dR, dQ (%, sigma)",
+    ],
+)
+def test_a_resolution_in_percent(heading: str) -> None:
+    curve = one(f"{heading}\n0.01 1 0.1 0.2\n0.02 0.5 0.1 0.4\n", dq="sigma")
+    np.testing.assert_allclose(curve.dq, [0.01 * 0.002, 0.02 * 0.004])
+    np.testing.assert_array_equal(curve.dr, [0.1, 0.1])
+    assert curve.metadata.notes == ("dq is in percent of q; it was converted",)
+
+
+@pytest.mark.parametrize(
+    ("heading", "r", "dr", "notes"),
+    [
+        ("# Q R(%) dR(%)", 0.5, 0.1, 2),
+        ("Q,R [%],dR", 0.5, 0.1, 2),
+        ("# Q R(%) dR/R(%)", 0.5, 0.05, 2),
+        ("# Q R dR/R", 50.0, 500.0, 1),
+        ("# Q R dR(%)", 50.0, 5.0, 1),
+    ],
+)
+def test_reflectivity_and_its_error_in_percent(heading: str, r: float, dr: float, notes: int) -> None:
+    curve = one(f"{heading}\n0.01 50 10\n0.02 50 10\n")
+    np.testing.assert_allclose(curve.r, [r, r])
+    np.testing.assert_allclose(curve.dr, [dr, dr])
+    assert len(curve.metadata.notes) == notes
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("heading", ["", "# q R dR\n"])
+def test_a_first_column_that_counts_is_left_out(first: int, heading: str) -> None:
+    q = [0.01, 0.02, 0.03, 0.04, 0.05]
+    rows = "".join(f"{first + place} {value} {1 - value} 0.1\n" for place, value in enumerate(q))
+    curve = one(heading + rows)
+    np.testing.assert_array_equal(curve.q, q)
+    np.testing.assert_array_equal(curve.dr, [0.1] * 5)
+    assert curve.metadata.notes == ("the first column counts the points; it was left out",)
+    five = one("".join(f"{line} 0.001\n" for line in rows.splitlines()), dq="sigma")
+    np.testing.assert_array_equal(five.dq, [0.001] * 5)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(place, 0.1 * place, 0.1) for place in range(1, 5)],
+        [(place, 1.0 / place, 0.1) for place in range(1, 9)],
+        [(place, 100.0 * place, 0.1) for place in range(1, 9)],
+        [(place, 0.1 * place) for place in range(1, 9)],
+        [(2.0 * place - 1, 0.1 * place, 0.1) for place in range(1, 9)],
+    ],
+    ids=["few", "R falls", "beyond q", "two columns", "in steps of 2"],
+)
+def test_a_first_column_that_may_be_q_stays(rows: list[tuple[float, ...]]) -> None:
+    curve = one("".join(" ".join(map(str, row)) + "\n" for row in rows))
+    np.testing.assert_array_equal(curve.q, [row[0] for row in rows])
+
+
+def test_exponents_as_fortran_writes_them() -> None:
+    curve = one("1.0D-2 1.0D+00 .1d0\n2.0D-2 5D-1 1.d-1\n")
+    assert (curve.q.tolist(), curve.r.tolist()) == ([0.01, 0.02], [1.0, 0.5])
+    assert curve.dr is not None
+    assert curve.dr.tolist() == [0.1, 0.1]
+    with pytest.raises(UserError, match=r"line 2: got 1\.0D-x"):
+        one("0.01 1\n0.02 1.0D-x\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b"0.01 1\n0.02 1\n"), "file: got a file compressed by gzip; unpack it first"),
+        (bz2.compress(b"0.01 1\n"), "compressed by bzip2"),
+        (lzma.compress(b"0.01 1\n"), "compressed by xz"),
+        ("0.01 1\n0.02 1\n".encode("utf-16"), "file: got text in UTF-16; save it as UTF-8"),
+        ("0.01 1\n0.02 1\n".encode("utf-16-le"), "UTF-16"),
+        ("0.01 1\n0.02 1\n".encode("utf-16-be"), "UTF-16"),
+    ],
+    ids=range(6),
+)
+def test_files_that_need_something_first_say_what(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_curves(data)
+
+
+def test_a_large_q_without_a_unit_is_told() -> None:
+    rows = "0.1 1\n3 0.5\n"
+    for data in (rows.encode(), npy(np.array([[0.1, 1.0], [3.0, 0.5], [3.1, 0.4]]))):
+        (note,) = one(data).metadata.notes
+        assert re.search(r"q reaches 3.* no unit: .*may|if it is 1/nm, say so \(q_unit", note)
+        assert one(data, q_unit="1/nm").metadata.notes == ()
+    assert one("# Q(1/A) R\n" + rows).metadata.notes == ()
+    assert one("0.1 1\n1.9 0.5\n").metadata.notes == ()
+
+
+@pytest.mark.parametrize(
+    "line", ["# dq " + "," * 1990, "# dq " + "dR," * 600, "%" * 1999, "# " + "dq " * 600]
+)
+def test_lines_about_dq_take_no_time(line: str) -> None:
+    start = time.process_time()
+    one(f"{line}\n" * 1000 + "0.01 1\n0.02 1\n")
+    assert time.process_time() - start < 5.0
