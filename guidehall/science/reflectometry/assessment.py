@@ -68,9 +68,9 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
-        self._spent = {"generation": 0.0, "training": 0.0, "evaluation": 0.0}
+        self._spent = {"generation": 0.0, "training": 0.0, "evaluation": 0.0, "inference": 0.0}
 
-    def lap(self, phase: Literal["generation", "training", "evaluation"]) -> None:
+    def lap(self, phase: Literal["generation", "training", "evaluation", "inference"]) -> None:
         """What passed since the last lap was this phase."""
         now = time.monotonic()
         self._spent[phase] += now - self._last

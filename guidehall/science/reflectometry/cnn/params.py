@@ -185,6 +185,8 @@ class CnnResult(Params):
     ended_by: Literal["epochs", "stop", "patience"]
     precision: Literal["float32", "bfloat16"]
     curves: int
+    # Of the file of weights, in 1e6 bytes.
+    model_megabytes: float = Field(0.0, title="Size of the model (MB)")
     metrics: dict[str, float]
     channels: list[ChannelErrors] = shown("table", ON_TEST)
     residuals: Residuals = shown("pairs", RESIMULATED)
