@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from guidehall.science.reflectometry.legacy_five_layers import (
 
 _SEED = 1
 _OURS, _PYREFLECT, _CORE = "ours R+SLD", "pyreflect R+SLD", "refl1d core R"
+_SHARP, _CUDA_WHOLE = "C engine R, sharp", "CUDA torch kernel R+SLD"
+_MEASURED_FOR_MEMORY = (_OURS, "torch kernel R+SLD", _PYREFLECT, "refl1d core R+SLD", "refnx R+SLD")
 # Two processes run side by side for so many seconds each.
 _SECONDS = 4.0
 
@@ -47,12 +50,20 @@ def run(quick: bool, *, curves: int | None = None) -> list[Row]:
     with single_thread():
         rates = _rates(curves or (32 if quick else 256), 3 if quick else 9)
         two = _in_two_processes(0.5 if quick else _SECONDS)
+        memory = _memory((_OURS, _PYREFLECT) if quick else _MEASURED_FOR_MEMORY, 32 if quick else 256)
         cuda = _cuda_rates() if torch.cuda.is_available() else {}
-    sharp = "C engine R, sharp"
     rows = [Row(name, rate, "curves/CPU-s") for name, rate in rates.items()]
-    rows += [Row(name, rate, "curves/s") for name, rate in cuda.items()]
+    for name, rate in cuda.items():
+        if name == _CUDA_WHOLE:
+            rows.append(at_least(name, rate, "curves/s", 3e6))
+        else:
+            rows.append(Row(name, rate, "curves/s"))
+    rows += [
+        Row(f"{name}: peak memory of a process", peak, "MB", note=f"{before:.4g} MB of them before any curve")
+        for name, (before, peak) in memory.items()
+    ]
     pair = rates[_OURS] / rates[_PYREFLECT]
-    alone = rates[sharp] / rates[_CORE]
+    alone = rates[_SHARP] / rates[_CORE]
     note = f"engine {engine.name()}"
     return [
         *rows,
@@ -65,6 +76,13 @@ def run(quick: bool, *, curves: int | None = None) -> list[Row]:
             f"per CPU second: ours {two[_OURS]:.4g}, pyreflect {two[_PYREFLECT]:.4g}",
         ),
         at_least("R, sharp, ours / refl1d core", alone, "times", 8, note),
+        at_least(
+            "R, sharp, ours / refl1d core, two processes",
+            two[_SHARP] / two[_CORE],
+            "times",
+            8,
+            f"per CPU second: ours {two[_SHARP]:.4g}, refl1d {two[_CORE]:.4g}",
+        ),
         Row("R, blurred, ours / refl1d core (sharp)", rates["C engine R"] / rates[_CORE], "times", note=note),
     ]
 
@@ -96,7 +114,7 @@ def _runs(count: int) -> dict[str, _Run]:
     runs = {
         _OURS: _Run(count, _ours(count)),
         "C engine R": _Run(count, lambda: engine.blur(seen, engine.reflectivity(q, films))),
-        "C engine R, sharp": _Run(count, lambda: engine.reflectivity(q, films)),
+        _SHARP: _Run(count, lambda: engine.reflectivity(q, films)),
         "torch kernel R+SLD": _Run(
             count,
             lambda: (
@@ -208,11 +226,11 @@ def _reflectorch(films: Media, count: int) -> Callable[[], Tensor]:
 
 
 def _in_two_processes(seconds: float) -> dict[str, float]:
-    """Curves per CPU second of both engines where two processes of one make them at the same time."""
+    """Curves per CPU second of each engine where two processes of one make them at the same time."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         rates = {
             name: float(np.mean(pool.starmap(_steady_rate, [(name, seconds)] * 2, chunksize=1)))
-            for name in (_OURS, _PYREFLECT)
+            for name in (_OURS, _PYREFLECT, _SHARP, _CORE)
         }
         pool.close()
         pool.join()
@@ -221,14 +239,42 @@ def _in_two_processes(seconds: float) -> dict[str, float]:
 
 def _steady_rate(name: str, seconds: float) -> float:
     torch.set_num_threads(1)
-    count = 128 if name == _OURS else 8
-    call = _ours(count) if name == _OURS else _pyreflect(count)
+    count, call = _runs(128)[name].curves, _runs(128)[name].call
     call()
     done, start, until = 0, time.process_time(), time.monotonic() + seconds
     while time.monotonic() < until:
         call()
         done += count
     return done / (time.process_time() - start)
+
+
+def _memory(names: tuple[str, ...], count: int) -> dict[str, tuple[float, float]]:
+    """By engine, the most MB in memory of a process of its own: when all is imported, and after its curves."""
+    found = {}
+    for name in names:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[name] = pool.apply(_own_memory, (name, count))
+            pool.close()
+            pool.join()
+    return found
+
+
+def _own_memory(name: str, count: int) -> tuple[float, float]:
+    torch.set_num_threads(1)
+    run_once = _runs(count)[name]
+    before = _peak_megabytes()
+    run_once.call()
+    return before, _peak_megabytes()
+
+
+def _peak_megabytes() -> float:
+    """The most that this process had in memory.
+
+    What `getrusage` tells is no less than what the process had that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def _cuda_rates(count: int = 4096, rounds: int = 5) -> dict[str, float]:
@@ -239,7 +285,7 @@ def _cuda_rates(count: int = 4096, rounds: int = 5) -> dict[str, float]:
     reverse = there.reversed()
     runs: dict[str, Callable[[], object]] = {
         "CUDA torch kernel R": lambda: seen.apply(kernel.reflectivity(q, there)),
-        "CUDA torch kernel R+SLD": lambda: (
+        _CUDA_WHOLE: lambda: (
             seen.apply(kernel.reflectivity(q, there)),
             kernel.sampled_profile(reverse, reverse.sld, LEGACY_PROFILE_POINTS),
         ),

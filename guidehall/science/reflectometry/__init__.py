@@ -14,6 +14,8 @@ from guidehall.science.reflectometry.cnn.params import (
     CnnResult,
     ImportModelParams,
     ImportModelResult,
+    PredictParams,
+    PredictResult,
 )
 from guidehall.science.reflectometry.infer_params import InferParams, InferResult
 from guidehall.science.reflectometry.params import NrSldParams, NrSldResult, SimulateParams, SimulateResult
@@ -134,6 +136,25 @@ SCIENCE = Science(
                 "perceptron": "For chi: the second network, in a file like the first.",
             },
             needs=_import_needs,
+        ),
+        Pipeline(
+            name="reflectometry.pyreflect_predict",
+            version="1",
+            title="Apply a network of pyreflect",
+            description=(
+                "SLD profiles of measured curves by a network that the package pyreflect trained, and how far"
+                " their curves are from the measured ones."
+            ),
+            params=PredictParams,
+            result=PredictResult,
+            entry="guidehall.science.reflectometry.cnn.predict:run",
+            device="cpu",
+            datasets={
+                "experimental_nr": "ORSO, text, NeXus or .npy: one or more curves with q and R.",
+                "weights": "As for reflectometry.import_model.",
+                "statistics": "As for reflectometry.import_model.",
+            },
+            needs=lambda params: ("experimental_nr", "weights", "statistics"),  # noqa: ARG005
         ),
         Pipeline(
             name="reflectometry.sld_chi",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -36,12 +36,14 @@ def metrics_of(channels: Iterable[ChannelErrors], between: str) -> dict[str, flo
 
 
 def residuals_of(
-    log10_differences: np.ndarray, unphysical: int = 0, chi_square_per_point: np.ndarray | None = None
+    log10_differences: np.ndarray | Sequence[np.ndarray],
+    unphysical: int = 0,
+    chi_square_per_point: np.ndarray | None = None,
 ) -> Residuals:
     """A summary of what calculated curves miss.
 
     Args:
-        log10_differences: [B, N], log10 R of the answer's curve less that of the truth.
+        log10_differences: [B, N], or B of any lengths: log10 R of the answer's curve less that of the truth.
         unphysical: answers that have no curve, beside these.
         chi_square_per_point: [B], of each curve.
     """
@@ -49,11 +51,11 @@ def residuals_of(
         return Residuals(
             curves=0, unphysical=unphysical, mean=None, mean_abs=None, median_abs=None, percentile_95_abs=None
         )
-    of_curves = np.abs(log10_differences).mean(axis=1)
+    of_curves = np.array([np.abs(item).mean() for item in log10_differences])
     return Residuals(
         curves=len(of_curves),
         unphysical=unphysical,
-        mean=float(log10_differences.mean()),
+        mean=float(np.concatenate(log10_differences).mean()),
         mean_abs=float(of_curves.mean()),
         median_abs=float(np.median(of_curves)),
         percentile_95_abs=float(np.quantile(of_curves, 0.95)),
@@ -66,9 +68,9 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
-        self._spent = {"generation": 0.0, "training": 0.0, "evaluation": 0.0}
+        self._spent = {"generation": 0.0, "training": 0.0, "evaluation": 0.0, "inference": 0.0}
 
-    def lap(self, phase: Literal["generation", "training", "evaluation"]) -> None:
+    def lap(self, phase: Literal["generation", "training", "evaluation", "inference"]) -> None:
         """What passed since the last lap was this phase."""
         now = time.monotonic()
         self._spent[phase] += now - self._last

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
-from guidehall.science.reflectometry.cnn.curves import kept_pairs, profiles_of
+from guidehall.science.reflectometry.cnn.curves import attach_parameters, kept_pairs, profiles_of
 from guidehall.science.reflectometry.cnn.params import MAX_NUMBERS, PROFILE_POINTS
 from guidehall.science.reflectometry.draw import Curves, Draw
 from guidehall.science.reflectometry.params import MAX_FIXED_CURVES
@@ -45,7 +45,12 @@ def to_array(curves: Curves, draw: Draw) -> np.ndarray:
 
 
 def attach_pairs(curves: Curves, draw: Draw, context: Context) -> None:
-    """Adds the set to the result as nr_train.npy and sld_train.npy, unless they are too large for that."""
+    """Adds the set to the result as nr_train.npy and sld_train.npy, unless they are too large for that.
+
+    Its films are added in either case.
+    """
+    values = draw.prior.values(curves.unit).cpu().numpy()
+    attach_parameters(context, values, [(item.name, item.unit) for item in draw.prior.free])
     count, points = len(curves), len(draw.q)
     if 2 * count * (points + PROFILE_POINTS) > MAX_NUMBERS:
         context.log(f"{count} curves are too many for nr_train.npy and sld_train.npy")

@@ -25,12 +25,33 @@ _LIBRARY = Path(__file__).parent / "native" / "engine.so"
 _PIECE = 20_000
 
 
+# ABI of engine.c, of which the library beside it may be an older version.
+_ABI = 1
+
+
 @lru_cache(maxsize=1)
 def _installed() -> ctypes.CDLL | None:
+    return _load(_LIBRARY)
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The library, if it is there and is one that this module knows how to call."""
     try:
-        library = ctypes.CDLL(str(_LIBRARY))
+        library = ctypes.CDLL(str(path))
     except OSError:
         _log.warning("the compiled reflectometry engine is not installed; torch calculates instead")
+        return None
+    try:
+        found = str(library.guidehall_abi())
+    except AttributeError:
+        found = "none"
+    if found != str(_ABI):
+        _log.warning(
+            "the compiled reflectometry engine is of another version (ABI %s, not %s): install the package"
+            " again; torch calculates instead",
+            found,
+            _ABI,
+        )
         return None
     library.guidehall_instructions.restype = ctypes.c_char_p
     return library

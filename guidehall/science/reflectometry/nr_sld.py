@@ -33,7 +33,17 @@ def run(params: NrSldParams, context: Context) -> NrSldResult:
     )
     watch.lap("evaluation")
     context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-    _publish(params, context, trainer, metrics, example)
+    arguments = PhysicalArguments(
+        stack=params.stack, probe=params.probe, width=params.training.width, depth=params.training.depth
+    )
+    predictor = PhysicalPredictor(arguments, trainer.network, context.device)
+    curve = {
+        "q": np.array([example.q], dtype=np.float32),
+        "reflectivity": np.array([example.reflectivity], dtype=np.float32),
+    }
+    answer = predictor.predict(curve)
+    watch.lap("inference")
+    weights_bytes = _publish(params, context, predictor, metrics, Example.of(curve, answer))
     plots.attach(context, "losses", plots.loss_curve(trainer.losses))
     plots.attach(context, "prediction", _picture(example))
     return NrSldResult(
@@ -41,6 +51,7 @@ def run(params: NrSldParams, context: Context) -> NrSldResult:
         stopped_early=stopped,
         curves_seen=trainer.curves_seen,
         micro_batch=params.training.micro_batch,
+        model_megabytes=weights_bytes / 1e6,
         metrics=metrics,
         channels=channels,
         residuals=residuals,
@@ -69,32 +80,26 @@ def _fixed_curves(params: NrSldParams, context: Context) -> Curves | None:
 def _publish(
     params: NrSldParams,
     context: Context,
-    trainer: Trainer,
+    predictor: PhysicalPredictor,
     metrics: dict[str, float],
-    example: PredictionExample,
-) -> None:
-    arguments = PhysicalArguments(
-        stack=params.stack, probe=params.probe, width=params.training.width, depth=params.training.depth
-    )
-    predictor = PhysicalPredictor(arguments, trainer.network, context.device)
+    example: Example,
+) -> int:
+    """Returns bytes of the weights."""
     weights = predictor.weights()
-    curve = {
-        "q": np.array([example.q], dtype=np.float32),
-        "reflectivity": np.array([example.reflectivity], dtype=np.float32),
-    }
     manifest = Manifest(
         science="reflectometry",
         pipeline="reflectometry.nr_sld",
         architecture=ARCHITECTURE,
-        arguments=arguments.model_dump(mode="json"),
+        arguments=predictor.arguments.model_dump(mode="json"),
         inputs=predictor.inputs,
         outputs=predictor.outputs,
         metrics=metrics,
         provenance=context.provenance,
         weights_sha256=sha256(weights),
-        example=Example.of(curve, predictor.predict(curve)),
+        example=example,
     )
     context.publish_model(params.model_name, weights, manifest)
+    return len(weights)
 
 
 def _picture(example: PredictionExample) -> Figure:

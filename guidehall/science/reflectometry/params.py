@@ -827,6 +827,8 @@ class Seconds(Params):
     generation: float = Field(title="Making or reading curves")
     training: float = Field(title="Training")
     evaluation: float = Field(title="Testing")
+    # Of results that are older nobody measured it.
+    inference: float = Field(0.0, title="Answering with the finished model")
     total: float = Field(title="All in all")
 
 
@@ -851,6 +853,8 @@ class NrSldResult(Params):
     curves_seen: int
     # Curves calculated at a time, where that was fewer than those of a step.
     micro_batch: int = 0
+    # Of the file of weights, in 1e6 bytes.
+    model_megabytes: float = Field(0.0, title="Size of the model (MB)")
     metrics: dict[str, float]
     channels: list[ChannelErrors] = shown("table", ON_TEST)
     residuals: Residuals = shown("pairs", RESIMULATED)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.jobs import dispatch, reading
-from benchmarks.reflectometry import contrasts, five_layers, generation, posterior, refinement, training
+from benchmarks.reflectometry import cnn, contrasts, five_layers, generation, posterior, refinement, training
 from benchmarks.rows import Row
 
 pytestmark = pytest.mark.slow
@@ -30,6 +30,10 @@ def sound(rows: list[Row]) -> None:
 
 def test_generation() -> None:
     sound(generation.run(True, curves=8))
+
+
+def test_cnn() -> None:
+    sound(cnn.run(True))
 
 
 def test_training_and_refinement() -> None:

@@ -124,10 +124,15 @@ def train(
     channels, metrics, test, median = _test(predictor, profiles[split.test], chi[split.test])
     watch.lap("evaluation")
     context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    predictions = [] if experimental is None else _predictions(predictor, experimental)
+    watch.lap("inference")
     publish(context, params.model_name, pipeline, predictor, metrics)
+    scatter = (
+        np.array([getattr(item, kind) for item in test.values()]).T for kind in ("actual", "predicted")
+    )
+    plots.attach(context, "chi", plots.chi(*scatter, list(test)))
     for name, losses in trainer.losses.items():
         plots.attach(context, f"{name}-losses", plots.loss_curve(losses))
-    predictions = [] if experimental is None else _predictions(predictor, experimental)
     points = median
     if predictions:
         points = [ChiPoint(x=i + 1, predicted=c, actual=None) for i, c in enumerate(predictions[0].chi)]

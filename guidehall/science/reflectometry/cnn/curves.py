@@ -6,8 +6,10 @@ backing medium towards the fronting one, and SLD.
 
 from __future__ import annotations
 
+import io
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -50,16 +52,32 @@ def make_curves(params: CnnParams, context: Context, seed: int) -> CurveSet:
     generator = torch.Generator().manual_seed(seed)
     nr = np.empty((params.curves, 2, len(q)), dtype=np.float32)
     sld = np.empty((params.curves, 2, params.profile_points), dtype=np.float32)
+    drawn = np.empty((params.curves, len(prior.free)))
     nr[:, 0] = q
     for start in range(0, params.curves, _PIECE):
         raise_if_cancelled(context)
         rows = slice(start, min(start + _PIECE, params.curves))
         unit = torch.rand(rows.stop - start, len(prior.free), generator=generator, dtype=torch.float64)
         values = prior.values(unit)
+        drawn[rows] = values.numpy()
         nr[rows, 1] = prior.curves(blur, values).numpy()
         sld[rows] = profiles_of(prior.films(values), params.profile_points)
         context.progress(rows.stop, params.curves, phase="generate")
+    attach_parameters(context, drawn, [(item.name, item.unit) for item in prior.free])
     return CurveSet(nr, sld)
+
+
+def attach_parameters(context: Context, values: np.ndarray, columns: Sequence[tuple[str, str]]) -> None:
+    """Adds the films behind a set to the result: parameters.npy [N, P], and what its columns are.
+
+    Args:
+        columns: name, such as "film.thickness", and unit of each.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    context.artifact("parameters.npy", buffer.getvalue(), "application/x-npy")
+    names = [{"name": name, "unit": unit} for name, unit in columns]
+    context.artifact("parameters.json", json.dumps(names, indent=1).encode(), "application/json")
 
 
 def profiles_of(films: Media, points: int) -> np.ndarray:

@@ -84,7 +84,7 @@ def _at_depth(answer: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def reflectivity_of_profile(
-    q: np.ndarray, relative_sigma: float, z: np.ndarray, sld: np.ndarray, beam: BeamSide
+    q: np.ndarray, relative_sigma: float | np.ndarray, z: np.ndarray, sld: np.ndarray, beam: BeamSide
 ) -> np.ndarray | None:
     """Reflectivity [N] of a profile cut into slabs, blurred like the curves it was learnt from.
 
@@ -92,7 +92,8 @@ def reflectivity_of_profile(
     three remain.
 
     Args:
-        q: [N], in 1/angstrom.
+        q: [N], in 1/angstrom, ascending.
+        relative_sigma: one standard deviation of q over q: of all points, or [N], of each.
         z, sld: [M], from the backing medium to the fronting one.
     """
     highest = np.maximum.accumulate(z)

@@ -6,21 +6,27 @@ Units as in `reflectometry.params`. Needs no torch.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import Provenance, refuse_field, shown
-from guidehall.science.reflectometry.legacy_five_layers import legacy_probe, legacy_stack
+from guidehall.science.reflectometry.legacy_five_layers import (
+    LEGACY_RELATIVE_SIGMA,
+    legacy_probe,
+    legacy_stack,
+)
 from guidehall.science.reflectometry.network_params import Channels, EpochTraining, model_name
 from guidehall.science.reflectometry.params import (
     ON_TEST,
     RESIMULATED,
+    BeamSide,
     ChannelErrors,
     EpochLosses,
     Params,
     Range,
     Residuals,
+    ResolutionConvention,
     Seconds,
     StackPrior,
     Tie,
@@ -179,6 +185,8 @@ class CnnResult(Params):
     ended_by: Literal["epochs", "stop", "patience"]
     precision: Literal["float32", "bfloat16"]
     curves: int
+    # Of the file of weights, in 1e6 bytes.
+    model_megabytes: float = Field(0.0, title="Size of the model (MB)")
     metrics: dict[str, float]
     channels: list[ChannelErrors] = shown("table", ON_TEST)
     residuals: Residuals = shown("pairs", RESIMULATED)
@@ -187,6 +195,15 @@ class CnnResult(Params):
     losses: list[EpochLosses]
     normalisation: Normalisation
     example: CnnExample
+
+
+def _q_spacing() -> Any:
+    """A field of what reads a network: nothing in its files says it."""
+    return Field(
+        "log",
+        title="Spacing of q",
+        description="Of the curves that it was trained with, between the ends that the statistics tell.",
+    )
 
 
 class ImportModelParams(Params):
@@ -198,11 +215,7 @@ class ImportModelParams(Params):
         title="Kind",
         description="cnn: reflectivity to SLD profile. chi: autoencoder and perceptron, SLD profile to chi.",
     )
-    q_spacing: Literal["log", "linear"] = Field(
-        "log",
-        title="Spacing of q",
-        description="Of the curves that it was trained with, between the ends that the statistics tell.",
-    )
+    q_spacing: Literal["log", "linear"] = _q_spacing()
 
 
 class ImportModelResult(Params):
@@ -211,3 +224,57 @@ class ImportModelResult(Params):
     model_name: str
     architecture: str
     weights: int
+
+
+class PredictParams(Params):
+    """Read SLD profiles from measured curves with a network that the package pyreflect trained."""
+
+    q_spacing: Literal["log", "linear"] = _q_spacing()
+    resolution: float = Field(
+        LEGACY_RELATIVE_SIGMA,
+        title="Resolution dq/q",
+        description="Of curves that come without one. 0 for none.",
+        ge=0,
+        le=0.3,
+    )
+    resolution_convention: ResolutionConvention = Field("sigma", title="What that resolution means")
+    dq_convention: ResolutionConvention | None = Field(
+        None, title="What dq in the file means", description="Needed where the file has dq and does not say."
+    )
+    beam: BeamSide = Field("fronting", title="Beam side", description="Of curves whose file does not say it.")
+
+
+class PredictedCurve(Params):
+    """A measured curve and what the network makes of it: z grows from the backing medium to the fronting."""
+
+    q: list[float]
+    reflectivity: list[float]
+    # Of the answer, at the resolution of the curve; None where it is no profile that could be calculated.
+    predicted_reflectivity: list[float] | None
+    z: list[float]
+    sld: list[float]
+
+
+class CurveMisfit(Params):
+    """How far the curve of an answer is from the measured one; None where it cannot be said."""
+
+    name: str = Field(title="Curve")
+    points: int = Field(title="Points")
+    mean_abs_log10_error: float | None = Field(title="Mean |Δ log10 R|")
+    chi_square_per_point: float | None = Field(title="Chi-square per point")
+
+
+class PredictResult(Params):
+    """What the network answers; the profiles of all curves are in profiles.npy.
+
+    `residuals` are those of the measured points that the network sees, above 1e-8; chi-squares are of all
+    points, with scale 1 and without background, and of the curves that have dr.
+    """
+
+    curves: int = Field(title="Curves")
+    # Of the first curves.
+    answers: list[PredictedCurve]
+    misfits: list[CurveMisfit] = shown("table", "Measured curves and those of the answers")
+    residuals: Residuals = shown("pairs", RESIMULATED)
+    seconds: float = Field(title="Seconds")
+    provenance: Provenance

@@ -22,15 +22,16 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from guidehall.science.pipeline import Context, Desired, raise_if_cancelled
-from guidehall.science.reflectometry.cnn.curves import CurveSet
+from guidehall.science.reflectometry.cnn.curves import CurveSet, attach_parameters
 from guidehall.science.reflectometry.cnn.files import read_statistics
 from guidehall.science.reflectometry.cnn.network import Cnn, empty_network, shape_of
 from guidehall.science.reflectometry.cnn.params import CnnParams, Normalisation
 from guidehall.science.reflectometry.epochs import EndedBy
 from guidehall.science.reflectometry.legacy_five_layers import legacy_stack
-from guidehall.science.reflectometry.params import EpochLosses, Range, StackPrior
+from guidehall.science.reflectometry.params import SLD_UNIT, EpochLosses, Range, StackPrior
 
 _REPORT_STEPS = 10
+_UNITS = {"sld": SLD_UNIT, "thickness": "angstrom", "roughness": "angstrom"}
 
 
 class PeerTraining(NamedTuple):
@@ -110,6 +111,11 @@ def generate(params: CnnParams, context: Context, seed: int) -> CurveSet:
             nr, sld = generator.generate(params.curves)
         finally:
             module.qmc = own
+    parts = (params.stack.backing, *reversed(params.stack.layers), params.stack.fronting)
+    columns = [
+        (f"{parts[item['i']].name}.{item['par']}", _UNITS[item["par"]]) for item in generator.model.parameters
+    ]
+    attach_parameters(context, generator.model._pars_array, columns)
     return CurveSet(nr, sld)
 
 

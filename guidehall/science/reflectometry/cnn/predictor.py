@@ -145,8 +145,12 @@ class CnnPredictor:
 
 def publish(
     context: Context, name: str, pipeline: str, predictor: CnnPredictor, metrics: dict[str, float]
-) -> None:
-    """Publishes a model whose network is on the CPU, where every server can check its example."""
+) -> int:
+    """Publishes a model whose network is on the CPU, where every server can check its example.
+
+    Returns:
+        bytes of its weights.
+    """
     arguments = predictor.arguments
     weights = predictor.weights()
     scale = arguments.normalisation.nr.y
@@ -170,6 +174,7 @@ def publish(
         example=Example.of(curve, predictor.predict(curve), absolute_tolerance=2e-3),
     )
     context.publish_model(name, weights, manifest)
+    return len(weights)
 
 
 def _specs(arguments: CnnArguments) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -22,6 +22,7 @@ from guidehall.science.reflectometry.cnn.evaluation import evaluate
 from guidehall.science.reflectometry.cnn.files import statistics_files, weights_file
 from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape, shape_of
 from guidehall.science.reflectometry.cnn.params import (
+    FLOOR,
     MAX_WEIGHTS,
     PROFILE_POINTS,
     CnnExample,
@@ -74,16 +75,20 @@ def train(params: CnnParams, context: Context, pipeline: str) -> tuple[CnnResult
         relative_sigma(params),
         params.stack.beam,
     )
-    watch.lap("evaluation")
-    context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     predictor = CnnPredictor(arguments, network)
-    publish(context, params.model_name, pipeline, predictor, metrics)
+    watch.lap("evaluation")
+    # As it is served: one curve, on the CPU.
+    predictor.profiles(np.log10(np.maximum(np.array([example.reflectivity]), FLOOR)))
+    watch.lap("inference")
+    context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    weights_bytes = publish(context, params.model_name, pipeline, predictor, metrics)
     _attach(params, context, predictor, losses, example)
     result = CnnResult(
         model_name=params.model_name,
         ended_by=ended_by,
         precision=precision,
         curves=len(curves.nr),
+        model_megabytes=weights_bytes / 1e6,
         metrics=metrics,
         channels=channels,
         residuals=residuals,

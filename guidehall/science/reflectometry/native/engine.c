@@ -24,6 +24,9 @@
 /* A power of two above 6 ERF_PER_UNIT. */
 #define ERF_SIZE 1024
 
+/* Changes with the arguments of any function: engine.py calls no library of another number. */
+#define ABI 1
+
 #define EXPORT __attribute__((visibility("default")))
 
 typedef struct {
@@ -126,6 +129,8 @@ __attribute__((constructor)) static void prepare(void) {
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         if (supported(sets[i].name)) chosen = sets + i;
 }
+
+EXPORT int guidehall_abi(void) { return ABI; }
 
 /* The instruction set in use. */
 EXPORT const char *guidehall_instructions(void) { return chosen->name; }

@@ -91,6 +91,16 @@ def test_finds_chi_in_its_own_units(trained: tuple[Path, ChiResult]) -> None:
     json.dumps(result.model_dump(mode="json"), allow_nan=False)
 
 
+def test_leaves_a_picture_of_predicted_against_true_chi(trained: tuple[Path, ChiResult]) -> None:
+    folder, result = trained
+    names = {path.name for path in (folder / "artifacts").iterdir()}
+    assert {"chi.png", "chi.svg", "autoencoder-losses.png", "perceptron-losses.png"} <= names
+    svg = (folder / "artifacts/chi.svg").read_text()
+    # A comment beside each text says what it is: a panel for each chi.
+    assert [f"<!-- {name} -->" in svg for name in (*result.test, "chi3")] == [True, True, False]
+    assert result.seconds.inference > 0
+
+
 def test_keeps_the_list_of_the_old_app(trained: tuple[Path, ChiResult], tmp_path: Path) -> None:
     _, result = trained
     assert [point.x for point in result.chi] == [1, 2]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,25 @@ def test_its_curves_come_from_the_seed(tmp_path: Path, stack: Any) -> None:
 
 
 def test_it_draws_from_the_bounds_of_our_film(tmp_path: Path) -> None:
-    theirs = peer.generate(params(stack=THIN, curves=40), Listening(tmp_path), 1)
-    ours = make_curves(params(stack=THIN, curves=40, engine="native"), Listening(tmp_path), 1)
+    theirs = peer.generate(params(stack=THIN, curves=40), Listening(tmp_path / "theirs"), 1)
+    ours = make_curves(params(stack=THIN, curves=40, engine="native"), Listening(tmp_path / "ours"), 1)
     for found in (theirs, ours):
         np.testing.assert_allclose(found.sld[:, 1, 0], 2.07, atol=0.02)
         np.testing.assert_allclose(found.sld[:, 1, -1], 0.0, atol=0.02)
         # Film, oxide, and 10 to 15 angstrom on both sides.
         assert ((found.sld[:, 0, -1] > 80) & (found.sld[:, 0, -1] < 145)).all()
+    # Both leave the films that they drew.
+    parameters = [np.load(tmp_path / name / "artifacts/parameters.npy") for name in ("theirs", "ours")]
+    columns = [
+        json.loads((tmp_path / name / "artifacts/parameters.json").read_text()) for name in ("theirs", "ours")
+    ]
+    assert {item["name"]: item["unit"] for item in columns[0]} == {
+        item["name"]: item["unit"] for item in columns[1]
+    }
+    for values, items in zip(parameters, columns, strict=True):
+        assert values.shape == (40, len(items))
+        thickness = values[:, [item["name"] for item in items].index("film.thickness")]
+        assert 50 <= thickness.min() < 60 < 80 < thickness.max() <= 90
     mean = [np.log10(found.nr[:, 1]).mean(axis=0) for found in (theirs, ours)]
     np.testing.assert_allclose(*mean, atol=0.35)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 from guidehall.science import registry
 from guidehall.science.pipeline import Desired, JobCancelled, JobPaused, LocalContext, Manifest, UserError
-from guidehall.science.reflectometry.cnn.curves import CurveSet
+from guidehall.science.reflectometry.cnn.curves import CurveSet, profiles_of, relative_sigma
 from guidehall.science.reflectometry.cnn.network import Cnn, CnnShape
 from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, CnnTraining
 from guidehall.science.reflectometry.cnn.training import CnnTrainer, fit_normalisation
 from guidehall.science.reflectometry.epochs import Split, autocast_type
+from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
 from tests.fixtures.reflectometry import AfterSteps, timeless
 
 PIPELINE = "reflectometry.pyreflect_cnn"
@@ -120,6 +123,30 @@ def test_leaves_its_curves_and_files_for_pyreflect(trained: tuple[Path, CnnResul
     assert theirs == result.normalisation.model_dump()
 
 
+def test_the_films_behind_its_curves_are_kept(trained: tuple[Path, CnnResult]) -> None:
+    folder, _ = trained
+    names = json.loads((folder / "artifacts/parameters.json").read_text())
+    values = np.load(folder / "artifacts/parameters.npy", allow_pickle=False)
+    assert values.shape == (40, len(names))
+    params = CnnParams.model_validate(small())
+    prior = Prior(params.stack, params.probe)
+    assert names == [{"name": item.name, "unit": item.unit} for item in prior.free]
+    # The same curves and profiles again.
+    q = params.probe.q()
+    blur = resolution(q, relative_sigma(params) * q, "refl1d")
+    nr, sld = (np.load(folder / "artifacts" / name) for name in ("nr_train.npy", "sld_train.npy"))
+    again = torch.from_numpy(values)
+    np.testing.assert_allclose(prior.curves(blur, again), nr[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(profiles_of(prior.films(again), 20), sld, rtol=1e-4, atol=1e-4)
+
+
+def test_tells_the_size_of_the_model_and_how_long_it_takes_to_answer(trained: tuple[Path, CnnResult]) -> None:
+    folder, result = trained
+    size = (folder / "models/cnn/model.safetensors").stat().st_size
+    assert result.model_megabytes == size / 1e6
+    assert 0 < result.seconds.inference < result.seconds.total
+
+
 def test_metrics_are_by_channel_over_the_test_split(trained: tuple[Path, CnnResult]) -> None:
     _, result = trained
     again = {"log10_r_mae", "unphysical"}
@@ -132,7 +159,7 @@ def test_metrics_are_by_channel_over_the_test_split(trained: tuple[Path, CnnResu
     tested = len(Split.of(result.curves, 0.1, 0).test)
     assert result.residuals.curves + result.residuals.unphysical == tested
     seconds = result.seconds
-    assert 0 < seconds.generation + seconds.training + seconds.evaluation <= seconds.total
+    assert 0 < seconds.generation + seconds.training + seconds.evaluation + seconds.inference <= seconds.total
     assert result.provenance.software["torch"] == torch.__version__
     assert len(result.losses) == 3
     assert result.ended_by == "epochs"

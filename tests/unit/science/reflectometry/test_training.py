@@ -76,7 +76,10 @@ def test_metrics_are_those_of_curves_that_nothing_was_chosen_by(tmp_path: Path) 
     # The seconds cover the run, and only the rest of it is no phase.
     seconds = result.seconds
     assert min(seconds.generation, seconds.training, seconds.evaluation) > 0
-    assert seconds.generation + seconds.training + seconds.evaluation <= seconds.total
+    assert seconds.inference > 0
+    assert seconds.generation + seconds.training + seconds.evaluation + seconds.inference <= seconds.total
+    (weights,) = context.directory.glob("models/*/model.safetensors")
+    assert result.model_megabytes == weights.stat().st_size / 1e6
     assert result.provenance == context.provenance
     # Of other films than those of the validation.
     arguments = NrSldParams.model_validate(tiny(fixed_curves=20, validation_curves=16))
@@ -260,7 +263,7 @@ def test_a_loss_that_is_no_number_blames_the_learning_rate(
 
 def test_a_set_of_curves_can_be_used_again(tmp_path: Path) -> None:
     context = LocalContext(tmp_path / "first", seed=3)
-    train(tiny(fixed_curves=30), context)
+    result = train(tiny(fixed_curves=30), context)
     curves = tmp_path / "first/artifacts/curves.npy"
     assert np.load(curves, allow_pickle=False).shape == (30, 5 + 1 + 48)
     assert context.reports[0] == {"step": 30, "total": 30, "phase": "generate"}
@@ -273,6 +276,10 @@ def test_a_set_of_curves_can_be_used_again(tmp_path: Path) -> None:
     nr, sld = (np.load(artifacts / name, allow_pickle=False) for name in ("nr_train.npy", "sld_train.npy"))
     assert (nr.dtype, nr.shape, sld.dtype, sld.shape) == (np.float32, (30, 2, 48), np.float32, (30, 2, 900))
     np.testing.assert_array_equal(nr[:, 1], np.load(curves)[:, 6:])
+    parameters = np.load(artifacts / "parameters.npy", allow_pickle=False)
+    np.testing.assert_array_equal(parameters.astype(np.float32), np.load(curves)[:, :5])
+    names = [item["name"] for item in json.loads((artifacts / "parameters.json").read_text())]
+    assert names == list(result.example.parameters)
     # They end three roughnesses beyond the outer interfaces, where 0.135 % of a step of at most 6 is left.
     np.testing.assert_allclose(sld[:, 1, 0], 2.07, atol=0.0082)
     np.testing.assert_allclose(sld[:, 1, -1], 0.0, atol=0.0082)
