@@ -249,7 +249,7 @@ def _steady_rate(name: str, seconds: float) -> float:
 
 
 def _memory(names: tuple[str, ...], count: int) -> dict[str, tuple[float, float]]:
-    """By engine, the most MB in memory of a process of its own: when all is imported, and after its curves."""
+    """By engine, the most MB in memory of a process of its own: after importing, and after its curves."""
     found = {}
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
