@@ -127,10 +127,9 @@ def train(
     predictions = [] if experimental is None else _predictions(predictor, experimental)
     watch.lap("inference")
     publish(context, params.model_name, pipeline, predictor, metrics)
-    scatter = (
-        np.array([getattr(item, kind) for item in test.values()]).T for kind in ("actual", "predicted")
-    )
-    plots.attach(context, "chi", plots.chi(*scatter, list(test)))
+    actual = np.array([item.actual for item in test.values()]).T
+    predicted = np.array([item.predicted for item in test.values()]).T
+    plots.attach(context, "chi", plots.chi(actual, predicted, list(test)))
     for name, losses in trainer.losses.items():
         plots.attach(context, f"{name}-losses", plots.loss_curve(losses))
     points = median

@@ -84,7 +84,10 @@ def profiles_of_curves(predictor: CnnPredictor, curves: np.ndarray) -> np.ndarra
 def _profile(predictor: CnnPredictor, curve: Curve, name: str) -> np.ndarray:
     """Profile float32 [2, M] of a curve."""
     try:
-        return profiles_of_curves(predictor, np.stack([curve.q, curve.r]).astype(np.float32)[None])[0]
+        found: np.ndarray = profiles_of_curves(
+            predictor, np.stack([curve.q, curve.r]).astype(np.float32)[None]
+        )[0]
+        return found
     except UserError as error:
         # It knows the curve as a row of a batch.
         raise UserError(_FIELD, f"curve {name}: {error.value}", error.allowed) from None
