@@ -19,6 +19,7 @@ from services.gateway.legacy.common import set_caller
 from services.gateway.legacy.shape import is_old
 from services.gateway.problems import respond, respond_http, respond_unexpected
 
+_OLD_UPLOADS = frozenset({"/api/upload", "/api/models/upload"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -193,7 +194,7 @@ class BodyLimit:
 
     # Numbers and text are cheap; arrays, objects and names cost enough to keep everybody else waiting.
     _MAX_STRUCTURE = 20_000
-    _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict"})
+    _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict", "/api/history"})
 
     def __init__(self, app: ASGIApp, limit_bytes: int, array_limit_bytes: int, seconds: float) -> None:
         self._app = app
@@ -246,4 +247,6 @@ def _is_form(request: Request) -> bool:
 
 def _is_upload(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and path.startswith("/api/v1/datasets/") and path.endswith("/versions")
+    if scope["method"] != "POST":
+        return False
+    return path in _OLD_UPLOADS or (path.startswith("/api/v1/datasets/") and path.endswith("/versions"))

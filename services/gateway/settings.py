@@ -83,6 +83,10 @@ class LegacySettings(BaseModel):
     limits: LimitSettings = LimitSettings()
     limits_whitelist_user_ids: tuple[str, ...] = Field((), description="users who have no such limits")
     admin_token: SecretStr | None = Field(None, description="what X-Admin-Token must say in production")
+    model_upload_token: SecretStr | None = Field(
+        None,
+        description="what X-Model-Upload-Token must say at POST /api/models/upload; closed where not set",
+    )
     jobs_submit_per_minute: int = Field(30, ge=0, description="of one user or address; 0 is no limit")
     upload_per_minute: int = Field(10, ge=0, description="of one user or address; 0 is no limit")
 
