@@ -510,6 +510,36 @@ def test_uploads_are_limited_in_size_and_in_a_minute(site: Site) -> None:
         gateway.stop()
 
 
+def test_large_files_take_little_memory(site: Site) -> None:
+    """Of the gateway: they pass through it, and networks change their format on the way, both ways."""
+    endpoints = site.platform.endpoints
+    targets: dict[str, object] = {
+        f"{name.upper()}__TARGET": endpoints[name] for name in ("trainer", "storage", "inference")
+    }
+    weights = {f"tensor.{number}": torch.full((64, 1 << 18), float(number)) for number in range(4)}
+    id = f"m-{uuid.uuid4().hex[:8]}"
+    gateway = Gateway(Identity(site.platform.data / "identity"), **targets, LEGACY__MODEL_UPLOAD_TOKEN=TOKEN)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=WAIT_SECONDS) as client:
+            page = Page(client, "ada-large", False)
+            assert page.upload("a.npy", npy(5, 2, 8), "nr_train").status_code == 200
+            before = gateway.peak_bytes()
+            assert page.upload("a.npy", npy(1 << 15, 2, 1 << 10), "nr_train").status_code == 200
+            fields = [
+                ("model_id", (None, id)),
+                ("user_id", (None, page.user)),
+                ("file", ("m.pth", pth(weights))),
+            ]
+            stored = _put(page, *fields)
+            assert (stored.status_code, stored.json()["size_mb"]) == (200, pytest.approx(256, abs=1))
+            answer = page("GET", f"/models/{id}")
+            state = torch.load(io.BytesIO(answer.content), weights_only=True)
+            assert all(torch.equal(state[name], value) for name, value in weights.items())
+            assert gateway.peak_bytes() - before < 64 << 20
+    finally:
+        gateway.stop()
+
+
 def test_a_network_with_its_statistics_becomes_a_model(site: Site) -> None:
     """In either order; then it is what the page's runs read with."""
     page = site.page()
