@@ -13,6 +13,8 @@ from services.gateway import problems
 from services.gateway.api import control, inference, jobs, pools, storage, submissions, system
 from services.gateway.backends import Backends
 from services.gateway.documentation import documented
+from services.gateway.identity import HttpIdentity
+from services.gateway.legacy.routers import ROUTERS
 from services.gateway.middleware import (
     BodyLimit,
     Identify,
@@ -26,13 +28,13 @@ from services.gateway.settings import GatewaySettings
 
 
 def create_app(
-    settings: GatewaySettings, identify: Identify.Authenticate, backends: Callable[[], Backends]
+    settings: GatewaySettings, identity: HttpIdentity, backends: Callable[[], Backends]
 ) -> FastAPI:
     """The application.
 
     Args:
         settings: read once, at start.
-        identify: finds out who calls, from headers and peer.
+        identity: finds out who calls, from headers and peer.
         backends: opens the channels; called when the event loop runs.
     """
 
@@ -49,6 +51,8 @@ def create_app(
     for module in (system, jobs, submissions, control, pools, storage, inference):
         api.include_router(module.router)
     app.include_router(api)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
@@ -59,13 +63,18 @@ def create_app(
         array_limit_bytes=settings.http.max_array_body_bytes,
         seconds=settings.http.body_seconds,
     )
-    app.add_middleware(Identify, authenticate=identify)
-    app.add_middleware(SameSite, allowed_origins=settings.cors_origins)
+    app.add_middleware(Identify, authenticate=identity, authenticate_old=identity.of_old_path)
+    app.add_middleware(
+        SameSite,
+        allowed_origins=settings.cors_origins,
+        origin_pattern=settings.http.cors_origin_regex,
+    )
     app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
+        allow_origin_regex=settings.http.cors_origin_regex,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

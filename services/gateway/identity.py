@@ -46,12 +46,30 @@ class HttpIdentity:
         given = headers.get(PROXY_SECRET_HEADER, "")
         if secret is None or not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
             raise Unauthenticated("only the authenticating proxy may call", reason="NO_PROXY_SECRET")
-        user = headers.get(USER_HEADER)
-        if user is None:
-            return Principal("guest", "guest")
-        if not _SUBJECT.fullmatch(user):
-            raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
-        groups = frozenset(
-            group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip()
-        )
-        return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)
+        return _named(headers)
+
+    def of_old_path(self, headers: Mapping[str, str], peer: str) -> Principal:
+        """The caller of a path of the old web app, whose page sends `X-User-ID` or nothing.
+
+        In single mode everybody on this machine is its user, so that the header only says whose things are
+        meant; without it they are a guest's. In the other modes it counts as it does everywhere.
+
+        Raises:
+            Unauthenticated, PermissionDenied: as for other paths.
+            InvalidArgument: the header's value cannot be a user's name.
+        """
+        principal = self(headers, peer)
+        if self.settings.mode == "single" and "authorization" not in headers:
+            return _named({name: headers[name] for name in (USER_HEADER,) if name in headers})
+        return principal
+
+
+def _named(headers: Mapping[str, str]) -> Principal:
+    """Whom headers that count name: a user, or nobody."""
+    user = headers.get(USER_HEADER)
+    if user is None:
+        return Principal("guest", "guest")
+    if not _SUBJECT.fullmatch(user):
+        raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
+    groups = frozenset(group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip())
+    return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)

@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guidehall.core.auth import Principal, set_principal
+from guidehall.core.auth import Principal
 from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
+from services.gateway.legacy.common import set_caller
+from services.gateway.legacy.shape import is_old
 from services.gateway.problems import respond, respond_http, respond_unexpected
 
 _HEADERS = (
@@ -90,30 +92,38 @@ class Unexpected:
 
 
 class Identify:
-    """Finds out who calls before any route runs; the pages that only describe the interface are open."""
+    """Finds out who calls before any route runs; the pages that only describe the interface are open.
+
+    A route of the old paths that takes JSON is let run, and raises itself what is wrong with its caller.
+    """
 
     Authenticate: TypeAlias = Callable[[Mapping[str, str], str], Principal]
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+    _OPEN = frozenset({"/api/v1/health", "/api/health"})
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, authenticate_old: Authenticate) -> None:
         self._app = app
         self._authenticate = authenticate
+        self._authenticate_old = authenticate_old
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or not scope["path"].startswith("/api/")
-            or scope["path"] == "/api/v1/health"
-        ):
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith("/api/") or path in self._OPEN:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
         peer = f"ipv4:{request.client.host}:{request.client.port}" if request.client else "unknown"
+        old = is_old(path)
+        found: Principal | AppError
         try:
-            principal = self._authenticate(request.headers, peer)
+            found = (self._authenticate_old if old else self._authenticate)(request.headers, peer)
         except AppError as error:
-            await respond(request, error)(scope, receive, send)
-            return
-        set_principal(principal)
+            # A form may hold a whole file, which is not read from somebody unknown.
+            if not old or _is_form(request):
+                await respond(request, error)(scope, receive, send)
+                return
+            found = error
+        set_caller(found)
         await self._app(scope, receive, send)
 
 
@@ -142,9 +152,12 @@ class SameSite:
 
     _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-    def __init__(self, app: ASGIApp, allowed_origins: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed_origins: Collection[str], origin_pattern: str | None = None
+    ) -> None:
         self._app = app
         self._allowed_origins = frozenset(allowed_origins)
+        self._origin_pattern = None if origin_pattern is None else re.compile(origin_pattern)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in self._READS and self._foreign(scope):
@@ -160,6 +173,8 @@ class SameSite:
             return False
         if origin is None:
             return site == "cross-site"
+        if self._origin_pattern is not None and self._origin_pattern.fullmatch(origin):
+            return False
         # Behind a proxy that ends TLS the browser's scheme is not ours, but the browser says that it is our
         # page.
         return site != "same-origin" and origin != f"{scope['scheme']}://{headers.get('host')}"
@@ -223,6 +238,10 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_limited, send)
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/")
 
 
 def _is_upload(scope: Scope) -> bool:
