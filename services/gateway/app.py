@@ -24,6 +24,7 @@ from services.gateway.middleware import (
     Trace,
     Unexpected,
 )
+from services.gateway.rate_limits import RateLimits
 from services.gateway.settings import GatewaySettings
 
 
@@ -56,6 +57,7 @@ def create_app(
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
+    app.state.rate_limits = RateLimits.of(settings.legacy)
     # The last one added is the first to see a request.
     app.add_middleware(
         BodyLimit,
