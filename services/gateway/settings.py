@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
@@ -83,6 +85,9 @@ class LegacySettings(BaseModel):
     limits: LimitSettings = LimitSettings()
     limits_whitelist_user_ids: tuple[str, ...] = Field((), description="users who have no such limits")
     admin_token: SecretStr | None = Field(None, description="what X-Admin-Token must say in production")
+    architecture: Literal["physical", "pyreflect_cnn"] = Field(
+        "physical", description="the network that is trained where a request names none"
+    )
     jobs_submit_per_minute: int = Field(30, ge=0, description="of one user or address; 0 is no limit")
     upload_per_minute: int = Field(10, ge=0, description="of one user or address; 0 is no limit")
 

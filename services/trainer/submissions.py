@@ -36,7 +36,7 @@ LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
 LABEL_KEY = r"[a-z0-9][a-z0-9._/-]{0,62}"
 LONGEST_LABEL = 255
-MOST_ANNOTATION_BYTES = 16 << 10
+MOST_ANNOTATION_BYTES = 64 << 10
 # What numpy and torch both take as a seed.
 _SEEDS = 2**31 - 1
 _SHOWN_VIOLATIONS = 3

@@ -79,7 +79,7 @@ class JobRequest(Body):
     memory_hint_bytes: int = Field(0, ge=0, lt=INT64, description="What it is expected to need on its device")
     notifications: list[Notification] = Field(default_factory=list, max_length=20)
     annotations: dict[str, Any] = Field(
-        default_factory=dict, description="Kept with the job and given back; at most 16 KiB"
+        default_factory=dict, description="Kept with the job and given back; at most 64 KiB"
     )
 
     def job(self, place: str = "") -> jobs_pb2.SubmitJobRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from services.gateway.settings import LimitSettings
@@ -28,7 +29,7 @@ OUTER_LAYERS = 3
 class _Part(BaseModel):
     """Unknown fields are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, alias_generator=to_camel)
 
 
 class FilmLayer(_Part):
@@ -52,14 +53,14 @@ class LayerBound(_Part):
 class Generator(_Part):
     """The curves to train with."""
 
-    numCurves: int = Field(1000, ge=1, le=100_000)
+    num_curves: int = Field(1000, ge=1, le=100_000)
     # 0 is a film that is nothing but an oxide, and needs bounds.
-    numFilmLayers: int = Field(5, ge=0, le=20)
-    layerBound: list[LayerBound] | None = None
+    num_film_layers: int = Field(5, ge=0, le=20)
+    layer_bound: list[LayerBound] | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
-        if self.numFilmLayers == 0 and not self.layerBound:
+        if self.num_film_layers == 0 and not self.layer_bound:
             kind = PydanticCustomError(
                 "greater_than_equal", "Input should be greater than or equal to 1", {"ge": 1}
             )
@@ -71,13 +72,13 @@ class Generator(_Part):
 class Training(_Part):
     """How long and how the networks are trained."""
 
-    batchSize: int = Field(32, ge=1, le=512)
+    batch_size: int = Field(32, ge=1, le=512)
     epochs: int = Field(10, ge=1, le=1000)
     layers: int = Field(12, ge=1, le=20)
     dropout: float = Field(0.0, ge=0, le=0.9)
-    latentDim: int = Field(16, ge=2, le=128)
-    aeEpochs: int = Field(50, ge=1, le=500)
-    mlpEpochs: int = Field(50, ge=1, le=500)
+    latent_dim: int = Field(16, ge=2, le=128)
+    ae_epochs: int = Field(50, ge=1, le=500)
+    mlp_epochs: int = Field(50, ge=1, le=500)
     # Not of the old app: which network; where it is left out, the gateway's settings say it.
     architecture: Architecture | None = None
 
@@ -89,37 +90,37 @@ class GenerateRequest(_Part):
     generator: Generator
     training: Training
     name: str | None = None
-    dataSource: Literal["synthetic", "real"] = "synthetic"
+    data_source: Literal["synthetic", "real"] = "synthetic"
     workflow: Literal["nr_sld", "sld_chi", "nr_sld_chi"] = "nr_sld"
     mode: Literal["train", "infer"] = "train"
-    autoGenerateModelStats: bool = True
+    auto_generate_model_stats: bool = True
     gpu: Gpu = "T4"
 
     @property
     def is_real(self) -> bool:
         """Whether it is about measured data."""
-        return self.dataSource == "real"
+        return self.data_source == "real"
 
     @property
     def bounds(self) -> list[LayerBound]:
         """The bounds of the layers; without any, the layers do not shape the data."""
-        return self.generator.layerBound or []
+        return self.generator.layer_bound or []
 
 
 _Rule = tuple[str, str, str]
 # Where a request has it, its name, and the limit's.
 _GENERATOR_LIMITS: tuple[_Rule, ...] = (
-    ("generator", "numCurves", "max_curves"),
-    ("generator", "numFilmLayers", "max_film_layers"),
+    ("generator", "num_curves", "max_curves"),
+    ("generator", "num_film_layers", "max_film_layers"),
 )
 _TRAINING_LIMITS: tuple[_Rule, ...] = (
-    ("training", "batchSize", "max_batch_size"),
+    ("training", "batch_size", "max_batch_size"),
     ("training", "epochs", "max_epochs"),
     ("training", "layers", "max_cnn_layers"),
     ("training", "dropout", "max_dropout"),
-    ("training", "latentDim", "max_latent_dim"),
-    ("training", "aeEpochs", "max_ae_epochs"),
-    ("training", "mlpEpochs", "max_mlp_epochs"),
+    ("training", "latent_dim", "max_latent_dim"),
+    ("training", "ae_epochs", "max_ae_epochs"),
+    ("training", "mlp_epochs", "max_mlp_epochs"),
 )
 
 
@@ -133,7 +134,7 @@ def exceeded(request: GenerateRequest, limits: LimitSettings) -> str:
     for part, name, limit in rules:
         value, most = getattr(getattr(request, part), name), getattr(limits, limit)
         if value > most:
-            found.append(f"{part}.{name}: got {value:g}; the limit is {most:g}")
+            found.append(f"{part}.{to_camel(name)}: got {value:g}; the limit is {most:g}")
     return "; ".join(found)
 
 
@@ -145,9 +146,9 @@ def wrong_bounds(request: GenerateRequest) -> str:
     if len(layers) < OUTER_LAYERS:
         return f"layers: got {len(layers)}; with bounds at least {OUTER_LAYERS}: substrate, oxide, air"
     films = len(layers) - OUTER_LAYERS
-    if request.generator.numFilmLayers != films:
+    if request.generator.num_film_layers != films:
         return (
-            f"generator.numFilmLayers: got {request.generator.numFilmLayers};"
+            f"generator.numFilmLayers: got {request.generator.num_film_layers};"
             f" with bounds it is the number of layers less {OUTER_LAYERS}, {films}"
         )
     for place, bound in enumerate(bounds):
@@ -166,4 +167,4 @@ def wrong_bounds(request: GenerateRequest) -> str:
 
 def kept(request: GenerateRequest) -> dict[str, Any]:
     """The request as it is kept with its job and in the history, defaults filled in."""
-    return request.model_dump(mode="json")
+    return request.model_dump(mode="json", by_alias=True)
