@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from guidehall.client import Client
+from guidehall.client import Client, JobState
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.core.auth import KeyPair, Role, TokenIssuer
 from guidehall.local.identity import Identity
@@ -68,6 +68,16 @@ def ada(base: str) -> Iterator[httpx.Client]:
 def grace(base: str) -> Iterator[httpx.Client]:
     with _client(base, "grace") as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(platform: Platform) -> Iterator[None]:
+    """Ends what a test that fails leaves running: the next one needs the workers."""
+    yield
+    with platform.client() as client:
+        for job in client.jobs('labels.guidehall-legacy = "generate"', limit=10):
+            if job.state not in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED):
+                client.cancel(job.id)
 
 
 def _submit(client: httpx.Client, body: Mapping[str, Any] = SMALL) -> str:

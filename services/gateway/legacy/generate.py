@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 from fastapi import Request, Response
@@ -15,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.errors import Code, FailedPrecondition, InvalidArgument, from_rpc_error
 from services.gateway.api.common import BackendsDep
-from services.gateway.api.jobs import or_none
 from services.gateway.backends import Backends
 from services.gateway.legacy import keeping
 from services.gateway.legacy.common import OldRouter, as_platform
@@ -25,11 +23,13 @@ from services.gateway.legacy.pools import live_workers
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import Memory, memory, request_of
 from services.gateway.legacy.status import KEEPALIVE, Told, frame
-from services.gateway.legacy.telling import watch
+from services.gateway.legacy.telling import Following
 from services.gateway.messages import Json
 
 router = OldRouter()
 
+# Between looks at whether there is nothing new: nobody reads that.
+_WAIT_SECONDS = 60.0
 # What the answer to a wrong request is about, in an error event.
 _WRONG = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 
@@ -71,14 +71,18 @@ async def _require_worker(store: Memory, backends: Backends) -> None:
 
 async def _end(backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
     """The job when it has ended, or is paused: then it may stay so for ever."""
-    call = watch(backends, job, 0)
+    following = Following(backends, job, _WAIT_SECONDS)
     try:
-        async for event in call:
-            if event.HasField("state_change") and event.state_change.state == jobs_pb2.JOB_STATE_PAUSED:
+        async for event in following.events():
+            if event is not None and _is_pause(event):
                 break
     finally:
-        call.cancel()
+        following.cancel()
     return await _now(backends, job)
+
+
+def _is_pause(event: jobs_pb2.JobEvent) -> bool:
+    return event.HasField("state_change") and event.state_change.state == jobs_pb2.JOB_STATE_PAUSED
 
 
 async def _now(backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
@@ -131,9 +135,8 @@ async def generate_stream(body: GenerateRequest, request: Request, backends: Bac
         if refused.code not in _WRONG:
             raise
         return _stream(_told([frame("error", refused.message)]))
-    call = watch(backends, job, 0)
-    seconds = request.app.state.settings.http.comment_seconds
-    return _Run(store, backends, job, call, _frames(store, backends, job, call, seconds, body))
+    following = Following(backends, job, request.app.state.settings.http.comment_seconds)
+    return _Run(store, following, _frames(store, following, body))
 
 
 async def _told(frames: list[str]) -> AsyncIterator[str]:
@@ -151,11 +154,9 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class _Run(StreamingResponse):
     """The events of a run, which is cancelled where they are not read to the end."""
 
-    def __init__(
-        self, store: Memory, backends: Backends, job: jobs_pb2.Job, call: Any, frames: AsyncIterator[str]
-    ) -> None:
+    def __init__(self, store: Memory, following: Following, frames: AsyncIterator[str]) -> None:
         super().__init__(self._counted(frames), media_type="text/event-stream", headers=_HEADERS)
-        self._store, self._backends, self._job, self._call = store, backends, job, call
+        self._store, self._following = store, following
         self._whole = False
 
     async def _counted(self, frames: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -168,23 +169,22 @@ class _Run(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             # Not left to the generator, which may stand where its reader left it for a long time.
-            self._call.cancel()
+            self._following.cancel()
             if not self._whole:
-                self._store.do_apart(_cancel(self._backends, self._job))
+                self._store.do_apart(_cancel(self._following.backends, self._following.job))
 
 
-async def _frames(
-    store: Memory, backends: Backends, job: jobs_pb2.Job, call: Any, seconds: float, body: GenerateRequest
-) -> AsyncIterator[str]:
+async def _frames(store: Memory, following: Following, body: GenerateRequest) -> AsyncIterator[str]:
+    backends, job = following.backends, following.job
     told, request = Told(), request_of(job)
     try:
-        async for event in or_none(call, seconds):
+        async for event in following.events():
             if event is None:
                 yield KEEPALIVE
                 continue
             for item in told.add(event, request):
                 yield frame(*item)
-            if event.HasField("state_change") and event.state_change.state == jobs_pb2.JOB_STATE_PAUSED:
+            if _is_pause(event):
                 yield frame("error", "paused: resumed by its id, it goes on without this stream")
                 return
         ended = await _now(backends, job)

@@ -1,8 +1,8 @@
 """/api/jobs: runs that wait in the queue, are looked at and acted on.
 
 Who may: of a guest's job everybody who knows its id, of a user's its owner. The page looks at, cancels and
-deletes its user's jobs without saying who it is. So these three are open to a caller without a name, too: none
-of them stops what runs.
+deletes its user's jobs without saying who it is. So these three are open to a caller without a name, too:
+none of them stops what runs.
 """
 
 from __future__ import annotations

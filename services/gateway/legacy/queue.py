@@ -15,7 +15,7 @@ from guidehall.core.auth import Principal, current_principal
 from guidehall.core.errors import AppError, from_rpc_error
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import OldRouter, is_guest, require_admin
+from services.gateway.legacy.common import OldRouter, as_platform, is_guest, require_admin
 from services.gateway.legacy.pools import all_pools, live_workers, remote_worker, worker_view
 from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, memory, owned
 from services.gateway.legacy.status import phase, time_text
@@ -36,6 +36,7 @@ _LISTED = {
 }
 _MOST_STARTED, _MOST_FINISHED, _MOST_FAILED = 10, 10, 10
 _STALE_SECONDS = 600
+_MOST_SCANNED = 200
 _Jobs = dict[str, list[jobs_pb2.Job]]
 # Where the broker of the old app was; here there is none that a page could reach.
 _NO_BROKER = {"scheme": "guidehall", "host": "", "port": 0, "db": 0}
@@ -124,14 +125,15 @@ async def clean_up(
     """Lists runs that have told nothing for long. None is ended: a worker that is gone loses its jobs within
     seconds, and one that is there holds its lease for a reason."""
     require_admin(request)
-    terms = f'labels.{LABEL} = "{LABEL_VALUE}" AND state = RUNNING'
-    wanted = jobs_pb2.ListJobsRequest(page_size=200, filter=terms)
-    store = memory(request)
 
-    async def ask() -> list[jobs_pb2.Job]:
+    async def of_state(state: str) -> list[jobs_pb2.Job]:
+        terms = f'labels.{LABEL} = "{LABEL_VALUE}" AND state = {state}'
+        wanted = jobs_pb2.ListJobsRequest(page_size=_MOST_SCANNED, filter=terms)
         return list((await backends.jobs.ListJobs(wanted, timeout=backends.timeouts.call)).jobs)
 
-    running = await store.as_of_late("running jobs", 0.0, ask)
+    with as_platform():
+        held = await asyncio.gather(of_state("RUNNING"), of_state("LEASED"))
+    running = [job for jobs in held for job in jobs]
     now = datetime.now(UTC)
     ages = [(now - job.update_time.ToDatetime(tzinfo=UTC)).total_seconds() for job in running]
     stale = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,13 +17,15 @@ from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.auth import current_principal
-from guidehall.core.errors import NotFound
+from guidehall.core.errors import AppError, NotFound
 from guidehall.core.names import JOB
 from services.gateway.api.common import resource
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform, is_guest
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json, struct_json
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # The result as the old app has it, and the name of the model version it comes with.
@@ -65,9 +68,17 @@ class Memory:
     def do_apart(self, work: Coroutine[Any, Any, object]) -> None:
         """Has something done in the platform's name, whatever becomes of the request at hand."""
         with as_platform():
-            task = asyncio.create_task(work)
+            task = asyncio.create_task(_tried(work))
         self.background.add(task)
         task.add_done_callback(self.background.discard)
+
+
+async def _tried(work: Coroutine[Any, Any, object]) -> None:
+    try:
+        await work
+    except (grpc.RpcError, AppError) as error:
+        # Nobody waits for it.
+        logger.warning("what a request left to be done failed: %s", error)
 
 
 def memory(request: Request) -> Memory:
