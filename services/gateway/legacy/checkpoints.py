@@ -77,6 +77,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
             change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=resumed.name, display_name=name.strip()))
             change.update_mask.paths.append("display_name")
             await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
+    memory(request).changed()
     return JSONResponse(
         {
             "job_id": resumed.name.rpartition("/")[2],
@@ -108,6 +109,7 @@ async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep
             change.update_mask.paths.append("labels")
             await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
             message = "it is not offered any more, and goes with its job"
+    memory(request).changed()
     return JSONResponse({"job_id": job_id, "deleted": True, "message": message})
 
 

@@ -63,6 +63,7 @@ async def submit_job(body: GenerateRequest, request: Request, backends: Backends
 
 
 async def _queued(store: Memory, backends: Backends, job: jobs_pb2.Job, message: str) -> Json:
+    store.changed()
     return {
         "job_id": _id(job),
         "status": "queued",
@@ -75,13 +76,14 @@ async def _queued(store: Memory, backends: Backends, job: jobs_pb2.Job, message:
 
 # Before the paths with an id, which would take its name for one.
 @router.delete("/jobs/purge")
-async def purge_jobs(backends: BackendsDep, include_queued: bool = False) -> JSONResponse:
+async def purge_jobs(request: Request, backends: BackendsDep, include_queued: bool = False) -> JSONResponse:
     """Deletes the caller's own jobs that have ended."""
-    request = jobs_pb2.PurgeJobsRequest(
+    wanted = jobs_pb2.PurgeJobsRequest(
         filter=f'labels.{LABEL} = "{LABEL_VALUE}"', include_queued=include_queued, force=True
     )
     caller = user()
-    purged = await backends.jobs.PurgeJobs(request, timeout=backends.timeouts.call)
+    purged = await backends.jobs.PurgeJobs(wanted, timeout=backends.timeouts.call)
+    memory(request).changed()
     return JSONResponse(
         {
             "user_id": caller.subject,
@@ -141,27 +143,27 @@ async def _result(store: Memory, backends: Backends, job: jobs_pb2.Job, so_far: 
 
 
 @router.patch("/jobs/{job_id}/name")
-async def rename_job(job_id: str, body: Rename, backends: BackendsDep) -> JSONResponse:
+async def rename_job(job_id: str, body: Rename, request: Request, backends: BackendsDep) -> JSONResponse:
     """Names a job; a guest's becomes the caller's."""
     name = (body.name or "").strip()
     if len(name) > MOST_NAME_CHARACTERS:
         raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {MOST_NAME_CHARACTERS}")
-    job = await _claim(backends, job_id)
-    request = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, display_name=name))
-    request.update_mask.paths.append("display_name")
-    renamed = await backends.jobs.UpdateJob(request, timeout=backends.timeouts.call)
+    job = await _claim(memory(request), backends, job_id)
+    change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, display_name=name))
+    change.update_mask.paths.append("display_name")
+    renamed = await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
     return JSONResponse({"job_id": job_id, "name": renamed.display_name or None})
 
 
 @router.post("/jobs/{job_id}/claim")
 async def claim_job(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
     """Makes a guest's job the caller's own; a finished run goes into the history."""
-    job = await _claim(backends, job_id)
+    job = await _claim(memory(request), backends, job_id)
     await keeping.keep(memory(request), backends, job)
     return JSONResponse({"job_id": job_id, "user_id": job.owner, "status": "claimed"})
 
 
-async def _claim(backends: Backends, job_id: str) -> jobs_pb2.Job:
+async def _claim(store: Memory, backends: Backends, job_id: str) -> jobs_pb2.Job:
     user()
     job = await find(backends, job_id)
     require_owner(job)
@@ -169,6 +171,7 @@ async def _claim(backends: Backends, job_id: str) -> jobs_pb2.Job:
         return job
     request = jobs_pb2.ClaimJobRequest(name=job.name)
     claimed: jobs_pb2.Job = await backends.jobs.ClaimJob(request, timeout=backends.timeouts.call)
+    store.changed()
     return claimed
 
 
@@ -273,7 +276,7 @@ async def _running(backends: Backends, request: Request, job_id: str) -> jobs_pb
 
 
 @router.delete("/jobs/{job_id}")
-async def cancel_job(job_id: str, backends: BackendsDep) -> JSONResponse:
+async def cancel_job(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
     """Takes a job out of the queue."""
     job = await find(backends, job_id)
     require_not_another(job)
@@ -283,11 +286,12 @@ async def cancel_job(job_id: str, backends: BackendsDep) -> JSONResponse:
         await backends.jobs.CancelJob(
             jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
         )
+    memory(request).changed()
     return JSONResponse({"job_id": job_id, "status": "cancelled", "message": "the job will not run"})
 
 
 @router.delete("/jobs/{job_id}/delete")
-async def delete_job(job_id: str, backends: BackendsDep) -> JSONResponse:
+async def delete_job(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
     """Forgets a job that does not run; its result in a history and its model stay."""
     job = await find(backends, job_id)
     require_not_another(job)
@@ -295,6 +299,7 @@ async def delete_job(job_id: str, backends: BackendsDep) -> JSONResponse:
         raise HTTPException(400, "the job runs; stop it first")
     with as_platform():
         await _delete(backends, job)
+    memory(request).changed()
     return JSONResponse({"job_id": job_id, "status": "deleted"})
 
 
@@ -321,6 +326,7 @@ async def force_purge(job_id: str, request: Request, backends: BackendsDep) -> J
         await backends.jobs.DeleteJob(
             jobs_pb2.DeleteJobRequest(name=job.name), timeout=backends.timeouts.call
         )
+    memory(request).changed()
     return JSONResponse({"success": True, "job_id": job_id, "removed_from": [was]})
 
 

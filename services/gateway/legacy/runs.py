@@ -65,6 +65,10 @@ class Memory:
         answer: T = await asyncio.shield(self.answers[key][1])
         return answer
 
+    def changed(self) -> None:
+        """Something was done to a job: what is asked next is asked anew."""
+        self.answers.clear()
+
     def do_apart(self, work: Coroutine[Any, Any, object]) -> None:
         """Has something done in the platform's name, whatever becomes of the request at hand."""
         with as_platform():
