@@ -15,6 +15,7 @@ from services.gateway.backends import Backends
 from services.gateway.documentation import documented
 from services.gateway.identity import HttpIdentity
 from services.gateway.legacy.routers import ROUTERS
+from services.gateway.legacy.runs import Memory
 from services.gateway.middleware import (
     BodyLimit,
     Identify,
@@ -57,6 +58,7 @@ def create_app(
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
+    app.state.old_jobs = Memory()
     app.state.rate_limits = RateLimits.of(settings.legacy)
     # The last one added is the first to see a request.
     app.add_middleware(

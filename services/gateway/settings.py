@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
@@ -86,6 +88,9 @@ class LegacySettings(BaseModel):
     model_upload_token: SecretStr | None = Field(
         None,
         description="what X-Model-Upload-Token must say at POST /api/models/upload; closed where not set",
+    )
+    architecture: Literal["physical", "pyreflect_cnn"] = Field(
+        "physical", description="the network that is trained where a request names none"
     )
     jobs_submit_per_minute: int = Field(30, ge=0, description="of one user or address; 0 is no limit")
     upload_per_minute: int = Field(10, ge=0, description="of one user or address; 0 is no limit")

@@ -10,6 +10,8 @@ from guidehall.science.reflectometry.chi.params import (
     NrSldChiResult,
 )
 from guidehall.science.reflectometry.cnn.params import (
+    ApplyCnnParams,
+    ApplyCnnResult,
     CnnParams,
     CnnResult,
     ImportModelParams,
@@ -116,6 +118,22 @@ SCIENCE = Science(
                 "sld_train": "Read with nr_train: .npy [N, 2, M], z from the substrate upwards and SLD.",
             },
             needs=_cnn_needs,
+        ),
+        Pipeline(
+            name="reflectometry.apply_cnn",
+            version="1",
+            title="Apply a network of pyreflect",
+            description="SLD profiles of measured curves by a network that the package pyreflect trained.",
+            params=ApplyCnnParams,
+            result=ApplyCnnResult,
+            entry="guidehall.science.reflectometry.cnn.apply:run",
+            device="cpu",
+            datasets={
+                "weights": "As for reflectometry.import_model.",
+                "statistics": "As for reflectometry.import_model.",
+                "experimental_nr": "Measured curves: .npy [2, L] or [N, 2, L], q and R.",
+            },
+            needs=lambda params: ("weights", "statistics", "experimental_nr"),  # noqa: ARG005
         ),
         Pipeline(
             name="reflectometry.import_model",

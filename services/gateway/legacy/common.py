@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
 from guidehall.core.auth import Principal, Role, current_principal, set_principal
-from guidehall.core.errors import AppError
+from guidehall.core.errors import AppError, Unauthenticated
 from services.gateway.legacy.shape import PREFIX
 from services.gateway.settings import GatewaySettings, LegacySettings
 
@@ -61,7 +61,12 @@ def set_caller(found: Principal | AppError) -> None:
 def as_platform() -> Iterator[None]:
     """Calls made in the block are the gateway's own, which sees everything: only after a look at whose thing
     it is about."""
-    caller = current_principal()
+    caller: Principal | None
+    try:
+        caller = current_principal()
+    except Unauthenticated:
+        # What a request left to be done is in the platform's name already.
+        caller = None
     set_principal(None)
     try:
         yield

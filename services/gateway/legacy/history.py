@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import grpc
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -19,6 +20,8 @@ from guidehall.core.threads import by_size
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, is_guest, user
+from services.gateway.legacy.keeping import keep_finished
+from services.gateway.legacy.runs import memory
 from services.gateway.messages import struct_json, to_struct
 
 router = OldRouter()
@@ -51,12 +54,18 @@ class Name(BaseModel):
 
 
 @router.get("/history")
-async def list_history(backends: BackendsDep) -> JSONResponse:
+async def list_history(request: Request, backends: BackendsDep) -> JSONResponse:
     """The newest runs of the caller, without their curves."""
     owner = await _owner(backends)
-    request = history_pb2.ListHistoryEntriesRequest(parent=USER.format(user=owner), page_size=_LISTED)
+    try:
+        await keep_finished(memory(request), backends, owner)
+    except grpc.aio.AioRpcError as error:
+        # Without the trainer there is still the history so far.
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+    wanted = history_pb2.ListHistoryEntriesRequest(parent=USER.format(user=owner), page_size=_LISTED)
     page, models = await asyncio.gather(
-        backends.history.ListHistoryEntries(request, timeout=backends.timeouts.call), _models(backends)
+        backends.history.ListHistoryEntries(wanted, timeout=backends.timeouts.call), _models(backends)
     )
     return await by_size(
         page.ByteSize(), lambda: JSONResponse([_listed(entry, models) for entry in page.entries])

@@ -123,6 +123,7 @@ def test_takes_points_from_a_dataset(tmp_path: Path) -> None:
         ("reflectometry.pyreflect_cnn", {}, []),
         ("reflectometry.pyreflect_cnn", {"curves_from_datasets": True}, ["nr_train", "sld_train"]),
         ("reflectometry.import_model", {}, ["weights", "statistics"]),
+        ("reflectometry.apply_cnn", {}, ["weights", "statistics", "experimental_nr"]),
         ("reflectometry.import_model", {"kind": "chi"}, ["weights", "statistics", "perceptron"]),
         ("reflectometry.sld_chi", {}, ["sld_curves", "chi_params"]),
         ("reflectometry.nr_sld_chi", {}, ["sld_curves", "chi_params"]),

@@ -14,10 +14,11 @@ from guidehall.science.reflectometry.assessment import Stopwatch
 from guidehall.science.reflectometry.chi import sld_chi
 from guidehall.science.reflectometry.chi.params import NrSldChiParams, NrSldChiResult
 from guidehall.science.reflectometry.cnn import train as cnn
-from guidehall.science.reflectometry.cnn.curves import read_pairs
+from guidehall.science.reflectometry.cnn.apply import applied, profiles_of_curves
+from guidehall.science.reflectometry.cnn.curves import read_pairs, relative_sigma
 from guidehall.science.reflectometry.cnn.import_model import read_cnn
 from guidehall.science.reflectometry.cnn.params import CnnResult, ImportModelParams
-from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
+from guidehall.science.reflectometry.legacy_five_layers import LEGACY_RELATIVE_SIGMA
 from guidehall.science.reflectometry.params import TrainingProbe
 
 PIPELINE = "reflectometry.nr_sld_chi"
@@ -45,12 +46,14 @@ def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
             curves = test.nr[:1]
     assert curves is not None  # noqa: S101 (refused above)
     watch = Stopwatch()
-    profiles = _profiles(predictor, curves)
+    profiles = profiles_of_curves(predictor, curves)
+    sigma = LEGACY_RELATIVE_SIGMA if params.cnn is None else relative_sigma(params.cnn)
+    curve = applied(curves[0], profiles[0], sigma)
     stoppable = trained is None or trained.ended_by != "stop"
     stage = _Stage(context, stages, 1)
     watch.lap("generation")
     chi = sld_chi.train(params.chi, stage, PIPELINE, data, profiles, watch, stoppable=stoppable)
-    return NrSldChiResult(cnn=trained, chi=chi)
+    return NrSldChiResult(cnn=trained, chi=chi, curve=curve)
 
 
 def _check_covered(curves: np.ndarray, probe: TrainingProbe) -> None:
@@ -59,14 +62,6 @@ def _check_covered(curves: np.ndarray, probe: TrainingProbe) -> None:
     if low > probe.q_min * (1.0 + 1e-6) or high < probe.q_max * (1.0 - 1e-6):
         allowed = f"must cover {probe.q_min:.6g} to {probe.q_max:.6g}, which the network is trained for"
         raise UserError("inputs.experimental_nr", f"{low:.6g} to {high:.6g} 1/angstrom", allowed)
-
-
-def _profiles(predictor: CnnPredictor, curves: np.ndarray) -> np.ndarray:
-    """Profiles [N, 2, M] of curves [N, 2, L]; where the network lets z descend, it stays instead."""
-    answer = predictor.predict(
-        {"q": np.ascontiguousarray(curves[:, 0]), "reflectivity": np.ascontiguousarray(curves[:, 1])}
-    )
-    return np.stack([np.maximum.accumulate(answer["z"], axis=1), answer["sld"]], axis=1)
 
 
 class _Stages:

@@ -6,7 +6,7 @@ Units as in `reflectometry.params`. Needs no torch.
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from guidehall.science.reflectometry.params import (
     Params,
     Range,
     Residuals,
+    ResolutionConvention,
     Seconds,
     StackPrior,
     Tie,
@@ -189,6 +190,15 @@ class CnnResult(Params):
     example: CnnExample
 
 
+def q_spacing() -> Any:
+    """The field of a pipeline that reads a network whose grid nobody wrote down."""
+    return Field(
+        "log",
+        title="Spacing of q",
+        description="Of the curves that it was trained with, between the ends that the statistics tell.",
+    )
+
+
 class ImportModelParams(Params):
     """Publish a model that the package pyreflect trained."""
 
@@ -198,11 +208,40 @@ class ImportModelParams(Params):
         title="Kind",
         description="cnn: reflectivity to SLD profile. chi: autoencoder and perceptron, SLD profile to chi.",
     )
-    q_spacing: Literal["log", "linear"] = Field(
-        "log",
-        title="Spacing of q",
-        description="Of the curves that it was trained with, between the ends that the statistics tell.",
+    q_spacing: Literal["log", "linear"] = q_spacing()
+
+
+class AppliedCurve(Params):
+    """A measured curve and what a network makes of it.
+
+    z grows from the backing medium to the fronting one.
+    """
+
+    q: list[float]
+    reflectivity: list[float]
+    # Of the answer, at the resolution given; None where the answer is no profile that could be calculated.
+    predicted_reflectivity: list[float] | None
+    z: list[float]
+    sld: list[float]
+
+
+class ApplyCnnParams(Params):
+    """Read SLD profiles from measured curves with a network that the package pyreflect trained."""
+
+    q_spacing: Literal["log", "linear"] = q_spacing()
+    resolution: float = Field(
+        0.0294855, title="Resolution dq/q", description="Of the curves. 0 for none.", ge=0, le=0.3
     )
+    resolution_convention: ResolutionConvention = Field("fwhm", title="What that resolution means")
+
+
+class ApplyCnnResult(Params):
+    """What the network answers; all profiles are in the artifact profiles.npy, [N, 2, M]."""
+
+    curves: int = Field(title="Curves")
+    # Of the first curves.
+    answers: list[AppliedCurve]
+    seconds: float = Field(title="Seconds")
 
 
 class ImportModelResult(Params):
