@@ -256,7 +256,9 @@ def _fitted(label: str, item: Measured, analysis: Analysis, more: Sequence[Note]
         reduced_chi_square=analysis.reduced_chi_square,
         mean_abs_log10_error=error if math.isfinite(error) else None,
         effective_samples=analysis.effective_samples,
-        parameters=[FoundParameter(**asdict(found), at_bound=found.at_bound) for found in analysis.parameters],
+        parameters=[
+            FoundParameter(**asdict(found), at_bound=found.at_bound) for found in analysis.parameters
+        ],
         explanations=[
             FoundFilm(chi_square=film.chi_square, values=dict(zip(names, film.values, strict=True)))
             for film in analysis.explanations
