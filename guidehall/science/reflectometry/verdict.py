@@ -67,15 +67,15 @@ def _structure(left: np.ndarray, jacobian: np.ndarray) -> Iterator[Note]:
     if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",
-            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the film has more structure"
-            " than the model, or the error bars or the resolution are not those given",
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the film has more "
+            "structure than the model, or the error bars or the resolution are not those given",
         )
         return
     if 1.0 - _chance_of_more(chi_square, freedom) < _SMALL_CHI_SQUARE_CHANCE:
         yield Note(
             "ERROR_BARS_TOO_LARGE",
-            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the curve scatters less than"
-            " its error bars say, so the answer may be better known than it seems",
+            f"chi-square is {chi_square:.4g} where a right model gives {expected}: the curve scatters less "
+            "than its error bars say, so the answer may be better known than it seems",
         )
         return
     resemblance = float(left[1:] @ left[:-1]) / max(chi_square, 1e-300) * math.sqrt(len(left))
