@@ -850,7 +850,7 @@ class SubmitJobRequest(_message.Message):
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]: ...
     @_builtins.property
     def annotations(self) -> _struct_pb2.Struct:
-        """At most 16 KiB."""
+        """At most 64 KiB."""
 
     def __init__(
         self,
