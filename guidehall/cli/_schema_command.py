@@ -264,8 +264,8 @@ def read_document(file: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from guidehall.cli._yaml import load
     from guidehall.client.errors import InvalidArgument
+    from guidehall.core.plain_yaml import load
 
     with file.open("rb") as stream:
         data = stream.read(_LARGEST_FILE + 1)

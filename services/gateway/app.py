@@ -26,6 +26,8 @@ from services.gateway.api import (
 from services.gateway.backends import Backends
 from services.gateway.documentation import documented
 from services.gateway.identity import HttpIdentity
+from services.gateway.legacy.routers import ROUTERS
+from services.gateway.legacy.runs import Memory
 from services.gateway.middleware import (
     BodyLimit,
     Identify,
@@ -35,6 +37,7 @@ from services.gateway.middleware import (
     Trace,
     Unexpected,
 )
+from services.gateway.rate_limits import RateLimits
 from services.gateway.settings import GatewaySettings
 
 
@@ -64,9 +67,13 @@ def create_app(
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
+    app.state.old_jobs = Memory()
+    app.state.rate_limits = RateLimits.of(settings.legacy)
     # The last one added is the first to see a request.
     app.add_middleware(
         BodyLimit,
@@ -74,13 +81,23 @@ def create_app(
         array_limit_bytes=settings.http.max_array_body_bytes,
         seconds=settings.http.body_seconds,
     )
-    app.add_middleware(Identify, authenticate=identity, cookies_count=settings.auth.mode == "token")
-    app.add_middleware(SameSite, allowed_origins=settings.cors_origins)
+    app.add_middleware(
+        Identify,
+        authenticate=identity,
+        authenticate_old=identity.of_old_path,
+        cookies_count=settings.auth.mode == "token",
+    )
+    app.add_middleware(
+        SameSite,
+        allowed_origins=settings.cors_origins,
+        origin_pattern=settings.http.cors_origin_regex,
+    )
     app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
+        allow_origin_regex=settings.http.cors_origin_regex,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

@@ -15,7 +15,7 @@ from guidehall.contracts.jobs.v1 import jobs_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.prediction.v1 import prediction_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2_grpc
-from guidehall.contracts.results.v1 import results_pb2_grpc
+from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2_grpc
 from guidehall.core import directory
 from guidehall.core.channels import open_channel
@@ -47,8 +47,10 @@ class Backends:
         self.jobs = jobs_pb2_grpc.JobsServiceStub(trainer)
         self.pools = workers_pb2_grpc.PoolsServiceStub(trainer)
         self.datasets = datasets_pb2_grpc.DatasetsServiceStub(storage)
+        self.upload_roles = datasets_pb2_grpc.UploadRolesServiceStub(storage)
         self.models = models_pb2_grpc.ModelsServiceStub(storage)
         self.results = results_pb2_grpc.ResultsServiceStub(storage)
+        self.history = history_pb2_grpc.HistoryServiceStub(storage)
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
         self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
         self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from guidehall.core.auth import DELEGABLE, Authenticator, Lookups, Principal
+from guidehall.core.auth import DELEGABLE, Authenticator, Lookups, Principal, Role
 from guidehall.core.directory import RemoteDirectory
 from guidehall.core.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from guidehall.core.settings import AuthSettings
@@ -60,14 +60,11 @@ class HttpIdentity:
         given = headers.get(PROXY_SECRET_HEADER, "")
         if secret is None or not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
             raise Unauthenticated("only the authenticating proxy may call", reason="NO_PROXY_SECRET")
-        user = headers.get(USER_HEADER)
-        if user is None:
-            return Principal("guest", "guest")
-        if not _SUBJECT.fullmatch(user):
-            raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
-        known = await self._known(user)
-        groups = {group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip()}
-        return replace(known, groups=known.groups | groups)
+        named = _named(headers)
+        if named.kind == "guest":
+            return named
+        known = await self._known(named.subject)
+        return replace(known, groups=known.groups | named.groups)
 
     async def _known(self, user: str) -> Principal:
         """A user of the proxy with what storage keeps about them."""
@@ -78,3 +75,29 @@ class HttpIdentity:
         if known is None:
             raise Unauthenticated(f"the user {user!r} is disabled", reason="USER_DISABLED")
         return known
+
+    async def of_old_path(self, headers: Mapping[str, str], peer: str) -> Principal:
+        """The caller of a path of the old web app, whose page sends `X-User-ID` or nothing.
+
+        In single mode everybody on this machine is its user, so that the header only says whose things are
+        meant; without it they are a guest's. In the other modes it counts as it does everywhere.
+
+        Raises:
+            Unauthenticated, PermissionDenied: as for other paths.
+            InvalidArgument: the header's value cannot be a user's name.
+        """
+        principal = await self(headers, peer)
+        if self._settings.mode == "single" and "authorization" not in headers:
+            return _named({name: headers[name] for name in (USER_HEADER,) if name in headers})
+        return principal
+
+
+def _named(headers: Mapping[str, str]) -> Principal:
+    """Whom headers that count name: a user, or nobody."""
+    user = headers.get(USER_HEADER)
+    if user is None:
+        return Principal("guest", "guest")
+    if not _SUBJECT.fullmatch(user):
+        raise InvalidArgument.field("X-User-ID", user, "letters, digits and . _ @ + -, at most 128")
+    groups = frozenset(group.strip() for group in headers.get(GROUPS_HEADER, "").split(",") if group.strip())
+    return Principal(user, "user", frozenset({Role.SCIENTIST}), groups)

@@ -12,12 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guidehall.core.auth import Principal, set_principal
+from guidehall.core.auth import Principal
 from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
 from services.gateway import cookies
+from services.gateway.legacy.common import set_caller
+from services.gateway.legacy.shape import is_old
 from services.gateway.problems import respond, respond_http, respond_unexpected
 
+_OLD_UPLOADS = frozenset({"/api/upload", "/api/models/upload"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -92,29 +95,42 @@ class Unexpected:
 
 class Identify:
     """Finds out who calls before any route runs; the pages that only describe the interface are open, and
-    those where one logs in."""
+    those where one logs in.
 
-    _OPEN = frozenset({"/api/v1/health"})
+    A route of the old paths that takes JSON is let run, and raises itself what is wrong with its caller.
+    """
+
+    _OPEN = frozenset({"/api/v1/health", "/api/health"})
     _CLOSED = frozenset({"/auth/session", "/auth/password"})
     Authenticate: TypeAlias = Callable[[Mapping[str, str], str], Awaitable[Principal]]
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate, *, cookies_count: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate, authenticate_old: Authenticate, *, cookies_count: bool
+    ) -> None:
         self._app = app
         self._authenticate = authenticate
+        self._authenticate_old = authenticate_old
         self._cookies_count = cookies_count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._is_closed(scope["path"]):
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not self._is_closed(path):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
         peer = f"ipv4:{request.client.host}:{request.client.port}" if request.client else "unknown"
+        old = is_old(path)
+        found: Principal | AppError
         try:
-            principal = await self._authenticate(self._credentials(request), peer)
+            authenticate = self._authenticate_old if old else self._authenticate
+            found = await authenticate(self._credentials(request), peer)
         except AppError as error:
-            await respond(request, error)(scope, receive, send)
-            return
-        set_principal(principal)
+            # A form may hold a whole file, which is not read from somebody unknown.
+            if not old or _is_form(request):
+                await respond(request, error)(scope, receive, send)
+                return
+            found = error
+        set_caller(found)
         await self._app(scope, receive, send)
 
     def _is_closed(self, path: str) -> bool:
@@ -153,9 +169,12 @@ class SameSite:
 
     _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-    def __init__(self, app: ASGIApp, allowed_origins: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed_origins: Collection[str], origin_pattern: str | None = None
+    ) -> None:
         self._app = app
         self._allowed_origins = frozenset(allowed_origins)
+        self._origin_pattern = None if origin_pattern is None else re.compile(origin_pattern)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in self._READS and self._foreign(scope):
@@ -171,6 +190,8 @@ class SameSite:
             return False
         if origin is None:
             return site == "cross-site"
+        if self._origin_pattern is not None and self._origin_pattern.fullmatch(origin):
+            return False
         # Behind a proxy that ends TLS the browser's scheme is not ours, but the browser says that it is our
         # page.
         return site != "same-origin" and origin != f"{scope['scheme']}://{headers.get('host')}"
@@ -189,7 +210,7 @@ class BodyLimit:
 
     # Numbers and text are cheap; arrays, objects and names cost enough to keep everybody else waiting.
     _MAX_STRUCTURE = 20_000
-    _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict"})
+    _ARRAYS = frozenset({"/api/v1/analyze", "/api/v1/predict", "/api/history"})
 
     def __init__(self, app: ASGIApp, limit_bytes: int, array_limit_bytes: int, seconds: float) -> None:
         self._app = app
@@ -236,6 +257,12 @@ class BodyLimit:
         await self._app(scope, receive_limited, send)
 
 
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/")
+
+
 def _is_upload(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and path.startswith("/api/v1/datasets/") and path.endswith("/versions")
+    if scope["method"] != "POST":
+        return False
+    return path in _OLD_UPLOADS or (path.startswith("/api/v1/datasets/") and path.endswith("/versions"))

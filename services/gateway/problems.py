@@ -1,4 +1,5 @@
-"""Errors as RFC 9457 problem details: every failure of every route, in one shape."""
+"""Errors as RFC 9457 problem details: every failure of every route in one shape, but for the old paths, which
+have their own."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from guidehall.core.errors import (
     shown,
 )
 from guidehall.core.telemetry import current_trace_id
+from services.gateway.legacy.shape import OldFailure, invalid, is_old
 from services.gateway.messages import path_of
 
 logger = logging.getLogger(__name__)
@@ -53,20 +55,22 @@ class Problem(JSONResponse):
         return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def respond(request: Request, error: AppError) -> Problem:
+def respond(request: Request, error: AppError) -> JSONResponse:
     """The answer that says what went wrong."""
-    body = problem(error, instance=request.url.path, trace_id=current_trace_id())
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    if is_old(request.url.path):
+        return OldFailure(HTTP_STATUS[error.code], error.message, headers)
+    body = problem(error, instance=request.url.path, trace_id=current_trace_id())
     return Problem(body, status_code=HTTP_STATUS[error.code], headers=headers)
 
 
-async def _app_error(request: Request, error: AppError) -> Problem:
+async def _app_error(request: Request, error: AppError) -> JSONResponse:
     return respond(request, error)
 
 
-async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
+async def _rpc_error(request: Request, error: grpc.RpcError) -> JSONResponse:
     if isinstance(error, grpc.aio.AioRpcError):
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in details:
@@ -75,7 +79,9 @@ async def _rpc_error(request: Request, error: grpc.RpcError) -> Problem:
     return respond(request, from_rpc_error(error))
 
 
-async def _invalid_request(request: Request, error: RequestValidationError) -> Problem:
+async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    if is_old(request.url.path):
+        return invalid(error.errors())
     violations = [_violation(item) for item in error.errors()[:_MAX_VIOLATIONS]]
     message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:5])
     return respond(request, InvalidArgument(message, reason="INVALID_REQUEST", violations=violations))
@@ -93,8 +99,10 @@ def _violation(item: Mapping[str, Any]) -> Violation:
     return Violation(path_of(part for part in item["loc"] if part != "body") or "body", description)
 
 
-def respond_http(request: Request, error: HTTPException) -> Problem:
+def respond_http(request: Request, error: HTTPException) -> JSONResponse:
     """The same for what has an HTTP status only: unknown paths, wrong methods, bodies that are too long."""
+    if is_old(request.url.path):
+        return OldFailure(error.status_code, str(error.detail), error.headers)
     status = HTTPStatus(error.status_code)
     body = {
         "type": "about:blank",
@@ -108,7 +116,7 @@ def respond_http(request: Request, error: HTTPException) -> Problem:
     return Problem(body, status_code=status.value, headers=error.headers)
 
 
-async def _http_error(request: Request, error: HTTPException) -> Problem:
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     return respond_http(request, error)
 
 
@@ -121,7 +129,7 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:  # noqa:
     return Response(status_code=499)
 
 
-def respond_unexpected(request: Request, error: Exception) -> Problem:
+def respond_unexpected(request: Request, error: Exception) -> JSONResponse:
     """The answer to a fault of ours; what it was is in the log alone."""
     error_id = uuid.uuid4().hex
     logger.error("unexpected error %s", error_id, exc_info=error)

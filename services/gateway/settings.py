@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from guidehall.core.settings import (
@@ -49,7 +51,49 @@ class HttpSettings(BaseModel):
         None,
         description="whose pages may call; where not set, in single mode those of port 3000 of this machine",
     )
+    cors_origin_regex: str | None = Field(
+        None,
+        description="more such pages: those whose whole origin matches, such as https://.*[.]lab[.]example",
+    )
     drain_seconds: float = Field(10.0, gt=0)
+
+
+class LimitSettings(BaseModel):
+    """The most that the old web app may ask for in production."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_curves: int = Field(5000, ge=1, le=100_000)
+    max_film_layers: int = Field(10, ge=1, le=20)
+    max_batch_size: int = Field(64, ge=1, le=512)
+    max_epochs: int = Field(50, ge=1, le=1000)
+    max_cnn_layers: int = Field(12, ge=1, le=20)
+    max_dropout: float = Field(0.5, ge=0, le=0.9)
+    max_latent_dim: int = Field(32, ge=2, le=128)
+    max_ae_epochs: int = Field(100, ge=1, le=500)
+    max_mlp_epochs: int = Field(100, ge=1, le=500)
+
+
+class LegacySettings(BaseModel):
+    """The paths of the old web app."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    production: bool | None = Field(
+        None, description="limits, log-in and administration as on a shared machine; by default unless single"
+    )
+    limits: LimitSettings = LimitSettings()
+    limits_whitelist_user_ids: tuple[str, ...] = Field((), description="users who have no such limits")
+    admin_token: SecretStr | None = Field(None, description="what X-Admin-Token must say in production")
+    model_upload_token: SecretStr | None = Field(
+        None,
+        description="what X-Model-Upload-Token must say at POST /api/models/upload; closed where not set",
+    )
+    architecture: Literal["physical", "pyreflect_cnn"] = Field(
+        "physical", description="the network that is trained where a request names none"
+    )
+    jobs_submit_per_minute: int = Field(30, ge=0, description="of one user or address; 0 is no limit")
+    upload_per_minute: int = Field(10, ge=0, description="of one user or address; 0 is no limit")
 
 
 class GatewaySettings(ServiceSettings):
@@ -58,6 +102,7 @@ class GatewaySettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="GUIDEHALL_GATEWAY__")
 
     http: HttpSettings = HttpSettings()
+    legacy: LegacySettings = LegacySettings()
     ops: OpsSettings = OpsSettings(port=7204)
     auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
@@ -80,3 +125,9 @@ class GatewaySettings(ServiceSettings):
             return self.http.cors_origins
         # Where pages are developed; another user of a shared machine could serve something there.
         return ("http://localhost:3000", "http://127.0.0.1:3000") if self.auth.mode == "single" else ()
+
+    @property
+    def in_production(self) -> bool:
+        """Whether the old paths are those of a shared installation."""
+        production = self.legacy.production
+        return self.auth.mode != "single" if production is None else production

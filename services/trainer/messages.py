@@ -104,6 +104,8 @@ def job(seen: Seen) -> jobs_pb2.Job:
         end_estimate=_estimate(seen.end),
         latest_retry=seen.latest_retry,
     )
+    if job.annotations:
+        message.annotations.update(job.annotations)
     if job.retried_from:
         message.retried_from = job_name(job.project, job.retried_from)
     if job.batch:

@@ -55,6 +55,7 @@ class Job:
     notifications: Sequence[Mapping[str, str]]
     batch: str | None
     batch_position: int | None
+    annotations: Document
     first_seq: int
     traceparent: str
     version: int

@@ -90,6 +90,7 @@ class Retries:
             group=job.group_name,
             device_class="",
             notifications=job.notifications,
+            annotations=job.annotations,
         )
         new = await self._submissions.prepare(principal, submission)
         # An operator who has a job run again does not take it from its owner.

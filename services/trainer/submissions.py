@@ -7,7 +7,7 @@ import secrets
 import uuid
 from collections import Counter as Counted
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client import Counter
@@ -36,6 +36,7 @@ LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
 LABEL_KEY = r"[a-z0-9][a-z0-9._/-]{0,62}"
 LONGEST_LABEL = 255
+MOST_ANNOTATION_BYTES = 64 << 10
 # What numpy and torch both take as a seed.
 _SEEDS = 2**31 - 1
 _SHOWN_VIOLATIONS = 3
@@ -61,6 +62,7 @@ class Submission:
     group: str
     device_class: str
     notifications: Sequence[Target]
+    annotations: Document = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class Submissions:
             "timeout_seconds": submission.timeout_seconds or self._all_settings.default_timeout_seconds(pool),
             "head_start": head_start(priority, self._settings.ageing_seconds),
             "notifications": [dict(target) for target in submission.notifications],
+            "annotations": checked_annotations(submission.annotations),
         }
         return NewJob(values, submission.max_attempts or self._settings.default_max_attempts)
 
@@ -306,6 +309,19 @@ def check_display_name(text: str) -> None:
 def check_priority(priority: int) -> None:
     """Raises InvalidArgument unless it is one."""
     _check_range("priority", priority, HIGHEST_PRIORITY)
+
+
+def checked_annotations(annotations: Document) -> Document:
+    """The document as it is stored.
+
+    Raises:
+        InvalidArgument: it is too large, or holds what cannot be stored.
+    """
+    stored: Document = plain(annotations, "annotations")
+    size = len(canonical(stored).encode())
+    if size > MOST_ANNOTATION_BYTES:
+        raise InvalidArgument.field("annotations", f"{size} bytes", f"at most {MOST_ANNOTATION_BYTES} bytes")
+    return stored
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

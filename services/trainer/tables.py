@@ -100,6 +100,8 @@ jobs = Table(
     # Of those that were submitted together.
     Column("batch", UUID(as_uuid=False)),
     Column("batch_position", Integer),
+    # What its client keeps with it.
+    Column("annotations", JSONB, nullable=False, server_default=text("'{}'")),
     # The first of its events that is kept.
     Column("first_seq", BigInteger, nullable=False, server_default="1"),
     # W3C trace context of its submission, which its attempts go on with; empty for none.

@@ -134,6 +134,19 @@ async def test_parameters_that_are_too_large_are_refused(cast: Cast) -> None:
     assert found[0].violations[0].field == "params"
 
 
+async def test_what_a_client_keeps_with_a_job_is_given_back_also_with_a_retry(cast: Cast) -> None:
+    owner = cast.owner()
+    kept = {"request": {"epochs": 10, "layers": [{"name": "silicon"}], "name": None}}
+    job = await owner.submit(annotations=kept)
+    assert MessageToDict((await owner.get(job.name)).annotations) == kept
+    await owner.cancel(job.name)
+    retry = await owner.jobs.RetryJob(jobs_pb2.RetryJobRequest(name=job.name), timeout=10)
+    assert retry.annotations == job.annotations
+    async with refused(InvalidArgument) as found:
+        await owner.submit(annotations={"much": "x" * (64 << 10)})
+    assert [item.field for item in found[0].violations] == ["annotations"]
+
+
 async def test_a_repeated_request_gives_the_first_job(cast: Cast) -> None:
     owner, request_id = cast.owner(), str(uuid.uuid4())
     first = await owner.submit(params={"steps": 5}, request_id=request_id)

@@ -114,7 +114,7 @@ class _Watch:
         while True:
             self._call = jobs.WatchJob(jobs_pb2.WatchJobRequest(name=self.name, after_seq=self.after_seq))
             try:
-                async for event in _or_none(self._call, self.comment_seconds):
+                async for event in or_none(self._call, self.comment_seconds):
                     if event is None:
                         yield ServerSentEvent(comment="silence")
                         continue
@@ -133,7 +133,7 @@ class _Watch:
             yield ServerSentEvent(id=str(self.after_seq), event="snapshot", data=to_json(job))
 
 
-async def _or_none(call: Any, seconds: float) -> AsyncIterator[Any]:
+async def or_none(call: Any, seconds: float) -> AsyncIterator[Any]:
     """The messages of a call, and None each time that none has come for so long."""
     messages = aiter(call)
     while True:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections.abc import AsyncIterator
 from typing import Annotated
 
-import grpc
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Field
-from starlette.exceptions import HTTPException
 
-from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
@@ -32,11 +26,9 @@ from services.gateway.api.common import (
     resource,
     returns,
 )
+from services.gateway.uploads import DatasetUpload, arriving
 
 router = APIRouter()
-_CHUNK_BYTES = 1 << 20
-
-UploadCall = grpc.aio.StreamUnaryCall[datasets_pb2.UploadDatasetVersionRequest, datasets_pb2.DatasetVersion]
 
 Offset = Annotated[int, Query(ge=0, lt=INT64, description="Start here, to go on with a broken download")]
 BINARY = {
@@ -119,56 +111,12 @@ async def upload_dataset_version(
         size_bytes=content_length or 0,
         request_id=request_id,
     )
-    call = backends.datasets.UploadDatasetVersion(timeout=backends.timeouts.transfer)  # type: ignore[call-arg]
+    upload = DatasetUpload(backends, header, limit)
     try:
-        await _send(call, header, _arriving(http_request.stream(), http.idle_seconds), limit)
-        return await answer(await call, 201)
+        await upload.send(arriving(http_request.stream(), http.idle_seconds))
+        return await answer(await upload.finish(), 201)
     finally:
-        call.cancel()
-
-
-async def _arriving(body: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
-    """The pieces of a body, each of which must come in time."""
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                piece = await anext(body, None)
-        except TimeoutError:
-            message = f"nothing of the body came for {idle_seconds:g} seconds"
-            raise HTTPException(408, message, {"Connection": "close"}) from None
-        if piece is None:
-            return
-        yield piece
-
-
-async def _send(
-    call: UploadCall,
-    header: datasets_pb2.UploadDatasetVersionHeader,
-    body: AsyncIterator[bytes],
-    limit_bytes: int,
-) -> None:
-    """Header, chunks of at most 1 MiB, end. gRPC's flow control holds the body back when storage is
-    slower."""
-    digest, offset = hashlib.sha256(), 0
-    try:
-        await call.write(datasets_pb2.UploadDatasetVersionRequest(header=header))
-        async for piece in body:
-            for start in range(0, len(piece), _CHUNK_BYTES):
-                data = piece[start : start + _CHUNK_BYTES]
-                digest.update(data)
-                chunk = common_pb2.Chunk(offset_bytes=offset, data=data)
-                offset += len(data)
-                if offset > limit_bytes:
-                    raise InvalidArgument.field(
-                        "body", f"over {limit_bytes} bytes", f"at most {limit_bytes} bytes"
-                    )
-                await call.write(datasets_pb2.UploadDatasetVersionRequest(chunk=chunk))
-        end = datasets_pb2.UploadEnd(size_bytes=offset, sha256=digest.hexdigest())
-        await call.write(datasets_pb2.UploadDatasetVersionRequest(end=end))
-        await call.done_writing()
-    except asyncio.InvalidStateError:
-        # Storage has already answered, with a refusal: awaiting the call gives it.
-        return
+        upload.cancel()
 
 
 @router.get(

@@ -78,6 +78,9 @@ class JobRequest(Body):
     max_attempts: int = Field(0, ge=0, le=100)
     memory_hint_bytes: int = Field(0, ge=0, lt=INT64, description="What it is expected to need on its device")
     notifications: list[Notification] = Field(default_factory=list, max_length=20)
+    annotations: dict[str, Any] = Field(
+        default_factory=dict, description="Kept with the job and given back; at most 64 KiB"
+    )
 
     def job(self, place: str = "") -> jobs_pb2.SubmitJobRequest:
         """The request as the trainer takes it; `place` is where the body has it."""
@@ -96,6 +99,7 @@ class JobRequest(Body):
             max_attempts=self.max_attempts,
             memory_hint_bytes=self.memory_hint_bytes,
             notifications=[item.message() for item in self.notifications],
+            annotations=to_struct(self.annotations, f"{place}annotations"),
         )
 
 

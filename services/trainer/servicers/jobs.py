@@ -200,6 +200,7 @@ def _submission(request: jobs_pb2.SubmitJobRequest, project: str) -> Submission:
         group=request.group,
         device_class=request.device_class,
         notifications=messages.targets(request.notifications),
+        annotations=messages.document(request.annotations),
     )
 
 

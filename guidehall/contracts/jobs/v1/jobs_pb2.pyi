@@ -235,6 +235,7 @@ class Job(_message.Message):
     END_ESTIMATE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     LATEST_RETRY_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"projects/{project}/jobs/{job}"."""
     display_name: _builtins.str
@@ -311,6 +312,12 @@ class Job(_message.Message):
     def checkpoint(self) -> Global___CheckpointCommitted:
         """The newest checkpoint that is kept. Of a job that has ended: a retry can go on from it."""
 
+    @_builtins.property
+    def annotations(self) -> _struct_pb2.Struct:
+        """What the client that submitted it keeps with it, such as its own form of the parameters. The platform reads
+        none of it; a retry has the same.
+        """
+
     def __init__(
         self,
         *,
@@ -355,10 +362,11 @@ class Job(_message.Message):
         end_estimate: Global___Estimate | None = ...,
         checkpoint: Global___CheckpointCommitted | None = ...,
         latest_retry: _builtins.str = ...,
+        annotations: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "create_time", b"create_time", "end_estimate", b"end_estimate", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_estimate", b"start_estimate", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "checkpoint", b"checkpoint", "create_time", b"create_time", "end_estimate", b"end_estimate", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_estimate", b"start_estimate", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "latest_retry", b"latest_retry", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "latest_retry", b"latest_retry", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -811,6 +819,7 @@ class SubmitJobRequest(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     NOTIFICATIONS_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"projects/{project}"; empty is the caller's own project."""
     pipeline: _builtins.str
@@ -839,6 +848,10 @@ class SubmitJobRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]: ...
+    @_builtins.property
+    def annotations(self) -> _struct_pb2.Struct:
+        """At most 64 KiB."""
+
     def __init__(
         self,
         *,
@@ -859,10 +872,11 @@ class SubmitJobRequest(_message.Message):
         group: _builtins.str = ...,
         device_class: _builtins.str = ...,
         notifications: _abc.Iterable[Global___Notification] | None = ...,
+        annotations: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "display_name", b"display_name", "group", b"group", "inputs", b"inputs", "labels", b"labels", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "notifications", b"notifications", "params", b"params", "parent", b"parent", "pipeline", b"pipeline", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "device_class", b"device_class", "display_name", b"display_name", "group", b"group", "inputs", b"inputs", "labels", b"labels", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "notifications", b"notifications", "params", b"params", "parent", b"parent", "pipeline", b"pipeline", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "timeout_seconds", b"timeout_seconds", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,10 +14,11 @@ from guidehall.science.reflectometry.assessment import Stopwatch
 from guidehall.science.reflectometry.chi import sld_chi
 from guidehall.science.reflectometry.chi.params import NrSldChiParams, NrSldChiResult
 from guidehall.science.reflectometry.cnn import train as cnn
-from guidehall.science.reflectometry.cnn.curves import read_pairs
+from guidehall.science.reflectometry.cnn.curves import read_pairs, relative_sigma
 from guidehall.science.reflectometry.cnn.import_model import read_cnn
 from guidehall.science.reflectometry.cnn.params import CnnResult, ImportModelParams
-from guidehall.science.reflectometry.cnn.predict import profiles_of_curves
+from guidehall.science.reflectometry.cnn.predict import predicted, profiles_of_curves
+from guidehall.science.reflectometry.legacy_five_layers import LEGACY_RELATIVE_SIGMA
 from guidehall.science.reflectometry.params import TrainingProbe
 
 PIPELINE = "reflectometry.nr_sld_chi"
@@ -46,11 +47,13 @@ def run(params: NrSldChiParams, context: Context) -> NrSldChiResult:
     assert curves is not None  # noqa: S101 (refused above)
     watch = Stopwatch()
     profiles = profiles_of_curves(predictor, curves)
+    sigma = LEGACY_RELATIVE_SIGMA if params.cnn is None else relative_sigma(params.cnn)
+    curve = predicted(curves[0], profiles[0], sigma)
     stoppable = trained is None or trained.ended_by != "stop"
     stage = _Stage(context, stages, 1)
     watch.lap("generation")
     chi = sld_chi.train(params.chi, stage, PIPELINE, data, profiles, watch, stoppable=stoppable)
-    return NrSldChiResult(cnn=trained, chi=chi)
+    return NrSldChiResult(cnn=trained, chi=chi, curve=curve)
 
 
 def _check_covered(curves: np.ndarray, probe: TrainingProbe) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from guidehall.science.pipeline import Provenance, refuse_field, shown
-from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult
+from guidehall.science.reflectometry.cnn.params import CnnParams, CnnResult, PredictedCurve
 from guidehall.science.reflectometry.network_params import Channels, EpochTraining, Extent, model_name
 from guidehall.science.reflectometry.params import ON_TEST, ChannelErrors, EpochLosses, Params, Seconds
 
@@ -100,6 +100,14 @@ class ChiScatter(Params):
     predicted: list[float]
 
 
+class ChiProfile(Params):
+    """A profile, on the points of the network, and what the autoencoder makes of it."""
+
+    z: list[float]
+    sld: list[float]
+    reconstructed_sld: list[float]
+
+
 class ChiResult(Params):
     """What a training gave; metrics are those of the whole test split, in units of chi."""
 
@@ -119,6 +127,8 @@ class ChiResult(Params):
     # Of the profiles to predict.
     predictions: list[ChiPrediction] = shown("columns", "Profiles to predict")
     test: dict[Annotated[str, Field(pattern=r"^chi\d+$")], ChiScatter]
+    # That of `chi`; of results that are older there is none.
+    profile: ChiProfile | None = None
 
 
 _UNSCALED = Extent(min=0.0, max=1.0)
@@ -155,3 +165,5 @@ class NrSldChiResult(Params):
 
     cnn: CnnResult | None = shown("sections", "From reflectivity to profiles")
     chi: ChiResult = shown("sections", "From profiles to chi")
+    # The first of the curves that were predicted; of results that are older there is none.
+    curve: PredictedCurve | None = None

@@ -124,6 +124,16 @@ class ChiPredictor:
             for name, value in answers.items()
         }
 
+    @torch.inference_mode()
+    def reconstructed(self, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A profile [2, N], z ascending, on the points of the network, [2, M], and the SLD [M] that the
+        autoencoder makes of it."""
+        seen = self._resample(profile[None])
+        _, again = self.network.autoencoder(normalised(seen, self.arguments.profiles).to(self.device))
+        scale, points = self.arguments.profiles.y, self.arguments.profile_points
+        sld: np.ndarray = again[0, points:].double().cpu().numpy() * scale.span + scale.min
+        return seen[0].astype(np.float64), sld
+
     def _resample(self, profiles: np.ndarray) -> np.ndarray:
         """To the number of points that the network takes, evenly between the ends of each profile."""
         points = self.arguments.profile_points

@@ -19,6 +19,7 @@ from guidehall.science.reflectometry.chi.params import (
     ChiParams,
     ChiPoint,
     ChiPrediction,
+    ChiProfile,
     ChiResult,
     ChiScatter,
 )
@@ -121,7 +122,8 @@ def train(
     stopped = trainer.run()
     watch.lap("training")
     predictor = trainer.predictor()
-    channels, metrics, test, median = _test(predictor, profiles[split.test], chi[split.test])
+    channels, metrics, test, median, row = _test(predictor, profiles[split.test], chi[split.test])
+    shown = profiles[split.test][row] if experimental is None else experimental[0]
     watch.lap("evaluation")
     context.log("test: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     predictions = [] if experimental is None else _predictions(predictor, experimental)
@@ -150,7 +152,13 @@ def train(
         chi=points,
         predictions=predictions,
         test=test,
+        profile=_profile(predictor, shown),
     )
+
+
+def _profile(predictor: ChiPredictor, profile: np.ndarray) -> ChiProfile:
+    (z, sld), again = predictor.reconstructed(profile)
+    return ChiProfile(z=z.tolist(), sld=sld.tolist(), reconstructed_sld=again.tolist())
 
 
 def _read_training(context: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -191,8 +199,8 @@ def _wanted(chi: np.ndarray, filters: tuple[ChiFilter, ...]) -> np.ndarray:
 
 def _test(
     predictor: ChiPredictor, profiles: np.ndarray, chi: np.ndarray
-) -> tuple[list[ChannelErrors], dict[str, float], dict[str, ChiScatter], list[ChiPoint]]:
-    """Errors of each chi in its own unit, its scatter, and the test profile whose error is the median."""
+) -> tuple[list[ChannelErrors], dict[str, float], dict[str, ChiScatter], list[ChiPoint], int]:
+    """Errors of each chi in its own unit, its scatter, the test profile whose error is the median."""
     answer = predictor.answer(profiles)
     predicted = answer["chi"].astype(np.float64)
     errors = predicted - chi
@@ -216,7 +224,7 @@ def _test(
         ChiPoint(x=i + 1, predicted=float(pair[0]), actual=float(pair[1]))
         for i, pair in enumerate(zip(predicted[row], chi[row], strict=True))
     ]
-    return channels, metrics, test, points
+    return channels, metrics, test, points, row
 
 
 def _predictions(predictor: ChiPredictor, profiles: np.ndarray) -> list[ChiPrediction]:

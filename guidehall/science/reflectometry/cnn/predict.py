@@ -56,7 +56,7 @@ def run(params: PredictParams, context: Context) -> PredictResult:
             decades.append(misses)
         misfits.append(_misfit(name, curve, again, misses))
         if place <= _SHOWN:
-            answers.append(_answer(curve, profile, again))
+            answers.append(_answer(curve.q, curve.r, profile, again))
             _attach(context, f"curve-{place}-prediction", answers[-1])
         context.progress(place, len(curves), phase="predict")
     buffer = io.BytesIO()
@@ -79,6 +79,14 @@ def profiles_of_curves(predictor: CnnPredictor, curves: np.ndarray) -> np.ndarra
         {"q": np.ascontiguousarray(curves[:, 0]), "reflectivity": np.ascontiguousarray(curves[:, 1])}
     )
     return np.stack([np.maximum.accumulate(answer["z"], axis=1), answer["sld"]], axis=1)
+
+
+def predicted(curve: np.ndarray, profile: np.ndarray, relative_sigma: float) -> PredictedCurve:
+    """A curve [2, L] and its profile [2, M] as a result has them; the beam comes from the fronting medium."""
+    q, r = curve.astype(np.float64)
+    z, sld = profile.astype(np.float64)
+    again = reflectivity_of_profile(q, relative_sigma, z, sld, "fronting")
+    return _answer(q, r, profile, again)
 
 
 def _profile(predictor: CnnPredictor, curve: Curve, name: str) -> np.ndarray:
@@ -120,11 +128,11 @@ def _misfit(name: str, curve: Curve, again: np.ndarray | None, decades: np.ndarr
     )
 
 
-def _answer(curve: Curve, profile: np.ndarray, again: np.ndarray | None) -> PredictedCurve:
+def _answer(q: np.ndarray, r: np.ndarray, profile: np.ndarray, again: np.ndarray | None) -> PredictedCurve:
     z, sld = profile.astype(np.float64)
     return PredictedCurve(
-        q=curve.q.tolist(),
-        reflectivity=curve.r.tolist(),
+        q=q.tolist(),
+        reflectivity=r.tolist(),
         predicted_reflectivity=None if again is None else again.tolist(),
         z=z.tolist(),
         sld=sld.tolist(),

@@ -1,0 +1,128 @@
+"""What the old web app asks first: health, limits, defaults, the state of a user's files."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from guidehall.contracts.datasets.v1 import datasets_pb2
+from guidehall.contracts.workers.v1 import workers_pb2
+from guidehall.core.auth import current_principal
+from services.gateway.api.common import BackendsDep
+from services.gateway.backends import Backends
+from services.gateway.legacy import roles
+from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest
+from services.gateway.legacy.limits import allowed
+from services.gateway.legacy.roles import Files
+from services.gateway.legacy.shape import PREFIX
+
+# Open to everybody: nobody is known there.
+open_router = APIRouter(prefix=PREFIX, include_in_schema=False)
+router = OldRouter()
+
+# What the old app trained.
+_PIPELINE = "reflectometry.pyreflect_cnn"
+_LIVE = {
+    workers_pb2.WORKER_STATE_IDLE, workers_pb2.WORKER_STATE_BUSY, workers_pb2.WORKER_STATE_DRAINING,
+}  # fmt: skip
+_DEFAULTS: dict[str, Any] = {
+    "layers": [
+        {"name": name, "sld": sld, "isld": 0.0, "thickness": thickness, "roughness": roughness}
+        for name, sld, thickness, roughness in (
+            ("substrate", 2.07, 0.0, 1.8),
+            ("siox", 3.47, 12.0, 2.0),
+            ("polymer_1", 3.8, 50.0, 10.0),
+            ("polymer_2", 2.5, 150.0, 30.0),
+            ("air", 0.0, 0.0, 0.0),
+        )
+    ],
+    "generator": {"numCurves": 1000, "numFilmLayers": 5, "layerBound": None},
+    "training": {
+        "batchSize": 32,
+        "epochs": 10,
+        "layers": 12,
+        "dropout": 0.0,
+        "latentDim": 16,
+        "aeEpochs": 50,
+        "mlpEpochs": 50,
+    },
+}
+
+
+@open_router.get("/health")
+async def health(backends: BackendsDep) -> JSONResponse:
+    """The gateway answers."""
+    return JSONResponse({"status": "healthy", "pyreflect_available": await _is_available(backends)})
+
+
+@router.get("/limits")
+async def limits(request: Request) -> JSONResponse:
+    """How much the caller may ask for."""
+    found = allowed(request.app.state.settings, current_principal())
+    answer = {
+        "production": in_production(request),
+        "limits": found.limits.model_dump(),
+        "access_granted": found.granted,
+        "limit_source": found.source,
+    }
+    return JSONResponse(answer)
+
+
+@router.get("/defaults")
+async def defaults() -> JSONResponse:
+    """A request to begin with."""
+    return JSONResponse(_DEFAULTS)
+
+
+@router.get("/status")
+async def status(backends: BackendsDep) -> JSONResponse:
+    """What can be run, and which files the caller has for it. A guest has none."""
+    caller = current_principal()
+    files = Files() if is_guest(caller) else await roles.read(backends, caller.subject)
+    with as_platform():
+        available = await _is_available(backends)
+    there = await _existing(backends, files)
+    answer = {
+        "pyreflect_available": available,
+        "has_settings": bool(files.paths or files.other),
+        "data_files": files.listed("data", (".npy", ".pth", ".pt", ".json")),
+        "curve_files": files.listed("data/curves", (".npy",)),
+        "expt_files": files.listed("data/curves/expt", (".npy",)),
+        "model_files": files.listed("data/models", (".pth", ".pt")),
+        "settings_paths": files.tree(lambda role: files.paths.get(role.name)),
+        "settings_status": files.tree(lambda role: role.name in there),
+    }
+    return JSONResponse(answer)
+
+
+async def _is_available(backends: Backends) -> bool:
+    """Whether somebody works who trains the network of pyreflect; the gateway asks in its own name."""
+    request = workers_pb2.ListWorkersRequest(page_size=1000)
+    try:
+        page = await backends.pools.ListWorkers(request, timeout=backends.timeouts.call)
+    except grpc.aio.AioRpcError:
+        return False
+    live = (worker for worker in page.workers if worker.state in _LIVE)
+    return any(offered.name == _PIPELINE for worker in live for offered in worker.pipelines)
+
+
+async def _existing(backends: Backends, files: Files) -> set[str]:
+    """Roles whose files can be read."""
+
+    async def exists(version: str) -> bool:
+        request = datasets_pb2.GetDatasetVersionRequest(name=version)
+        try:
+            await backends.datasets.GetDatasetVersion(request, timeout=backends.timeouts.call)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    versions = files.versions()
+    found = await asyncio.gather(*map(exists, versions.values()))
+    return {role for role, there in zip(versions, found, strict=True) if there}

@@ -1,0 +1,72 @@
+"""Finished runs of users go into their history, once each, whoever looks first."""
+
+from __future__ import annotations
+
+import uuid
+
+import grpc
+
+from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.contracts.results.v1 import history_pb2
+from guidehall.core.names import USER
+from services.gateway.backends import Backends
+from services.gateway.legacy.common import as_platform
+from services.gateway.legacy.finished import finished, model_version
+from services.gateway.legacy.runs import Memory, owned, request_of
+from services.gateway.messages import to_struct
+
+# Of a job whose run is in a history, or was before its owner deleted it there.
+KEPT_LABEL = "guidehall-legacy-kept"
+
+_ONE_FOR_EACH_JOB = uuid.UUID("0d8f0a5e-1f0f-4b0f-9a39-27a3cbb5a5d5")
+_PARAMS = ("layers", "generator", "training", "gpu")
+_AT_A_TIME = 50
+# What a repeat of the same is answered with: it came with another name then, or is deleted by now.
+_KEPT_BEFORE = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+
+
+async def keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
+    """Adds a run to its owner's history, if it has an owner, is finished, and was not added before.
+
+    What was only predicted for a measured curve is none. Returns whether something was added.
+    """
+    request = request_of(job)
+    if not job.owner or not job.result or job.labels.get(KEPT_LABEL):
+        return False
+    if request.get("dataSource") == "real" and request.get("mode") == "infer":
+        return False
+    result = await finished(store, backends, job)
+    entry = history_pb2.HistoryEntry(
+        display_name=job.display_name,
+        params=to_struct({name: request[name] for name in _PARAMS if name in request}, "params"),
+        result=to_struct(result, "result"),
+        job=job.name,
+        model_version=await model_version(store, backends, job),
+    )
+    creation = history_pb2.CreateHistoryEntryRequest(
+        parent=USER.format(user=job.owner),
+        entry=entry,
+        request_id=str(uuid.uuid5(_ONE_FOR_EACH_JOB, job.name)),
+    )
+    labels = {**job.labels, KEPT_LABEL: "1"}
+    changed = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
+    changed.update_mask.paths.append("labels")
+    with as_platform():
+        try:
+            await backends.history.CreateHistoryEntry(creation, timeout=backends.timeouts.call)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _KEPT_BEFORE:
+                raise
+        await backends.jobs.UpdateJob(changed, timeout=backends.timeouts.call)
+    return True
+
+
+async def keep_finished(store: Memory, backends: Backends, user: str) -> None:
+    """Adds the newest runs of a user that have finished since somebody looked."""
+    terms = f'{owned(user)} AND state = SUCCEEDED AND labels.{KEPT_LABEL} != "1"'
+    request = jobs_pb2.ListJobsRequest(page_size=_AT_A_TIME, filter=terms)
+    with as_platform():
+        found = await backends.jobs.ListJobs(request, timeout=backends.timeouts.call)
+    # The oldest first, so that the history has them in the order in which they were made.
+    for job in reversed(found.jobs):
+        await keep(store, backends, job)
