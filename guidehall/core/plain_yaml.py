@@ -20,6 +20,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+# A date is text, as in JSON. Whether yaml makes a date of it depends on which other packages are imported.
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for start, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 def load(data: bytes) -> Any:
     """The document in a YAML or JSON text.
 
