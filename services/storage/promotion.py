@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -17,7 +17,7 @@ from services.storage.database import Caller, Database, Mutation
 from services.storage.jobs import Job
 from services.storage.models import add_version, hand_over, series_of_models
 from services.storage.series import Series
-from services.storage.tables import artifacts, objects, results, staged_objects, staged_results
+from services.storage.tables import artifacts, models, objects, results, staged_objects, staged_results
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,15 @@ async def _publish_model(mutation: Mutation, commit: Commit, row: Any) -> str:
     return await add_version(mutation, series, row.manifest, digest, row.object_key, job=commit.job.name)
 
 
+async def _is_taken(connection: AsyncConnection, project: str, model: str) -> bool:
+    known = select(exists().where(models.c.project == project, models.c.id == model))
+    return bool(await connection.scalar(known))
+
+
 async def _series(connection: AsyncConnection, commit: Commit, model: str) -> Series:
     job = commit.job
     # Guests share no name, which nobody of them could be given with his job.
-    if commit.owner:
+    if commit.owner or not await _is_taken(connection, job.project, model):
         try:
             return await series_of_models.open(connection, job.project, model, commit.owner, of_others=False)
         except (AlreadyExists, FailedPrecondition):

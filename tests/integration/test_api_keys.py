@@ -12,12 +12,19 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
-from guidehall.contracts.inference import open_inference_pb2, open_inference_pb2_grpc
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.reflectometry.v1 import reflectometry_pb2, reflectometry_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core.auth import Role
 from guidehall.core.channels import credentials_interceptors
-from guidehall.core.errors import AppError, PermissionDenied, Unauthenticated, Unavailable, from_rpc_error
+from guidehall.core.errors import (
+    AppError,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import KEEP_SECONDS, Facility, StartFacility, facilities
 from tests.fixtures.inference import StartInference
@@ -218,9 +225,9 @@ async def test_a_key_counts_at_the_inference_server(
         made = await create_key(people, people.name("eve"))
     finally:
         await people.close()
-    request = open_inference_pb2.ServerMetadataRequest()
-    async with calling(server.target, made.secret) as channel:
-        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert (await stub.ServerMetadata(request)).name
+    nothing = reflectometry_pb2.SimulateRequest()
+    # Let in, and told that there is no film.
+    async with calling(server.target, made.secret) as channel, refused(InvalidArgument):
+        await reflectometry_pb2_grpc.ReflectometryServiceStub(channel).Simulate(nothing)
     async with calling(server.target, "gh_" + "a" * 43) as channel, refused(Unauthenticated):
-        await open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerMetadata(request)
+        await reflectometry_pb2_grpc.ReflectometryServiceStub(channel).Simulate(nothing)
