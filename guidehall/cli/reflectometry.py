@@ -134,7 +134,8 @@ def import_model(
 @click.option(
     "--dq", type=click.Choice(["sigma", "fwhm"]), help="What dq is in files that do not say it themselves."
 )
-def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | None) -> None:
+@json_option
+def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | None, as_json: bool) -> None:
     """Put the curves of several files into one, for `reflectometry.infer`.
 
     In the order given: contrasts of one film, or a film that changes. Each is called as its file, where
@@ -147,6 +148,9 @@ def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | N
         curves = read_files(files, dq)
     names = [curve.metadata.data_set for curve in curves]
     output.write_bytes(join_ort(curves))
+    if as_json:
+        emit({"file": str(output), "curves": names})
+        return
     click.echo(f"{len(curves)} curves written to {clean(str(output))}: {', '.join(map(clean, names))}")
 
 

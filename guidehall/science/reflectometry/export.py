@@ -18,9 +18,7 @@ import numpy as np
 
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
-from guidehall.science.reflectometry.kernel import Media
 from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, Layer, Medium, Stack
-from guidehall.science.reflectometry.resolution import Features, orders
 
 if TYPE_CHECKING:
     from orsopy.fileio import Orso, OrsoDataset
@@ -378,6 +376,10 @@ def refnx_script(
 
 def _quadrature(curve: Curve, slabs: Sequence[_Slab]) -> int:
     """As many points over the resolution as we take ourselves where we take most."""
+    # These load torch: only who writes a script pays.
+    from guidehall.science.reflectometry.kernel import Media
+    from guidehall.science.reflectometry.resolution import Features, orders
+
     sigma = _dq(curve)
     media = Media.of(
         sld=np.array([slab.sld for slab in slabs]),

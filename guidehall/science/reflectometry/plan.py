@@ -65,6 +65,7 @@ def run(params: PlanParams, context: Context) -> PlanResult:
                 dr.expand(params.checks, -1).numpy(),
                 sigma,
                 instrument.resolution_mode,
+                exact=True,
             )
             # From anywhere, as a measurement whose answer nobody knows: begun at the truth, a fit would stay
             # there even where the data say nothing.

@@ -79,7 +79,7 @@ def test_keeps_points_that_are_not_positive() -> None:
         (b"0.01 1\ninf 1\n", r"file\.q\[1\]: got inf"),
         (b"-0.01 1\n0.02 1\n", r"file\.q\[0\]: got -0\.01; must be positive"),
         (b"0.01 1 0.1\n0.02 1 0\n", r"file\.dr\[1\]: got 0\.0; must be positive"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "UTF-16"),
         pytest.param(b"0.01 1\n" * 20_001, "more than 20000 points", id="points"),
         pytest.param(b" " * (MAX_FILE_BYTES + 1), "at most", id="bytes"),
         (b"\x93NUMPY garbage", "numpy cannot read"),
