@@ -6,6 +6,7 @@ all else is refused. Nothing is held whole: in both formats tensors are the same
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import zlib
@@ -56,7 +57,7 @@ async def to_safetensors(pieces: Pieces) -> Pieces:
         InvalidArgument: it is none, or holds anything else than plain tensors.
     """
     archive = _Archive(_Reader(pieces))
-    tensors = read_state(await archive.pickle())
+    tensors = await asyncio.to_thread(read_state, await archive.pickle())
     by_key = {tensor.key: (name, tensor) for name, tensor in tensors.items()}
     order: list[str] | None = None
     held: list[tuple[str, bytes]] = []

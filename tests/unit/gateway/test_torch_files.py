@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import pickle
 import random
@@ -124,6 +125,7 @@ _SHARED = torch.arange(6.0)
         ({"a": _SHARED[2:]}, "shares its numbers"),
         ({"a": torch.randn(3, 2).T}, "not in order"),
         ({"a": 3}, "a, which is no tensor"),
+        ({"a": torch.zeros((1,) * 9)}, "9 dimensions"),
         ([TENSORS["half"]], "no dict"),
         ({}, "no dict"),
         (torch.nn.Linear(2, 2), "NEWOBJ"),
@@ -136,6 +138,28 @@ async def test_anything_but_plain_tensors_is_refused(
         await converted(saved(state))
     assert named in refusal.value.message
     assert "ran" not in capsys.readouterr().out
+
+
+def _archive(pickled: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return buffer.getvalue()
+
+
+async def test_a_pickle_of_many_operations_is_refused_while_others_are_served() -> None:
+    served = asyncio.Event()
+
+    async def serve() -> None:
+        served.set()
+
+    # It runs as soon as the conversion lets go of the event loop.
+    other = asyncio.create_task(serve())
+    many = b"\x80\x02" + b"(" + b"N" * 50_000 + b"(t" * 30_000 + b"."
+    with pytest.raises(InvalidArgument, match="more than 100000 operations"):
+        await converted(_archive(many))
+    assert served.is_set()
+    await other
 
 
 async def test_what_is_no_such_archive_is_refused() -> None:
