@@ -145,27 +145,22 @@ class _Reader:
 
     async def until_descriptor(self, limit: int) -> bytes:
         """The content of a record whose size is told behind it."""
-        start = 0
-        while True:
-            found = await self.peek(limit + _LONG_DESCRIPTOR.size)
-            start = found.find(_DESCRIPTOR_MAGIC, start)
-            if not 0 <= start <= limit:
-                raise _refused(f"an archive with a record of more than {limit} bytes beside its tensors")
-            if _descriptor(found[start:], start) is not None:
+        found = await self.peek(limit + _LONG_DESCRIPTOR.size)
+        start = found.find(_DESCRIPTOR_MAGIC)
+        while 0 <= start <= limit:
+            if _descriptor(found, start, start) is not None:
                 return await self.take(start)
-            start += 1
+            start = found.find(_DESCRIPTOR_MAGIC, start + 1)
+        raise _refused(f"an archive with a record of more than {limit} bytes beside its tensors")
 
 
-def _descriptor(data: bytes, size: int) -> tuple[int, int] | None:
-    """Checksum in, and length of, the descriptor that `data` begins with; None when it is none for `size`."""
-    if len(data) >= _DESCRIPTOR.size:
-        magic, crc, packed, whole = _DESCRIPTOR.unpack_from(data)
-        if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
-            return crc, _DESCRIPTOR.size
-    if len(data) >= _LONG_DESCRIPTOR.size:
-        magic, crc, packed, whole = _LONG_DESCRIPTOR.unpack_from(data)
-        if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
-            return crc, _LONG_DESCRIPTOR.size
+def _descriptor(data: bytes, at: int, size: int) -> tuple[int, int] | None:
+    """Checksum in, and length of, the descriptor at a place in `data`; None when it is none for `size`."""
+    for form in (_DESCRIPTOR, _LONG_DESCRIPTOR):
+        if len(data) >= at + form.size:
+            magic, crc, packed, whole = form.unpack_from(data, at)
+            if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
+                return crc, form.size
     return None
 
 
@@ -228,7 +223,7 @@ class _Archive:
     async def _end(self, size: int, crc: int) -> None:
         told = self._crc
         if self._sizes_follow:
-            found = _descriptor(await self._reader.peek(_LONG_DESCRIPTOR.size), size)
+            found = _descriptor(await self._reader.peek(_LONG_DESCRIPTOR.size), 0, size)
             if found is None:
                 raise _refused("an archive whose records have other sizes than its pickle says")
             told = found[0]
