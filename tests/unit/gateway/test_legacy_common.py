@@ -192,6 +192,22 @@ async def test_what_was_sent_is_told_even_where_it_is_no_json() -> None:
         assert refused.json()["detail"][0]["input"][0] == "nan"
 
 
+async def test_what_was_sent_is_told_only_where_it_is_little() -> None:
+    async with _client() as client:
+        for body, told in (
+            ({"name": "film"}, {"name": "film"}),
+            ({"number": {"deep": ["x"] * 2000}}, None),
+            ({"number": "x" * 5000}, "x" * 1000 + "…"),
+            ({"more": "x" * 100_000}, None),
+            ({"more": {"deep": [["x"] * 2000]}}, None),
+        ):
+            refused = await client.post("/api/test/echo", json=body)
+            assert refused.status_code == 422
+            (error,) = refused.json()["detail"]
+            assert error["input"] == told
+            assert len(refused.content) < 5000
+
+
 async def test_every_failure_has_a_detail_and_the_headers_that_another_origin_needs() -> None:
     origin = {"Origin": "http://localhost:3000"}
     async with _client() as client:
