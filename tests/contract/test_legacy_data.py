@@ -157,7 +157,22 @@ class Trained:
     job: str
 
 
-def _train(site: Site, owner: str | None) -> Trained:
+# Of the old app's jobs.
+LABELLED = {"guidehall-legacy": "generate"}
+
+
+def _job(site: Site, owner: str | None, pipeline: str, params: dict[str, Any], **fields: Any) -> str:
+    """A job that has succeeded; its full name."""
+    body = {"pipeline": pipeline, "params": params, **fields}
+    submitted = site.shared.post("/api/v1/jobs", json=body, headers=site.headers(owner))
+    assert submitted.status_code == 201, submitted.text
+    job = str(submitted.json()["name"])
+    with site.platform.client() as client:
+        assert client.wait(job.rpartition("/")[2], timeout=WAIT_SECONDS).state is JobState.SUCCEEDED
+    return job
+
+
+def _train(site: Site, owner: str | None, **fields: Any) -> Trained:
     id = str(uuid.uuid4())
     params = {
         "model_name": id,
@@ -166,12 +181,8 @@ def _train(site: Site, owner: str | None) -> Trained:
         "training": {"epochs": 1},
         "profile_points": 20,
     }
-    body = {"pipeline": "reflectometry.pyreflect_cnn", "params": params}
-    submitted = site.shared.post("/api/v1/jobs", json=body, headers=site.headers(owner))
-    assert submitted.status_code == 201, submitted.text
-    job = submitted.json()["name"]
+    job = _job(site, owner, "reflectometry.pyreflect_cnn", params, **fields)
     with site.platform.client() as client:
-        assert client.wait(job.rpartition("/")[2], timeout=WAIT_SECONDS).state is JobState.SUCCEEDED
         (version,) = client.result(job.rpartition("/")[2]).model_versions
     return Trained(owner or "", id, version, job)
 
@@ -601,6 +612,44 @@ def test_the_list_says_which_models_are_there(site: Site, trained: Trained) -> N
     id = _import(page, result=RESULT | {"model_id": trained.id})
     listed = {item["_id"]: item["is_local"] for item in page("GET", "/history").json()}
     assert listed[id] is True
+
+
+def test_a_run_whose_model_is_gone_is_kept_without_it(site: Site) -> None:
+    page = site.page()
+    gone = _train(site, page.user, labels=LABELLED)
+    assert page("DELETE", f"/models/{gone.id}").status_code == 200
+    other = _train(site, page.user, labels=LABELLED)
+    listed = page("GET", "/history")
+    assert listed.status_code == 200, listed.text
+    assert [run["result"]["model_id"] for run in listed.json()] == [other.id, None]
+    looked = page("GET", f"/jobs/{gone.job.rpartition('/')[2]}")
+    assert looked.status_code == 200, looked.text
+    assert looked.json()["result"]["model_id"] is None
+    assert looked.json()["result"]["model_size_mb"] is None
+
+
+def test_jobs_of_other_pipelines_are_none_of_the_old_app_whatever_their_labels(site: Site) -> None:
+    page = site.page()
+    foreign = _job(site, page.user, "toy.line", {}, labels=LABELLED | {"guidehall-legacy-call": "submit"})
+    trained = _train(site, page.user, labels=LABELLED | {"guidehall-legacy-call": "submit"})
+    listed = page("GET", "/history")
+    assert listed.status_code == 200, listed.text
+    assert [run["result"]["model_id"] for run in listed.json()] == [trained.id]
+    assert page("GET", f"/jobs/{foreign.rpartition('/')[2]}").status_code == 404
+    shown = page("GET", "/queue").json()["job_ids"]
+    assert trained.job.rpartition("/")[2] in shown
+    assert foreign.rpartition("/")[2] not in shown
+
+
+def test_a_run_that_cannot_be_marked_as_kept_hides_no_other(site: Site) -> None:
+    page = site.page()
+    # As many labels as a job may have: there is no place for one more.
+    full = _train(site, page.user, labels=LABELLED | {f"film-{number}": "x" for number in range(31)})
+    other = _train(site, page.user, labels=LABELLED)
+    for _ in range(2):
+        listed = page("GET", "/history")
+        assert listed.status_code == 200, listed.text
+        assert [run["result"]["model_id"] for run in listed.json()] == [other.id, full.id]
 
 
 def test_a_run_is_renamed(page: Page) -> None:

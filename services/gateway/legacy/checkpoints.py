@@ -18,6 +18,7 @@ from services.gateway.legacy.runs import (
     Memory,
     acting_on,
     find,
+    is_run,
     memory,
     owned,
     require_owner,
@@ -49,7 +50,7 @@ async def _resumable(store: Memory, backends: Backends, owner: str) -> list[jobs
 
     async def ask() -> list[jobs_pb2.Job]:
         paused, failed = await asyncio.gather(of_state("PAUSED"), of_state("FAILED"))
-        return [job for job in paused + failed if _can_go_on(job)]
+        return [job for job in paused + failed if is_run(job) and _can_go_on(job)]
 
     return await store.as_of_late(f"checkpoints of {owner}", _SECONDS, ask)
 

@@ -17,7 +17,7 @@ from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, as_platform, is_guest, require_admin
 from services.gateway.legacy.pools import all_pools, live_workers, remote_worker, worker_view
-from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, memory, owned
+from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, is_run, memory, owned
 from services.gateway.legacy.status import phase, time_text
 from services.gateway.messages import Json
 
@@ -93,7 +93,7 @@ async def _listed(store: Memory, backends: Backends, owner: str) -> _Jobs:
         order = "create_time" if state == "QUEUED" else "create_time desc"
         request = jobs_pb2.ListJobsRequest(page_size=most, filter=terms, order_by=order)
         answer = await backends.jobs.ListJobs(request, timeout=backends.timeouts.call)
-        return list(answer.jobs)
+        return list(filter(is_run, answer.jobs))
 
     async def ask() -> _Jobs:
         found = await asyncio.gather(*(of_state(*item) for item in _LISTED.items()))
@@ -129,7 +129,8 @@ async def clean_up(
     async def of_state(state: str) -> list[jobs_pb2.Job]:
         terms = f'labels.{LABEL} = "{LABEL_VALUE}" AND state = {state}'
         wanted = jobs_pb2.ListJobsRequest(page_size=_MOST_SCANNED, filter=terms)
-        return list((await backends.jobs.ListJobs(wanted, timeout=backends.timeouts.call)).jobs)
+        answer = await backends.jobs.ListJobs(wanted, timeout=backends.timeouts.call)
+        return list(filter(is_run, answer.jobs))
 
     with as_platform():
         held = await asyncio.gather(of_state("RUNNING"), of_state("LEASED"))

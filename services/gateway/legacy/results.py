@@ -130,6 +130,8 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], Json]] = {
     CHI: _chi,
     BOTH: _both,
 }
+# Whose results the old page can show.
+PIPELINES = frozenset(_MAKERS)
 
 
 def _nr(q: Numbers, measured: Numbers, calculated: Numbers | None) -> Json:

@@ -22,6 +22,7 @@ from guidehall.core.names import JOB
 from services.gateway.api.common import resource
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform, is_guest
+from services.gateway.legacy.results import PIPELINES
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json, struct_json
 
@@ -108,10 +109,15 @@ async def find(backends: Backends, job_id: str) -> jobs_pb2.Job:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise missing from None
         raise
-    if job.labels.get(LABEL) != LABEL_VALUE:
+    if not is_run(job):
         raise missing
     found: jobs_pb2.Job = job
     return found
+
+
+def is_run(job: jobs_pb2.Job) -> bool:
+    """Whether a job is one of the old paths. The label alone can be anybody's, on a job of any pipeline."""
+    return job.labels.get(LABEL) == LABEL_VALUE and job.pipeline in PIPELINES
 
 
 def require_owner(job: jobs_pb2.Job) -> None:
@@ -149,7 +155,10 @@ def request_of(job: jobs_pb2.Job) -> Json:
 
 
 def owned(owner: str) -> str:
-    """A filter of lists: the jobs of the old paths that somebody owns, or, with an empty name, nobody."""
+    """A filter of lists: the labelled jobs that somebody owns, or, with an empty name, nobody.
+
+    Which of them are of the old paths `is_run` says.
+    """
     escaped = owner.replace("\\", "\\\\").replace('"', '\\"')
     return f'labels.{LABEL} = "{LABEL_VALUE}" AND owner = "{escaped}"'
 
