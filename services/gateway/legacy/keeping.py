@@ -9,7 +9,7 @@ import grpc
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import history_pb2
-from guidehall.core.errors import from_rpc_error
+from guidehall.core.errors import AppError, InvalidArgument, NotFound, from_rpc_error
 from guidehall.core.names import USER
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform
@@ -25,8 +25,6 @@ KEPT_LABEL = "guidehall-legacy-kept"
 _ONE_FOR_EACH_JOB = uuid.UUID("0d8f0a5e-1f0f-4b0f-9a39-27a3cbb5a5d5")
 _PARAMS = ("layers", "generator", "training", "gpu")
 _AT_A_TIME = 50
-# What a repeat of the same is answered with: it came with another name then, or is deleted by now.
-_KEPT_BEFORE = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
 
 async def keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
@@ -76,10 +74,17 @@ async def _keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
         try:
             await backends.history.CreateHistoryEntry(creation, timeout=backends.timeouts.call)
         except grpc.aio.AioRpcError as error:
-            if error.code() not in _KEPT_BEFORE:
+            if not is_repeat(from_rpc_error(error)):
                 raise
         await backends.jobs.UpdateJob(changed, timeout=backends.timeouts.call)
     return True
+
+
+def is_repeat(refusal: AppError) -> bool:
+    """Whether an entry is refused because it was made before: with another name then, or deleted by now."""
+    if isinstance(refusal, InvalidArgument):
+        return [violation.field for violation in refusal.violations] == ["request_id"]
+    return isinstance(refusal, NotFound)
 
 
 async def keep_finished(store: Memory, backends: Backends, user: str) -> None:
