@@ -10,14 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import current_principal
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import roles
-from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest
+from services.gateway.legacy.common import OldRouter, in_production, is_guest
 from services.gateway.legacy.limits import allowed
+from services.gateway.legacy.pools import is_offered
 from services.gateway.legacy.roles import Files
+from services.gateway.legacy.runs import Memory, memory
 from services.gateway.legacy.shape import PREFIX
 
 # Open to everybody: nobody is known there.
@@ -26,9 +27,6 @@ router = OldRouter()
 
 # What the old app trained.
 _PIPELINE = "reflectometry.pyreflect_cnn"
-_LIVE = {
-    workers_pb2.WORKER_STATE_IDLE, workers_pb2.WORKER_STATE_BUSY, workers_pb2.WORKER_STATE_DRAINING,
-}  # fmt: skip
 _DEFAULTS: dict[str, Any] = {
     "layers": [
         {"name": name, "sld": sld, "isld": 0.0, "thickness": thickness, "roughness": roughness}
@@ -54,9 +52,10 @@ _DEFAULTS: dict[str, Any] = {
 
 
 @open_router.get("/health")
-async def health(backends: BackendsDep) -> JSONResponse:
+async def health(request: Request, backends: BackendsDep) -> JSONResponse:
     """The gateway answers."""
-    return JSONResponse({"status": "healthy", "pyreflect_available": await _is_available(backends)})
+    available = await _is_available(memory(request), backends)
+    return JSONResponse({"status": "healthy", "pyreflect_available": available})
 
 
 @router.get("/limits")
@@ -79,12 +78,11 @@ async def defaults() -> JSONResponse:
 
 
 @router.get("/status")
-async def status(backends: BackendsDep) -> JSONResponse:
+async def status(request: Request, backends: BackendsDep) -> JSONResponse:
     """What can be run, and which files the caller has for it. A guest has none."""
     caller = current_principal()
     files = Files() if is_guest(caller) else await roles.read(backends, caller.subject)
-    with as_platform():
-        available = await _is_available(backends)
+    available = await _is_available(memory(request), backends)
     there = await _existing(backends, files)
     answer = {
         "pyreflect_available": available,
@@ -99,15 +97,12 @@ async def status(backends: BackendsDep) -> JSONResponse:
     return JSONResponse(answer)
 
 
-async def _is_available(backends: Backends) -> bool:
-    """Whether somebody works who trains the network of pyreflect; the gateway asks in its own name."""
-    request = workers_pb2.ListWorkersRequest(page_size=1000)
+async def _is_available(store: Memory, backends: Backends) -> bool:
+    """Whether somebody is there who trains the network of pyreflect."""
     try:
-        page = await backends.pools.ListWorkers(request, timeout=backends.timeouts.call)
+        return await is_offered(store, backends, _PIPELINE)
     except grpc.aio.AioRpcError:
         return False
-    live = (worker for worker in page.workers if worker.state in _LIVE)
-    return any(offered.name == _PIPELINE for worker in live for offered in worker.pipelines)
 
 
 async def _existing(backends: Backends, files: Files) -> set[str]:

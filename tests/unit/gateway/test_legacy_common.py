@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import (
     Authenticator,
     KeyPair,
@@ -34,6 +35,7 @@ from services.gateway.identity import HttpIdentity
 from services.gateway.legacy.common import OldRouter, as_platform, require_admin, user
 from services.gateway.legacy.limits import allowed
 from services.gateway.legacy.routers import ROUTERS
+from services.gateway.legacy.runs import Memory
 from services.gateway.legacy.shape import is_old
 from services.gateway.settings import GatewaySettings, HttpSettings, LegacySettings
 
@@ -179,6 +181,25 @@ async def test_no_old_path_does_anything_for_somebody_unknown() -> None:
                     if path != "/api/health":
                         # Nothing behind this gateway answers: what asks is a 503.
                         assert answer.status_code in (401, 422), (method, path, answer.text)
+
+
+async def test_health_is_told_from_memory_whoever_asks_how_often() -> None:
+    worker = workers_pb2.Worker(state=workers_pb2.WORKER_STATE_DRAINING)
+    worker.pipelines.add(name="reflectometry.pyreflect_cnn")
+
+    async def workers() -> list[workers_pb2.Worker]:
+        return [worker]
+
+    async with _client() as client:
+        # Nobody answers behind this gateway.
+        assert (await client.get("/api/health")).json()["pyreflect_available"] is False
+        transport = client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        memory: Memory = transport.app.state.old_jobs  # type: ignore[attr-defined]
+        memory.changed()
+        await memory.as_of_late("workers", 60, workers)
+        for _ in range(3):
+            assert (await client.get("/api/health")).json()["pyreflect_available"] is True
 
 
 async def test_what_was_sent_is_told_even_where_it_is_no_json() -> None:
