@@ -307,7 +307,9 @@ def test_a_finished_job_of_a_guest_is_claimed_and_goes_into_the_history(
         assert client.job(job_id).labels["guidehall-legacy-kept"] == "1"
 
 
-def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(ada: httpx.Client) -> None:
+def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(
+    ada: httpx.Client, guest: httpx.Client
+) -> None:
     job_id = _submit(ada, {**LONG, "name": "long"})
     started = _until(ada, job_id, _training)
     assert started["status"] == "started"
@@ -320,6 +322,9 @@ def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(ada: httpx.
     assert paused["result"]["paused"] is True
     assert ada.post(f"/jobs/{job_id}/stop").status_code == 400
     assert job_id in ada.get("/checkpoints").json()["checkpoints"]
+    # That would end it, and who it is was not said.
+    assert guest.delete(f"/jobs/{job_id}/delete").status_code == 403
+    assert guest.get(f"/jobs/{job_id}").json()["meta"]["status"] == "paused"
 
     resumed = ada.post(f"/checkpoints/{job_id}/resume").json()
     assert (resumed["job_id"], resumed["resumed_from"], resumed["status"]) == (job_id, job_id, "queued")

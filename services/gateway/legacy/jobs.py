@@ -2,7 +2,7 @@
 
 Who may: of a guest's job everybody who knows its id, of a user's its owner. The page looks at, cancels and
 deletes its user's jobs without saying who it is. So these three are open to a caller without a name, too:
-none of them stops what runs.
+none of them stops what runs, or ends what is paused and can still go on.
 """
 
 from __future__ import annotations
@@ -297,6 +297,11 @@ async def delete_job(job_id: str, request: Request, backends: BackendsDep) -> JS
     require_not_another(job)
     if status(job) == "started":
         raise HTTPException(400, "the job runs; stop it first")
+    if job.state == jobs_pb2.JOB_STATE_PAUSED:
+        # It ends with that: for those who may stop it.
+        if in_production(request):
+            user()
+        require_owner(job)
     with as_platform():
         await _delete(backends, job)
     memory(request).changed()
