@@ -847,6 +847,15 @@ def test_weights_of_a_worker_elsewhere_are_put_down(site: Site) -> None:
     assert page("GET", f"/models/{id}").status_code == 404
 
 
+def test_weights_that_somebody_else_put_down_stay_when_a_model_is_deleted(site: Site) -> None:
+    page, trained = site.page(), _train(site, None)
+    fields = [("model_id", (None, trained.id)), ("user_id", (None, page.user)), ("file", ("m.pth", pth()))]
+    assert _put(site.page(None), *fields).status_code == 200
+    assert site.page(None)("DELETE", f"/models/{trained.id}").status_code == 200
+    state = torch.load(io.BytesIO(page("GET", f"/models/{trained.id}").content), weights_only=True)
+    assert state.keys() == NETWORK.keys()
+
+
 def test_with_statistics_weights_become_a_model(site: Site) -> None:
     page, id = site.page(), f"m-{uuid.uuid4().hex[:8]}"
     statistics = ("statistics", ("s.json", json.dumps(STATISTICS).encode()))

@@ -24,7 +24,12 @@ from services.gateway.backends import Backends
 from services.gateway.legacy import roles, upload_checks
 from services.gateway.legacy.forms import CLOSE
 from services.gateway.legacy.roles import Role
-from services.gateway.legacy.torch_files import ALLOWED, TORCH_MAGIC, to_safetensors
+from services.gateway.legacy.torch_files import (
+    ALLOWED,
+    TORCH_MAGIC,
+    checked_safetensors,
+    to_safetensors,
+)
 from services.gateway.legacy.upload_checks import ARRAY, AUTOMATIC, STATISTICS, WEIGHTS, Statistics
 from services.gateway.uploads import DatasetUpload
 
@@ -153,6 +158,8 @@ class Intake:
         elif head[8:] != b"{":
             # A safetensors file begins with the length of its header, which is JSON.
             raise InvalidArgument(f"got other content; allowed: {ALLOWED}", reason="CONTENT_REFUSED")
+        else:
+            rest = checked_safetensors(rest)
         await self._send(file, rest, dataset, "application/octet-stream")
 
     async def _send(

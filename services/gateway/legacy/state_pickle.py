@@ -17,12 +17,12 @@ from typing import Any
 from guidehall.core.errors import InvalidArgument
 
 # Bytes of an item and torch's storage, by the name of the type in safetensors.
-_TYPES = {
+TYPES = {
     "F64": (8, "Double"), "F32": (4, "Float"), "F16": (2, "Half"), "BF16": (2, "BFloat16"),
     "I64": (8, "Long"), "I32": (4, "Int"), "I16": (2, "Short"), "I8": (1, "Char"),
     "U8": (1, "Byte"), "BOOL": (1, "Bool"),
 }  # fmt: skip
-_NAMES = {f"torch {word}Storage": name for name, (_, word) in _TYPES.items()}
+_NAMES = {f"torch {word}Storage": name for name, (_, word) in TYPES.items()}
 _DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 # Where training scripts put the weights among other things.
@@ -55,7 +55,7 @@ class Tensor:
     @property
     def size_bytes(self) -> int:
         """Of its numbers."""
-        return math.prod(self.shape) * _TYPES[self.dtype][0]
+        return math.prod(self.shape) * TYPES[self.dtype][0]
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,10 @@ def write_state(tensors: Mapping[str, Tensor]) -> bytes:
     """
     parts = [b"\x80\x02", *_called(_DICT, b")"), b"("]
     for name, tensor in tensors.items():
-        if tensor.dtype not in _TYPES:
+        if tensor.dtype not in TYPES:
             raise _refusal(f"a tensor of type {tensor.dtype}")
         numbers = math.prod(tensor.shape)
-        storage = (_TYPES[tensor.dtype][1], tensor.key, numbers)
+        storage = (TYPES[tensor.dtype][1], tensor.key, numbers)
         parts += [_unicode(name), _global(_TENSOR), b"(", *_storage_id(*storage), _integer(0)]
         parts += [*_integers(tensor.shape), *_integers(tuple(_strides(tensor.shape)))]
         # Needs no gradient, has no hooks.

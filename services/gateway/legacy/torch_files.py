@@ -12,10 +12,10 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from guidehall.core.errors import InvalidArgument
-from services.gateway.legacy.state_pickle import Tensor, read_state, write_state
+from services.gateway.legacy.state_pickle import TYPES, Tensor, read_state, write_state
 
 Pieces: TypeAlias = AsyncIterator[bytes]
 
@@ -45,6 +45,7 @@ _MAX_HEADER_BYTES = 1 << 20
 # What the sizes in this kind of archive can say.
 _MAX_FILE_BYTES = (1 << 32) - 1
 _ALIGNMENT = 64
+_MAX_DIMENSIONS, _MAX_LENGTH = 64, 1 << 53
 
 
 # From .pth to safetensors.
@@ -253,6 +254,63 @@ class _Archive:
 # From safetensors to .pth.
 
 
+async def checked_safetensors(pieces: Pieces) -> Pieces:
+    """A safetensors file, as it comes.
+
+    Raises:
+        InvalidArgument: it is none, or longer or shorter than its header says.
+    """
+    reader = _Reader(pieces)
+    length = await _header_bytes(reader)
+    tensors = _described(await reader.peek(length))
+    async for piece in reader.pass_on(length + sum(tensor.size_bytes for tensor in tensors.values())):
+        yield piece
+    if await reader.peek(1):
+        raise _refused("a safetensors file that is longer than its header says")
+
+
+async def _header_bytes(reader: _Reader) -> int:
+    """How long the header of a safetensors file is, with its length before it."""
+    length = int.from_bytes(await reader.peek(8), "little")
+    if not 2 <= length <= _MAX_HEADER_BYTES:
+        raise _refused(f"a safetensors header of {length} bytes")
+    return 8 + length
+
+
+def _described(header: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in the order of their numbers, one right after the other."""
+    try:
+        entries = json.loads(header[8:])
+        entries.pop("__metadata__", None)
+        spans = sorted((*_span(name, entry), name) for name, entry in entries.items())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _refused("a safetensors header that makes no sense") from None
+    tensors, end = {}, 0
+    for number, (start, stop, name) in enumerate(spans):
+        tensor = Tensor(str(number), entries[name]["dtype"], tuple(entries[name]["shape"]))
+        if start != end or tensor.dtype not in TYPES or stop - start != tensor.size_bytes:
+            raise _refused(f"a tensor {name[:80]!r} of another type or size than its place in the file has")
+        tensors[name] = tensor
+        end = stop
+    return tensors
+
+
+def _span(name: str, entry: Any) -> tuple[int, int]:
+    """Where the numbers of a tensor begin and end.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not described as safetensors does.
+    """
+    name.encode()
+    start, stop = entry["data_offsets"]
+    numbers = [start, stop, *entry["shape"]]
+    if len(numbers) > _MAX_DIMENSIONS + 2 or not isinstance(entry["dtype"], str):
+        raise ValueError
+    if not all(type(number) is int and 0 <= number < _MAX_LENGTH for number in numbers):
+        raise ValueError
+    return start, stop
+
+
 @dataclass(frozen=True)
 class TorchFile:
     """A .pth file to be sent.
@@ -267,22 +325,14 @@ class TorchFile:
 
 
 async def to_torch(pieces: Pieces) -> TorchFile:
-    """The .pth file with the tensors of a safetensors file, which is trusted.
+    """The .pth file with the tensors of a safetensors file.
 
     Raises:
-        InvalidArgument: a type that torch cannot save so, or more bytes than such a file may have.
+        InvalidArgument: it is none, has a type that torch cannot save so, or more bytes than such a file may
+            have.
     """
     reader = _Reader(pieces)
-    length = int.from_bytes(await reader.take(8), "little")
-    if not 2 <= length <= _MAX_HEADER_BYTES:
-        raise _refused(f"a safetensors header of {length} bytes")
-    entries = json.loads(await reader.take(length))
-    entries.pop("__metadata__", None)
-    in_order = sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    tensors = {
-        name: Tensor(str(number), item["dtype"], tuple(item["shape"]))
-        for number, (name, item) in enumerate(in_order)
-    }
+    tensors = _described(await reader.take(await _header_bytes(reader)))
     records = [
         _Record("archive/data.pkl", write_state(tensors)),
         _Record("archive/byteorder", b"little"),

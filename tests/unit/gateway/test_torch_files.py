@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import pickle
 import random
 import struct
@@ -19,7 +20,7 @@ import torch
 
 from guidehall.core.errors import InvalidArgument
 from guidehall.science.reflectometry.cnn.files import read_weights
-from services.gateway.legacy.torch_files import to_safetensors, to_torch
+from services.gateway.legacy.torch_files import checked_safetensors, to_safetensors, to_torch
 
 TENSORS = {
     "convolution.weight": torch.randn(3, 1, 5),
@@ -109,6 +110,45 @@ async def test_what_is_written_is_what_the_import_reads(tmp_path: Path) -> None:
     file = await to_torch(pieces(safetensors.torch.save(tensors)))
     (tmp_path / "model.pth").write_bytes(b"".join([piece async for piece in file.pieces]))
     assert same(read_weights(tmp_path / "model.pth"), tensors)
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"[]",
+        b'{"a": 3}',
+        b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+        b"[" * 100_000,
+        *(
+            json.dumps({"a": F32 | change}).encode()
+            for change in (
+                {"dtype": "F8"}, {"dtype": None}, {"dtype": ["F32"]}, {"shape": 2}, {"shape": ["2"]},
+                {"shape": [-2]}, {"shape": [2.0]}, {"shape": [3]}, {"shape": [True, 2]},
+                {"shape": [2] + [1] * 64}, {"data_offsets": [8, 16]}, {"data_offsets": [8]},
+                {"data_offsets": "08"}, {"data_offsets": [0, 10**30], "shape": [10**30]},
+            )
+        ),
+        json.dumps({"a": F32, "b": F32}).encode(),
+    ],
+)  # fmt: skip
+async def test_a_header_that_does_not_describe_its_file_is_refused(header: bytes) -> None:
+    data = len(header).to_bytes(8, "little") + header + bytes(16)
+    with pytest.raises(InvalidArgument, match="got a"):
+        await to_torch(pieces(data))
+    with pytest.raises(InvalidArgument, match="got a"):
+        _ = [piece async for piece in checked_safetensors(pieces(data))]
+
+
+async def test_a_safetensors_file_passes_as_it_is_and_no_byte_more_or_less() -> None:
+    data = safetensors.torch.save(TENSORS)
+    assert b"".join([piece async for piece in checked_safetensors(pieces(data))]) == data
+    for wrong in (data + b"x", data[:-1], data[:100], b""):
+        with pytest.raises(InvalidArgument):
+            _ = [piece async for piece in checked_safetensors(pieces(wrong))]
 
 
 class _Evil:
