@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ import pytest
 from guidehall.client import Client, JobState
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.core.auth import KeyPair, Role, TokenIssuer
+from guidehall.local import control
 from guidehall.local.identity import Identity
 from guidehall.science.pipeline import LocalContext
 from guidehall.science.reflectometry.cnn import train
@@ -307,6 +310,25 @@ def test_a_finished_job_of_a_guest_is_claimed_and_goes_into_the_history(
         assert client.job(job_id).labels["guidehall-legacy-kept"] == "1"
 
 
+def test_a_run_that_is_run_again_begins_with_marks_of_its_own(
+    platform: Platform, grace: httpx.Client, guest: httpx.Client
+) -> None:
+    job_id = _submit(guest)
+    _finished(guest, job_id)
+    grace.post(f"/jobs/{job_id}/claim")
+    marks = {"guidehall-legacy-kept", "guidehall-legacy-no-checkpoint"}
+    with platform.client() as client:
+        labels = client.job(job_id).labels
+        assert "guidehall-legacy-kept" in labels
+        client.update(job_id, labels={**labels, "guidehall-legacy-no-checkpoint": "1"})
+        again = grace.post(f"/jobs/{job_id}/retry").json()["job_id"]
+        assert not marks & set(client.job(again).labels)
+        assert marks <= set(client.job(job_id).labels)
+        model = _finished(grace, again)["result"]["model_id"]
+    kept = [run["result"]["model_id"] for run in grace.get("/history").json()]
+    assert model in kept
+
+
 def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(
     ada: httpx.Client, guest: httpx.Client
 ) -> None:
@@ -383,6 +405,34 @@ def test_what_waits_has_a_place_is_cancelled_and_not_listed_then(
         assert (purged["success"], purged["removed_from"]) == (True, ["started"])
         assert ada.get(f"/jobs/{started}").status_code == 404
     assert guest.post("/queue/spawn").json()["remote_worker"]["triggered"] is False
+
+
+def test_a_run_that_tells_nothing_for_long_is_ended_by_the_cleanup(
+    platform: Platform, ada: httpx.Client
+) -> None:
+    job_id = _submit(ada, LONG)
+    _until(ada, job_id, _training)
+    workers = [part.pid for part in control.status(platform.data).services if part.name.startswith("worker")]
+    asked = {"threshold_seconds": "1"}
+    # Silent, until its lease runs out in four seconds.
+    for pid in workers:
+        os.kill(pid or 0, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (told := ada.post("/queue/cleanup", params=asked | {"dry_run": "true"}).json())["stale"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ([job["job_id"] for job in told["stale"]], told["cleaned"]) == ([job_id], [])
+        told = ada.post("/queue/cleanup", params=asked).json()
+    finally:
+        for pid in workers:
+            os.kill(pid or 0, signal.SIGCONT)
+    assert ([job["job_id"] for job in told["stale"]], told["cleaned"], told["errors"]) == (
+        [job_id],
+        [job_id],
+        [],
+    )
+    _until(ada, job_id, lambda job: bool(job["status"] == "stopped"))
 
 
 def test_a_user_purges_own_jobs(grace: httpx.Client, guest: httpx.Client, done: Json) -> None:

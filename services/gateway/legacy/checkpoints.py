@@ -15,6 +15,7 @@ from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, in_production, is_guest, user
 from services.gateway.legacy.making import MOST_NAME_CHARACTERS
 from services.gateway.legacy.runs import (
+    NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
     find,
@@ -22,12 +23,11 @@ from services.gateway.legacy.runs import (
     memory,
     owned,
     require_owner,
+    set_labels,
 )
 
 router = OldRouter()
 
-# Of a job whose checkpoint is not wanted any more.
-_DROPPED_LABEL = "guidehall-legacy-no-checkpoint"
 _SUFFIX = " (resumed)"
 _SECONDS = 1.0
 _MOST = 100
@@ -58,7 +58,7 @@ async def _resumable(store: Memory, backends: Backends, owner: str) -> list[jobs
 def _can_go_on(job: jobs_pb2.Job) -> bool:
     if job.state == jobs_pb2.JOB_STATE_PAUSED:
         return True
-    kept = job.HasField("checkpoint") and _DROPPED_LABEL not in job.labels
+    kept = job.HasField("checkpoint") and NO_CHECKPOINT_LABEL not in job.labels
     return kept and job.state == jobs_pb2.JOB_STATE_FAILED and not job.latest_retry
 
 
@@ -91,7 +91,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
 
 @router.delete("/checkpoints/{job_id}")
 async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
-    """Gives up a checkpoint: a paused job ends with it, one that failed stays and cannot go on any more."""
+    """Gives up a checkpoint: a paused job ends with it, one that failed stays, and a retry begins anew."""
     try:
         job = await _with_checkpoint(backends, request, job_id)
     except HTTPException as error:
@@ -105,11 +105,8 @@ async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep
             await backends.jobs.CancelJob(wish, timeout=backends.timeouts.call)
             message = "the job has ended, and its state is deleted"
         else:
-            labels = {**job.labels, _DROPPED_LABEL: "1"}
-            change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
-            change.update_mask.paths.append("labels")
-            await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
-            message = "it is not offered any more, and goes with its job"
+            await set_labels(backends, job, {**job.labels, NO_CHECKPOINT_LABEL: "1"})
+            message = "it is not used any more, and goes with its job"
     memory(request).changed()
     return JSONResponse({"job_id": job_id, "deleted": True, "message": message})
 

@@ -25,8 +25,10 @@ from services.gateway.legacy.making import MOST_NAME_CHARACTERS, submit
 from services.gateway.legacy.pools import remote_worker, waiting
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import (
+    KEPT_LABEL,
     LABEL,
     LABEL_VALUE,
+    NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
     find,
@@ -34,6 +36,7 @@ from services.gateway.legacy.runs import (
     memory,
     require_not_another,
     require_owner,
+    set_labels,
 )
 from services.gateway.legacy.status import HELD, Told, meta, phase, status, stopped_early, time_text
 from services.gateway.legacy.telling import told, watch
@@ -44,6 +47,8 @@ from services.gateway.rate_limits import caller_of, rate_limits
 router = OldRouter()
 
 _RETRIED = ("failed", "finished", "canceled", "stopped")
+# A retry has the labels of the first job, of which these say what became of that one.
+_OF_ONE_JOB = (KEPT_LABEL, NO_CHECKPOINT_LABEL)
 # How long a purge by force waits for a worker to let go.
 _END_SECONDS = 15.0
 
@@ -191,11 +196,14 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
 
 
 async def _again(backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
-    request = jobs_pb2.RetryJobRequest(name=job.name)
+    request = jobs_pb2.RetryJobRequest(name=job.name, from_start=NO_CHECKPOINT_LABEL in job.labels)
     if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
         # Its model stays; the new one is another.
         request.param_changes.CopyFrom(to_struct(_new_model_names(job), "param_changes"))
     made: jobs_pb2.Job = await backends.jobs.RetryJob(request, timeout=backends.timeouts.call)
+    labels = {name: value for name, value in made.labels.items() if name not in _OF_ONE_JOB}
+    if labels != made.labels:
+        await set_labels(backends, made, labels)
     return made
 
 

@@ -14,13 +14,10 @@ from guidehall.core.names import USER
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform
 from services.gateway.legacy.finished import finished, model_version
-from services.gateway.legacy.runs import Memory, is_run, owned, request_of
+from services.gateway.legacy.runs import KEPT_LABEL, Memory, is_run, owned, request_of, set_labels
 from services.gateway.messages import to_struct
 
 logger = logging.getLogger(__name__)
-
-# Of a job whose run is in a history, or was before its owner deleted it there.
-KEPT_LABEL = "guidehall-legacy-kept"
 
 _ONE_FOR_EACH_JOB = uuid.UUID("0d8f0a5e-1f0f-4b0f-9a39-27a3cbb5a5d5")
 _PARAMS = ("layers", "generator", "training", "gpu")
@@ -67,16 +64,13 @@ async def _keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
         entry=entry,
         request_id=str(uuid.uuid5(_ONE_FOR_EACH_JOB, job.name)),
     )
-    labels = {**job.labels, KEPT_LABEL: "1"}
-    changed = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
-    changed.update_mask.paths.append("labels")
     with as_platform():
         try:
             await backends.history.CreateHistoryEntry(creation, timeout=backends.timeouts.call)
         except grpc.aio.AioRpcError as error:
             if not is_repeat(from_rpc_error(error)):
                 raise
-        await backends.jobs.UpdateJob(changed, timeout=backends.timeouts.call)
+        await set_labels(backends, job, {**job.labels, KEPT_LABEL: "1"})
     return True
 
 

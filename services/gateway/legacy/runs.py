@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -36,6 +36,10 @@ Finished: TypeAlias = tuple[Json, str]
 LABEL, LABEL_VALUE = "guidehall-legacy", "generate"
 CALL_LABEL = "guidehall-legacy-call"
 GPU_LABEL = "guidehall-legacy-gpu"
+# Of a job whose run is in a history, or was before its owner deleted it there.
+KEPT_LABEL = "guidehall-legacy-kept"
+# Of a job whose checkpoint is not wanted any more.
+NO_CHECKPOINT_LABEL = "guidehall-legacy-no-checkpoint"
 # Under it the request is kept with its job.
 REQUEST = "request"
 
@@ -146,6 +150,13 @@ def acting_on(job: jobs_pb2.Job) -> Iterator[None]:
     own = bool(job.owner) and job.owner == current_principal().subject
     with nullcontext() if own else as_platform():
         yield
+
+
+async def set_labels(backends: Backends, job: jobs_pb2.Job, labels: Mapping[str, str]) -> None:
+    """Gives a job these labels in place of its own."""
+    change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
+    change.update_mask.paths.append("labels")
+    await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
 
 
 def request_of(job: jobs_pb2.Job) -> Json:
