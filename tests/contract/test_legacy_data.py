@@ -335,12 +335,12 @@ def test_status_of_somebody_without_files(site: Site) -> None:
         ("sld_train", "sld.npy", npy(5, 2, 9), "data/curves/sld.npy", {"shape": [5, 2, 9]}),
         ("experimental_nr", "e.npy", npy(1, 2, 8), "data/curves/expt/e.npy", {"shape": [1, 2, 8]}),
         (
-            "normalization_stats", "s.json", json.dumps({"x": [0, 1], "y": [2]}).encode(), "data/s.json",
-            {"type": "dict", "stored_as": "s.json"},
+            "normalization_stats", "s.json", json.dumps({"x": [0, 1], "y": [2]}).encode(), "data/s.npy",
+            {"type": "dict", "stored_as": "s.npy"},
         ),
         (
-            "normalization_stats", "s.npz", npz(x=np.arange(2), y=np.ones(3)), "data/s.json",
-            {"type": "dict", "stored_as": "s.json"},
+            "normalization_stats", "s.npz", npz(x=np.arange(2), y=np.ones(3)), "data/s.npy",
+            {"type": "dict", "stored_as": "s.npy"},
         ),
         ("nr_sld_model", "m.pth", pth(), "data/models/m.pth", {}),
         ("nr_sld_model", "m.pt", pth(), "data/models/m.pt", {}),

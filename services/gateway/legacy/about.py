@@ -87,7 +87,7 @@ async def status(request: Request, backends: BackendsDep) -> JSONResponse:
     answer = {
         "pyreflect_available": available,
         "has_settings": bool(files.paths or files.other),
-        "data_files": files.listed("data", (".npy", ".pth", ".pt", ".json")),
+        "data_files": files.listed("data", (".npy", ".pth", ".pt")),
         "curve_files": files.listed("data/curves", (".npy",)),
         "expt_files": files.listed("data/curves/expt", (".npy",)),
         "model_files": files.listed("data/models", (".pth", ".pt")),

@@ -58,7 +58,12 @@ class ReceivedFile:
 
     @property
     def stored_name(self) -> str:
-        """Statistics are kept as JSON, whatever they came as."""
+        """What the old app would have called it: that kept statistics as an array."""
+        return self.filename if self.statistics is None else f"{PurePosixPath(self.filename).stem}.npy"
+
+    @property
+    def content_name(self) -> str:
+        """What it is: statistics are kept as JSON, whatever they came as."""
         return self.filename if self.statistics is None else f"{PurePosixPath(self.filename).stem}.json"
 
     def role(self, name: str) -> Role | None:
@@ -133,7 +138,7 @@ class Intake:
             file.statistics = await asyncio.to_thread(upload_checks.read_statistics, await _whole(body))
             text = json.dumps(file.statistics.document, allow_nan=False).encode()
             labels = {COMPLETE_LABEL: str(file.statistics.complete).lower()}
-            dataset = await self._dataset(file.stored_name)
+            dataset = await self._dataset(file.content_name)
             await self._send(file, _one(text), dataset, "application/json", labels)
         else:
             raise InvalidArgument.field("filename", filename, _ALLOWED_NAMES)
@@ -171,7 +176,7 @@ class Intake:
         labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         header = datasets_pb2.UploadDatasetVersionHeader(
-            parent=dataset, filename=file.stored_name, media_type=media_type, labels={**_ORIGIN, **labels}
+            parent=dataset, filename=file.content_name, media_type=media_type, labels={**_ORIGIN, **labels}
         )
         file.upload = DatasetUpload(self._backends, header, self._left_bytes)
         await file.upload.send(body)
