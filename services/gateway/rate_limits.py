@@ -108,3 +108,12 @@ def rate_limits(request: Request) -> RateLimits:
     """Those of the gateway."""
     limits: RateLimits = request.app.state.rate_limits
     return limits
+
+
+def admit_job(request: Request) -> None:
+    """Counts a job that a request is about to make.
+
+    Raises:
+        ResourceExhausted: it is one too many.
+    """
+    rate_limits(request).jobs_submit.admit(caller_of(request))

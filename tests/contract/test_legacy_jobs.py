@@ -647,7 +647,7 @@ def shared(platform: Platform) -> Iterator[Gateway]:
         AUTH__PROXY_SECRET="s3cret",
         LEGACY__ADMIN_TOKEN="t0ken",
         LEGACY__LIMITS_WHITELIST_USER_IDS='["grace"]',
-        LEGACY__JOBS_SUBMIT_PER_MINUTE=2,
+        LEGACY__JOBS_SUBMIT_PER_MINUTE=3,
         TRAINER__TARGET=ends["trainer"],
         STORAGE__TARGET=ends["storage"],
         INFERENCE__TARGET=ends["inference"],
@@ -697,15 +697,20 @@ def test_in_production_guests_neither_stop_nor_pause_and_administration_needs_th
     assert bare.status_code == 401
 
 
-def test_submissions_of_one_user_are_limited_and_polls_are_not(shared: Gateway, done: Json) -> None:
-    with _behind_proxy(shared, "heidi") as heidi:
-        wrong = {**SMALL, "layers": FILM, "generator": {"layerBound": [BOUND]}}
-        answers = [heidi.post("/jobs/submit", json=wrong) for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [400, 400, 429]
-        assert int(answers[2].headers["retry-after"]) > 0
+def test_all_that_makes_jobs_is_limited_together_and_polls_are_not(shared: Gateway, done: Json) -> None:
+    wrong = {**SMALL, "layers": FILM, "generator": {"layerBound": [BOUND]}}
+    with _behind_proxy(shared, "ada") as ada:
+        ways = ("/jobs/submit", "/generate", "/generate/stream")
+        answers = [ada.post(path, json=wrong) for path in ways]
+        assert [answer.status_code for answer in answers] == [400, 400, 200]
+        refused = [ada.post(path, json=wrong) for path in ways]
+        refused.append(ada.post(f"/jobs/{done['job_id']}/retry"))
+        for answer in refused:
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
         # What has the wrong shape is told first.
-        assert heidi.post("/jobs/submit", json={}).status_code == 422
-        assert {heidi.get("/queue").status_code for _ in range(50)} == {200}
+        assert ada.post("/jobs/submit", json={}).status_code == 422
+        assert {ada.get("/queue").status_code for _ in range(50)} == {200}
 
 
 def test_without_the_trainer_the_queue_says_so_and_jobs_are_503(platform: Platform) -> None:

@@ -25,6 +25,7 @@ from services.gateway.legacy.runs import (
     require_owner,
     set_labels,
 )
+from services.gateway.rate_limits import admit_job
 
 router = OldRouter()
 
@@ -66,6 +67,8 @@ def _can_go_on(job: jobs_pb2.Job) -> bool:
 async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
     """Lets a paused job go on; of one that failed, another one goes on from its checkpoint."""
     job = await _with_checkpoint(backends, request, job_id)
+    if job.state != jobs_pb2.JOB_STATE_PAUSED:
+        admit_job(request)
     with acting_on(job):
         if job.state == jobs_pb2.JOB_STATE_PAUSED:
             wish = jobs_pb2.ResumeJobRequest(name=job.name)

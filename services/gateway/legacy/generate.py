@@ -25,6 +25,7 @@ from services.gateway.legacy.runs import Memory, memory, request_of
 from services.gateway.legacy.status import KEEPALIVE, Told, frame
 from services.gateway.legacy.telling import Following
 from services.gateway.messages import Json
+from services.gateway.rate_limits import admit_job
 
 router = OldRouter()
 
@@ -39,6 +40,7 @@ async def generate(body: GenerateRequest, request: Request, backends: BackendsDe
     """Runs, and answers with the result."""
     if body.is_real:
         raise HTTPException(400, "dataSource: got 'real'; allowed here: 'synthetic'")
+    admit_job(request)
     await _require_worker(memory(request), backends)
     job = await submit(request.app.state.settings, backends, body, "generate")
     waiting = asyncio.create_task(_end(backends, job))
@@ -124,6 +126,7 @@ def _without(document: Json, *names: str) -> Json:
 @router.post("/generate/stream")
 async def generate_stream(body: GenerateRequest, request: Request, backends: BackendsDep) -> Response:
     """Runs, and tells all the while how it goes, as server-sent events."""
+    admit_job(request)
     store = memory(request)
     try:
         await _require_worker(store, backends)

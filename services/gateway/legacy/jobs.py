@@ -42,7 +42,7 @@ from services.gateway.legacy.status import HELD, Told, meta, phase, status, stop
 from services.gateway.legacy.telling import told, watch
 from services.gateway.legacy.translation import APPLY, BOTH
 from services.gateway.messages import Json, struct_json, to_struct
-from services.gateway.rate_limits import caller_of, rate_limits
+from services.gateway.rate_limits import admit_job
 
 router = OldRouter()
 
@@ -62,7 +62,7 @@ class Rename(BaseModel):
 @router.post("/jobs/submit")
 async def submit_job(body: GenerateRequest, request: Request, backends: BackendsDep) -> JSONResponse:
     """Queues a run."""
-    rate_limits(request).jobs_submit.admit(caller_of(request))
+    admit_job(request)
     job = await submit(request.app.state.settings, backends, body, "submit")
     return JSONResponse(await _queued(memory(request), backends, job, "the job waits for a worker"))
 
@@ -189,6 +189,7 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
         raise HTTPException(
             400, f"a job that is {status(job)} cannot be retried; allowed: {', '.join(_RETRIED)}"
         )
+    admit_job(request)
     with acting_on(job):
         made = await (_again if is_final(job) else _beside)(backends, job)
     answer = await _queued(memory(request), backends, made, f"once more what {job_id[:8]} was")
