@@ -109,7 +109,8 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
         }[streams]
         if method.startswith(_OPEN):
-            wrapped = self._watched(behaviour) if handler.response_streaming else behaviour
+            legible = _legible(behaviour, handler.request_streaming)
+            wrapped = self._watched(legible) if handler.response_streaming else legible
         else:
             wrapped = self._guarded(behaviour, method, streams)
         return make(wrapped, _reader(handler.request_deserializer), handler.response_serializer)
@@ -217,6 +218,28 @@ def _reader(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Messag
             return None
 
     return read
+
+
+def _legible(behaviour: Any, streams_requests: bool) -> Callable[[Any, Any], Any]:
+    """A method that others wrote, which does not expect requests that could not be read."""
+
+    async def one(request: Message | None, context: Any) -> Any:
+        await _refuse_unreadable(request, context)
+        return await behaviour(request, context)
+
+    async def each(requests: AsyncIterator[Message | None], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            await _refuse_unreadable(request, context)
+            yield request
+
+    if streams_requests:
+        return lambda requests, context: behaviour(each(requests, context), context)
+    return one
+
+
+async def _refuse_unreadable(request: Message | None, context: Any) -> None:
+    if request is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of its kind")
 
 
 async def _validate(request: Message | None, max_struct_bytes: int) -> None:

@@ -13,6 +13,7 @@ from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
+from services.gateway import bundles
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
@@ -96,7 +97,7 @@ async def upload_dataset_version(
     backends: BackendsDep,
     filename: Annotated[str, Query(min_length=1, max_length=255)],
     request_id: str = "",
-    content_length: Annotated[int | None, Header()] = None,
+    content_length: Annotated[int | None, Header(include_in_schema=False)] = None,
 ) -> JSONResponse:
     """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when
     complete."""
@@ -235,6 +236,15 @@ async def get_result(result: str, backends: BackendsDep) -> JSONResponse:
     """One result: its document and its artifacts. A result's id is its job's id."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
     return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+
+
+@router.get("/results/{result}/bundle", tags=["results"], response_class=StreamingResponse)
+async def download_bundle(result: str, backends: BackendsDep) -> StreamingResponse:
+    """A ZIP archive of a result, its job and all of its artifacts."""
+    request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
+    found = await backends.results.GetResult(request, timeout=backends.timeouts.call)
+    headers = {"Content-Disposition": f'attachment; filename="{found.name.rpartition("/")[2]}.zip"'}
+    return StreamingResponse(bundles.parts(backends, found), media_type=bundles.MEDIA_TYPE, headers=headers)
 
 
 @router.get("/results/{result}/artifacts/{artifact}", tags=["results"], response_class=StreamingResponse)
