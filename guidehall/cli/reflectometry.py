@@ -134,8 +134,17 @@ def import_model(
 @click.option(
     "--dq", type=click.Choice(["sigma", "fwhm"]), help="What dq is in files that do not say it themselves."
 )
+@click.option(
+    "--q-unit", type=click.Choice(["1/angstrom", "1/nm"]), help="Of files that do not say it themselves."
+)
 @json_option
-def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | None, as_json: bool) -> None:
+def join(
+    files: tuple[Path, ...],
+    output: Path,
+    dq: Literal["sigma", "fwhm"] | None,
+    q_unit: Literal["1/angstrom", "1/nm"] | None,
+    as_json: bool,
+) -> None:
     """Put the curves of several files into one, for `reflectometry.infer`.
 
     In the order given: contrasts of one film, or a film that changes. Each is called as its file, where
@@ -145,12 +154,15 @@ def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | N
     from guidehall.science.reflectometry.formats.read import read_files
 
     with science_refusals():
-        curves = read_files(files, dq)
+        curves = read_files(files, dq, q_unit)
     names = [curve.metadata.data_set for curve in curves]
+    notes = [f"{curve.metadata.data_set}: {note}" for curve in curves for note in curve.metadata.notes]
     output.write_bytes(join_ort(curves))
     if as_json:
-        emit({"file": str(output), "curves": names})
+        emit({"file": str(output), "curves": names, "notes": notes})
         return
+    for note in notes:
+        click.echo(f"note: {clean(note)}", err=True)
     click.echo(f"{len(curves)} curves written to {clean(str(output))}: {', '.join(map(clean, names))}")
 
 

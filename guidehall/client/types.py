@@ -754,7 +754,8 @@ class Analysis:
     # None without dr.
     chi_square: float | None
     reduced_chi_square: float | None
-    # Mean of |log10 measured - log10 calculated| over used points with positive reflectivity.
+    # Mean of |log10 measured - log10 calculated| over used points where both are positive and, with error
+    # bars, the measured one is above three of them; NaN without any.
     mean_abs_log10_error: float
     notes: tuple[Note, ...]
     analysis_version: str

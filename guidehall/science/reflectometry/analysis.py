@@ -275,8 +275,13 @@ def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, li
     if curve.relative_dq is not None:
         return curve.relative_dq * curve.q, []
     relative = sigma_of(0.5 * (probe.resolution.min + probe.resolution.max), probe.resolution_convention)
-    message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
-    return relative * curve.q, [Note("RESOLUTION_ASSUMED", message)]
+    return relative * curve.q, [assumed_resolution(relative)]
+
+
+def assumed_resolution(relative_sigma: float) -> Note:
+    """RESOLUTION_ASSUMED, of a curve without dq."""
+    message = f"the curve has no dq; {relative_sigma:.4g} q (one standard deviation) was assumed"
+    return Note("RESOLUTION_ASSUMED", message)
 
 
 def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray, list[Note]]:
@@ -351,10 +356,13 @@ def describe(
         notes=(
             *prepared.notes,
             *unphysical(
-                torch.from_numpy(prepared.q), films, prior.media_names, from_backing=prior.from_backing
+                prior.true_q(torch.from_numpy(prepared.q), values)[0],
+                films,
+                prior.media_names,
+                from_backing=prior.from_backing,
             ),
             *poor_fit(exact, point, error),
-            *_several(modes),
+            *_several(modes, known_errors=prepared.dr is not None),
             *(() if posterior is None else _of_sampling(posterior)),
             *_atypical(parameters),
         ),
@@ -387,13 +395,14 @@ def _of_sampling(posterior: Posterior) -> Iterator[Note]:
         )
 
 
-def _several(modes: Sequence[Mode]) -> Iterator[Note]:
+def _several(modes: Sequence[Mode], *, known_errors: bool) -> Iterator[Note]:
     if len(modes) > 1:
-        yield Note(
-            "SEVERAL_FILMS",
-            f"{len(modes)} films explain the data, the next one with a chi-square that is higher by"
-            f" {modes[1].chi_square - modes[0].chi_square:.3g}: error bars are those of the best alone",
-        )
+        told = "without error bars of the data nothing says which are likely"
+        if known_errors:
+            more = modes[1].chi_square - modes[0].chi_square
+            told = f"the next one with a chi-square that is higher by {more:.3g}: error bars are those of the"
+            told += " best alone"
+        yield Note("SEVERAL_FILMS", f"{len(modes)} films explain the data, {told}")
 
 
 def _atypical(parameters: Sequence[Parameter]) -> Iterator[Note]:

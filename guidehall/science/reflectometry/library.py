@@ -26,7 +26,7 @@ from guidehall.science.reflectometry.infer import answer_files, joint_files, scr
 from guidehall.science.reflectometry.infer_params import MAX_SAMPLES, MAX_STARTS, Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.progress import ProgressLine
-from guidehall.science.reflectometry.solve import Measured, Solution, solve
+from guidehall.science.reflectometry.solve import OF_THE_ANSWER, Measured, Solution, solve
 
 _LARGEST_SEED = 2**53 - 1
 
@@ -98,7 +98,10 @@ class Fit:
         found = []
         for item, analysis in zip(self.curves, self.analyses, strict=True):
             about = f"curve {item.name}: " if len(self.curves) > 1 else ""
-            found += [Note(note.code, f"{about}{note.message}") for note in analysis.notes]
+            found += [
+                note if note.code in OF_THE_ANSWER else replace(note, message=f"{about}{note.message}")
+                for note in analysis.notes
+            ]
         return (*found, *script_notes(self.instrument))
 
     def plot(self, curve: int | None = None) -> Figure:

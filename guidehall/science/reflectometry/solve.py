@@ -54,6 +54,8 @@ from guidehall.science.reflectometry.watched import Pulse, Tell, Watched, nothin
 _LONGEST_NAME = 40
 # Of the instrument, so each curve has its own.
 _INSTRUMENT = ("scale", "background", "q_offset", "footprint_q")
+# Notes that are of no single curve.
+OF_THE_ANSWER = {"SEVERAL_FILMS", "FEW_SAMPLES", "SAMPLES_NOT_MIXED"}
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def solve(
             )
     tell("profiles and bands")
     analyses = tuple(
-        _analysis(case, np.array(places), modes, posterior, pulse)
-        for case, places in zip(cases, columns, strict=True)
+        _analysis(case, np.array(places), modes, posterior, pulse, first=number == 0)
+        for number, (case, places) in enumerate(zip(cases, columns, strict=True))
     )
     films = tuple(case.film(modes[0].unit[places]) for case, places in zip(cases, columns, strict=True))
     return Solution(tuple(free), modes, posterior, analyses, films)
@@ -346,9 +348,15 @@ def _joint(
 
 
 def _analysis(
-    case: _Case, places: np.ndarray, modes: tuple[Mode, ...], posterior: Posterior | None, pulse: Pulse
+    case: _Case,
+    places: np.ndarray,
+    modes: tuple[Mode, ...],
+    posterior: Posterior | None,
+    pulse: Pulse,
+    *,
+    first: bool,
 ) -> Analysis:
-    """One curve's view of the joint answer."""
+    """One curve's view of the joint answer; what the notes say of the answer itself the first one says."""
     own_modes = tuple(
         Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
     )
@@ -365,4 +373,5 @@ def _analysis(
     line = None
     if not case.segmented:
         line = drawn_line(case.prior, case.prepared, case.mode, own_modes[0].unit)
-    return replace(analysis, notes=(*analysis.notes, *more), line=line)
+    notes = [note for note in (*analysis.notes, *more) if first or note.code not in OF_THE_ANSWER]
+    return replace(analysis, notes=tuple(notes), line=line)

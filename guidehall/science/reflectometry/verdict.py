@@ -30,7 +30,7 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
     """POOR_FIT or NO_SIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
 
     Args:
-        mean_abs_log10_error: of the points where both are positive; NaN without any.
+        mean_abs_log10_error: as in `Analysis`.
     """
     error = mean_abs_log10_error
     if target.dr is None:

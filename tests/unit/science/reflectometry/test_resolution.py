@@ -45,7 +45,7 @@ def test_fits_follow_fringes(thickness: float, fwhm: float) -> None:
     truth = prior.curves(resolution(Q, sigma, order=REFERENCE), prior.values(unit))
     dr = 0.01 * truth + 1e-8
     rows = torch.arange(len(unit))
-    for exact, most in ((False, 2.0), (True, 1.0)):
+    for exact, most in ((False, 0.5), (True, 0.05)):
         target = CurveTarget(prior, Q, truth.numpy(), dr.numpy(), sigma, exact=exact)
         assert float(target.residuals(unit, rows).square().sum(1).median()) < most
 
@@ -69,9 +69,9 @@ def test_more_points_where_total_reflection_may_end_and_never_too_many() -> None
     sigma = 0.02 * Q
     edge = orders(Q, sigma, Features(100.0, 0.015), exact=False)
     assert set(edge[Q - 3.5 * sigma <= 0.015]) == {65}
-    assert edge[Q > 0.02].max() < 35
-    assert set(orders(Q, sigma, Features(100.0, 0.0), exact=True)) <= set(range(101, 110))
-    assert set(orders(Q, sigma, Features(100.0, 0.015), exact=True)) > {301, 102}
+    assert set(edge[Q > 0.02]) <= {32, 48}
+    assert set(orders(Q, sigma, Features(100.0, 0.0), exact=True)) <= {101, 117}
+    assert set(orders(Q, sigma, Features(100.0, 0.015), exact=True)) == {301, 117}
     assert orders(Q, sigma, Features(1e9, 0.0), exact=True).max() == 2000
     many = np.geomspace(0.008, 0.2, 100_000)
     assert orders(many, 0.02 * many, Features(1e9, 0.0), exact=True).sum() < 5_000_000
@@ -81,6 +81,8 @@ def test_the_edge_is_that_of_the_side_of_the_beam() -> None:
     media = media_of(SimulateParams.model_validate(FILM).stack)
     assert Features.of(media).thickness == 6000
     assert Features.of(media).edge == pytest.approx(4 * np.sqrt(np.pi * 4e-6))
+    assert Features.of(media, 0.001).edge == pytest.approx(Features.of(media).edge - 0.001)
+    assert Features.of(media.reversed(), 0.001).edge < Features.of(media.reversed()).edge
     assert Features.of(media.reversed()).edge == pytest.approx(4 * np.sqrt(np.pi * 1.93e-6))
 
 
