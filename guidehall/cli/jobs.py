@@ -1,8 +1,9 @@
-"""`guidehall jobs`, `job`, `watch`, `result`."""
+"""`guidehall jobs`, `job`, `watch`, `result`, `job-log`."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,4 +228,29 @@ def _save(client: Client, result: Result, folder: Path) -> None:
         client.download_artifact(result.name, artifact.filename, folder)
 
 
-COMMANDS = (jobs, job, watch, result)
+@click.command(
+    "job-log",
+    epilog="\b\nExamples\n  guidehall job-log 3f2a91c0\n  guidehall job-log 3f2a91c0 --output job.log",
+)
+@job_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write it to this file, or into this folder, instead of showing it.",
+)
+def job_log(job: str, output: Path | None) -> None:
+    """Show the whole log of JOB, which has ended: succeeded, failed, timed out or cancelled."""
+    with connect() as client:
+        if output is not None:
+            click.echo(f"written to {client.download_log(job, output)}")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_log(job, folder)
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    click.echo(clean(line.rstrip("\n")))
+
+
+COMMANDS = (jobs, job, watch, result, job_log)

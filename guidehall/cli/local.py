@@ -142,7 +142,7 @@ def _engines(parts: Sequence[ServiceStatus]) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="The lines as they were written, most of them JSON.")
 def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> None:
-    """Show the log of one SERVICE of this machine's platform."""
+    """Show the log of one SERVICE of this machine's platform; a job's is shown by `guidehall job-log`."""
     require_linux()
     from guidehall.local import control
     from guidehall.local.loglines import readable

@@ -167,7 +167,8 @@ async def _take_outputs(connection: AsyncConnection, commit: Commit) -> tuple[li
     )
     columns = (*staged_objects.c, objects.c.sha256, objects.c.size_bytes)
     rows = (await connection.execute(taken.returning(*columns))).all()
-    staged = {row.object_id: row for row in rows if row.epoch == commit.epoch and row.kind != "checkpoint"}
+    outputs_of_epoch = (row for row in rows if row.epoch == commit.epoch)
+    staged = {row.object_id: row for row in outputs_of_epoch if row.kind in ("artifact", "model")}
     chosen = [name for name in commit.outputs if name != staging.RESULT]
     for name in chosen:
         _require_same(commit, name, staged.get(name))

@@ -211,14 +211,16 @@ class StorageTellers:
             raise from_rpc_error(error) from error
 
     async def discard(self, endings: Sequence[Message]) -> None:
-        """What a job staged is of no use any more, but perhaps for one checkpoint."""
-        # Each asks for more to go than the one before it.
+        """What a job staged is of no use any more, but perhaps for one checkpoint and the log."""
+        # Each asks for more to go than the one before it, or names an owner after nobody.
         payload = endings[-1].payload
         request = staging_pb2.DiscardRequest(
             job=payload["job"],
             keep_checkpoint_epoch=payload["keep_epoch"],
             keep_checkpoint_ordinal=payload["keep_ordinal"],
             job_ended=payload["job_ended"],
+            # An earlier version sent none.
+            log_owner=payload.get("log_owner"),
         )
         fault_point("trainer.discard.before_call")
         try:
