@@ -240,17 +240,24 @@ def _save(client: Client, result: Result, folder: Path) -> None:
     metavar="PATH",
     help="Write it to this file, or into this folder, instead of showing it.",
 )
-def job_log(job: str, output: Path | None) -> None:
+@json_option
+def job_log(job: str, output: Path | None, as_json: bool) -> None:
     """Show the whole log of JOB, which has ended: succeeded, failed, timed out or cancelled."""
     with connect() as client:
         if output is not None:
-            click.echo(f"written to {client.download_log(job, output)}")
+            path = client.download_log(job, output)
+            if as_json:
+                emit({"path": str(path)})
+            else:
+                click.echo(f"written to {path}")
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = client.download_log(job, folder)
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    click.echo(clean(line.rstrip("\n")))
+            lines = client.download_log(job, folder).read_text("utf-8", "replace").split("\n")[:-1]
+    if as_json:
+        emit({"lines": lines})
+        return
+    for line in lines:
+        click.echo(clean(line))
 
 
 COMMANDS = (jobs, job, watch, result, job_log)
