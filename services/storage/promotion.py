@@ -101,6 +101,8 @@ class Promotion:
             if versions is not None:
                 await hand_over(mutation, job.name, versions, owner)
                 mutation.record(names.RESULT.format(project=job.project, result=job.id))
+            fault_point("storage.claim.stored")
+        fault_point("storage.claim.committed")
 
     async def _publish(
         self, mutation: Mutation, commit: Commit, document: Any, outputs: Sequence[Any]

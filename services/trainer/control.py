@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, false, func, select
 from guidehall.core.access import owner_for, require_visible
 from guidehall.core.auth import Principal
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
+from guidehall.core.faults import fault_point
 from services.trainer.audit import audit
 from services.trainer.checkpoints import discard, newest_checkpoint
 from services.trainer.database import Database, Unit
@@ -254,6 +255,8 @@ class Control:
                     discard(unit, job.name, kept, log_owner=owner)
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
+            fault_point("trainer.claim.stored")
+        fault_point("trainer.claim.committed")
         return (await self._queues.see_stored(self._database, [job]))[0]
 
 

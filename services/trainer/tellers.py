@@ -205,10 +205,12 @@ class StorageTellers:
 
     async def _claim(self, job: str, owner: str) -> None:
         request = staging_pb2.ClaimRequest(job=job, owner=owner)
+        fault_point("trainer.claim.before_call")
         try:
             await self._staging.Claim(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        fault_point("trainer.claim.answered")
 
     async def discard(self, endings: Sequence[Message]) -> None:
         """What a job staged is of no use any more, but perhaps for one checkpoint and the log."""
