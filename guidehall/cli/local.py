@@ -107,7 +107,7 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         rows = [
             (
                 part.name,
-                part.state if part.answers else f"{part.state}, does not answer",
+                _state(part),
                 part.pid,
                 part.restarts,
             )
@@ -120,6 +120,12 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         if "gateway" in found.endpoints:
             click.echo(f"gateway: {found.endpoints['gateway']}")
     ctx.exit(ExitCode.DONE if found.healthy else ExitCode.UNAVAILABLE)
+
+
+def _state(part: ServiceStatus) -> str:
+    if not part.answers:
+        return f"{part.state}, does not answer"
+    return f"{part.state}, does not reach {', '.join(part.unreached)}" if part.unreached else part.state
 
 
 def _engines(parts: Sequence[ServiceStatus]) -> str:
@@ -142,7 +148,7 @@ def _engines(parts: Sequence[ServiceStatus]) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="The lines as they were written, most of them JSON.")
 def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> None:
-    """Show the log of one SERVICE of this machine's platform."""
+    """Show the log of one SERVICE of this machine's platform; a job's is shown by `guidehall job-log`."""
     require_linux()
     from guidehall.local import control
     from guidehall.local.loglines import readable

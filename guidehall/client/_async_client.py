@@ -225,6 +225,10 @@ class AsyncClient:
         """As `Client.download_artifact`."""
         return await self._driver.run(_stored.download_artifact(self._config, job, filename, path))
 
+    async def download_log(self, job: str, path: str | Path) -> Path:
+        """As `Client.download_log`."""
+        return await self._driver.run(_stored.download_log(self._config, job, path))
+
     # Models and datasets
 
     def models(self, filter: str = "", limit: int | None = None) -> AsyncIterator[types.Model]:

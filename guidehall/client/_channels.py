@@ -38,6 +38,7 @@ _NOT_RETRIED = (
     ("guidehall.datasets.v1.DatasetsService", "DownloadDatasetVersion"),
     ("guidehall.models.v1.ModelsService", "DownloadModelVersion"),
     ("guidehall.results.v1.ResultsService", "DownloadArtifact"),
+    ("guidehall.results.v1.ResultsService", "DownloadJobLog"),
 )
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],

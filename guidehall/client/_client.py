@@ -337,6 +337,14 @@ class Client:
         """
         return self._driver.run(_stored.download_artifact(self._config, job, filename, path))
 
+    def download_log(self, job: str, path: str | Path) -> Path:
+        """Writes the whole log of a job that has ended, however it ended, to `path`, or into that folder.
+
+        Returns:
+            Where it is now.
+        """
+        return self._driver.run(_stored.download_log(self._config, job, path))
+
     # Models and datasets
 
     def models(self, filter: str = "", limit: int | None = None) -> Iterator[types.Model]:

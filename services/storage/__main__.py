@@ -37,6 +37,7 @@ from services.storage.identity.directory import LocalDirectory
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
+from services.storage.job_logs import JobLogs
 from services.storage.limits import Transfers
 from services.storage.models import Models
 from services.storage.objects import ObjectStore
@@ -71,6 +72,7 @@ def _services(
     collector: Collector,
     sessions: Sessions,
     accounts: Accounts,
+    job_logs: JobLogs,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -98,7 +100,7 @@ def _services(
         Service(
             RESULTS,
             results_pb2_grpc.add_ResultsServiceServicer_to_server,
-            ResultsServicer(Results(database), downloads),
+            ResultsServicer(Results(database), job_logs, downloads),
         ),
         Service(
             STAGING,
@@ -150,7 +152,8 @@ async def _run(
     sessions = Sessions(database, settings.accounts, issuer)
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)
-    services = _services(settings, database, store, collector, sessions, accounts)
+    job_logs = JobLogs(database, settings.upkeep.job_log_max_age_seconds)
+    services = _services(settings, database, store, collector, sessions, accounts, job_logs)
     authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
     server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
@@ -167,7 +170,11 @@ async def _run(
                 health.run(server),
                 collector.run(),
                 Sweeper(
-                    database, store, collector, settings.upkeep, (sessions.forget, accounts.forget)
+                    database,
+                    store,
+                    collector,
+                    settings.upkeep,
+                    (sessions.forget, accounts.forget, job_logs.forget),
                 ).run(),
             ]
             if bus is not None:

@@ -49,6 +49,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListResults": _READ,
         "DownloadArtifact": _READ,
         "CreateArtifactUrl": _READ,
+        "DownloadJobLog": _READ,
     },
     "results.v1.StagingService": {
         "StageObject": _JOB,

@@ -118,6 +118,9 @@ class UpkeepSettings(_Group):
     writing_max_age_seconds: float = Field(2 * 3600.0, gt=0)
     # A job that has staged nothing for so long was forgotten. Long, for a paused one keeps its checkpoint.
     staging_max_age_seconds: float = Field(30 * _DAY, gt=0)
+    job_log_max_age_seconds: float = Field(
+        30 * _DAY, gt=0, description="how long the log of a job is kept that ended without a result"
+    )
     request_max_age_seconds: float = Field(
         7 * _DAY, gt=0, description="how long a repeated request id is recognised"
     )

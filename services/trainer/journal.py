@@ -200,7 +200,7 @@ class Journal:
                 unit.forget_checkpoints(job.id)
                 await drop_predecessors(unit, job)
             case Discard():
-                discard(unit, job.name, cause.kept)
+                discard(unit, job.name, cause.kept, log_owner=job.owner)
                 if cause.kept is None:
                     unit.forget_checkpoints(job.id)
             case AppendEvent() | PushDesired():

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import grpc
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
@@ -20,10 +20,13 @@ from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
+    Download,
     Filter,
+    Offset,
     PageSize,
     PageToken,
     answer,
+    download,
     resource,
     returns,
 )
@@ -88,6 +91,13 @@ async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
     """The result of a job that succeeded."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=job))
     return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+
+
+@router.get("/jobs/{job}/log", response_class=StreamingResponse)
+async def download_job_log(job: str, backends: BackendsDep, offset: Offset = 0) -> Download:
+    """The whole log of a job that has ended, however it ended, as text."""
+    request = results_pb2.DownloadJobLogRequest(job=resource(JOB, job=job), offset_bytes=offset)
+    return await download(backends.results.DownloadJobLog(request, timeout=backends.timeouts.transfer))
 
 
 @dataclass

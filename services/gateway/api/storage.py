@@ -15,10 +15,10 @@ from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
 from services.gateway import bundles
 from services.gateway.api.common import (
-    INT64,
     BackendsDep,
     Body,
     Filter,
+    Offset,
     PageSize,
     PageToken,
     Text,
@@ -31,7 +31,6 @@ from services.gateway.uploads import DatasetUpload, arriving
 
 router = APIRouter()
 
-Offset = Annotated[int, Query(ge=0, lt=INT64, description="Start here, to go on with a broken download")]
 BINARY = {
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 }

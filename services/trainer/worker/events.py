@@ -57,7 +57,7 @@ class EventBuffer:
 
     Progress that was not sent yet gives way to newer progress of the same phase, and so do previews of the
     same sort. Lines that find the buffer full, or come in a flood, are counted and left out: job.log has
-    them. As that is kept of successes only, `add_tail` brings the last lines after all.
+    them. Where that cannot be kept, `add_tail` brings the last lines after all.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class EventBuffer:
             self._since_gap = 0
             return
         if self._left_out:
-            note = f"[{self._left_out} lines are left out here; a job that succeeds has them in its job.log]"
+            note = f"[{self._left_out} lines are left out here; the log of the ended job has them]"
             self._left_out = 0
             self._kept.append(Event(now, note))
         self._kept.append(Event(now, line))

@@ -87,6 +87,7 @@ METHODS = [
     "delete",
     "download_artifact",
     "download_dataset",
+    "download_log",
     "download_model",
     "drain",
     "job",

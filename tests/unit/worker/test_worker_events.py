@@ -73,7 +73,7 @@ def test_a_flood_of_lines_is_counted_not_kept() -> None:
     buffer.add_line("later")
     assert lines(buffer) == [
         101,
-        "[50 lines are left out here; a job that succeeds has them in its job.log]",
+        "[50 lines are left out here; the log of the ended job has them]",
         "later",
     ]
 
