@@ -39,6 +39,7 @@ from services.gateway.middleware import (
 )
 from services.gateway.rate_limits import RateLimits
 from services.gateway.settings import GatewaySettings
+from services.gateway.watching import Watching
 
 
 def create_app(
@@ -55,6 +56,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backends = backends()
+        app.state.watching = Watching(app.state.backends.jobs)
         identity.look_up(app.state.backends.directory)
         try:
             yield
