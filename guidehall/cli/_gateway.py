@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from guidehall.core.errors import AppError
 
 _URL = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-_LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 _LARGEST_ANSWER = 1 << 20
 _LOCAL_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS",
                 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
@@ -51,7 +50,13 @@ class Gateway:
     @property
     def is_readable_on_the_way(self) -> bool:
         """Whether others on the network can read what is sent."""
-        return self.url.startswith("http://") and not _LOOPBACK.fullmatch(self.url)
+        return self.url.startswith("http://") and not self._is_on_this_machine
+
+    @property
+    def _is_on_this_machine(self) -> bool:
+        from guidehall.client._endpoints import is_on_this_machine
+
+        return is_on_this_machine(self.url.partition("://")[2])
 
     def get(self, path: str, credential: str = "") -> dict[str, Any]:
         """The JSON object at `path`.
@@ -81,7 +86,7 @@ class Gateway:
             headers["Authorization"] = f"Bearer {credential}"
         request = Request(self.url + path, data, headers, method=method)  # noqa: S310 (checked above)
         handlers: list[Any] = [_NoRedirects, HTTPSHandler(context=_tls())]
-        if _LOOPBACK.fullmatch(self.url):
+        if self._is_on_this_machine:
             # A proxy for the outside world would not lead back to this machine.
             handlers.append(ProxyHandler({}))
         try:

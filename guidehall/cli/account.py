@@ -37,10 +37,13 @@ Examples
 def login(ctx: click.Context, server: str | None, by_key: bool, user: str | None, as_json: bool) -> None:
     """Log in at a server: from then on every command is for it, and in your name."""
     from guidehall.cli._gateway import Gateway
+    from guidehall.client._endpoints import Endpoints
     from guidehall.core.errors import InvalidArgument
 
     if by_key and user:
         raise click.UsageError("--key and --user exclude each other")
+    # What is wrong with the file is said before a password is asked for.
+    _profiles.current()
     options = ctx.find_root().params
     if server is None and not stack().gateway:
         raise InvalidArgument(
@@ -50,6 +53,13 @@ def login(ctx: click.Context, server: str | None, by_key: bool, user: str | None
     profile = Profile(gateway.url, "", endpoints=_endpoints(gateway, options["endpoints"]))
     if gateway.is_readable_on_the_way:
         click.echo(f"warning: what is sent to {gateway.url} is not encrypted", err=True)
+    for service, endpoint in Endpoints.find(profile.endpoints).services.items():
+        if not endpoint.secure and not endpoint.is_on_this_machine:
+            click.echo(
+                f"warning: what is sent to {service} at {endpoint.address} is not encrypted, the credential "
+                f"included; with TLS it is grpcs://{endpoint.address}",
+                err=True,
+            )
     profile = _by_key(gateway, profile) if by_key else _by_password(gateway, profile, user)
     _profiles.keep(profile)
     if as_json:

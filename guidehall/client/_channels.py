@@ -72,7 +72,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.primary_user_agent", f"guidehall/{__version__}"),
     ]
-    if endpoint.address.startswith(("127.", "localhost:", "[::1]:")):
+    if endpoint.is_on_this_machine:
         # A proxy for the outside world would not lead back to this machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options

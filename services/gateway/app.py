@@ -39,6 +39,7 @@ from services.gateway.middleware import (
 )
 from services.gateway.rate_limits import RateLimits
 from services.gateway.settings import GatewaySettings
+from services.gateway.watching import Watching
 
 
 def create_app(
@@ -55,6 +56,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backends = backends()
+        app.state.watching = Watching(app.state.backends.jobs)
         identity.look_up(app.state.backends.directory)
         try:
             yield
@@ -87,17 +89,18 @@ def create_app(
         authenticate_old=identity.of_old_path,
         cookies_count=settings.auth.mode == "token",
     )
+    pattern = settings.http.cors_origin_regex
     app.add_middleware(
         SameSite,
         allowed_origins=settings.cors_origins,
-        origin_pattern=settings.http.cors_origin_regex,
+        origin_pattern=pattern,
     )
     app.add_middleware(Unexpected)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_origin_regex=settings.http.cors_origin_regex,
+        allow_origin_regex=None if pattern is None else pattern.pattern,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

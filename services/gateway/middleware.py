@@ -170,11 +170,11 @@ class SameSite:
     _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
     def __init__(
-        self, app: ASGIApp, allowed_origins: Collection[str], origin_pattern: str | None = None
+        self, app: ASGIApp, allowed_origins: Collection[str], origin_pattern: re.Pattern[str] | None = None
     ) -> None:
         self._app = app
         self._allowed_origins = frozenset(allowed_origins)
-        self._origin_pattern = None if origin_pattern is None else re.compile(origin_pattern)
+        self._origin_pattern = origin_pattern
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in self._READS and self._foreign(scope):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -51,7 +52,7 @@ class HttpSettings(BaseModel):
         None,
         description="whose pages may call; where not set, in single mode those of port 3000 of this machine",
     )
-    cors_origin_regex: str | None = Field(
+    cors_origin_regex: re.Pattern[str] | None = Field(
         None,
         description="more such pages: those whose whole origin matches, such as https://.*[.]lab[.]example",
     )

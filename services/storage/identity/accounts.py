@@ -263,7 +263,12 @@ class Accounts:
             raise PermissionDenied(
                 f"invitation.roles: {', '.join(too_high)} is more than may be granted", reason="ROLE_TOO_HIGH"
             )
-        usual = datetime.now(UTC) + timedelta(seconds=self._settings.invitation_seconds)
+        now = datetime.now(UTC)
+        if new.expire_time is not None and new.expire_time <= now:
+            raise InvalidArgument.field(
+                "invitation.expire_time", new.expire_time.isoformat(), "a time to come"
+            )
+        usual = now + timedelta(seconds=self._settings.invitation_seconds)
         if len(new.groups) > users.MAX_GROUPS:
             raise InvalidArgument.field(
                 "invitation.groups", f"{len(new.groups)} groups", f"at most {users.MAX_GROUPS}"

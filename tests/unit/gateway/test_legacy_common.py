@@ -28,7 +28,7 @@ from guidehall.core.auth import (
 )
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.errors import Unauthenticated
-from guidehall.core.settings import AuthSettings, ChannelSettings
+from guidehall.core.settings import AuthSettings, ChannelSettings, SettingsError
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
@@ -253,7 +253,7 @@ async def test_every_failure_has_a_detail_and_the_headers_that_another_origin_ne
 
 async def test_preflights_are_answered_and_refused_by_origin() -> None:
     asks = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "x-user-id"}
-    http = HttpSettings(cors_origins=(), cors_origin_regex=r"https://.*\.lab\.example")
+    http = HttpSettings(cors_origins=(), cors_origin_regex=re.compile(r"https://.*\.lab\.example"))
     async with _client(http=http) as client:
         granted = await client.options("/api/test/echo", headers=asks | {"Origin": "https://a.lab.example"})
         assert (granted.status_code, granted.headers["access-control-max-age"]) == (200, "600")
@@ -264,6 +264,12 @@ async def test_preflights_are_answered_and_refused_by_origin() -> None:
             for origin in ("https://a.lab.example", "https://a.lab.example.evil.example")
         ]
         assert (ours.status_code, theirs.status_code) == (200, 403)
+
+
+def test_an_origin_pattern_that_is_none_stops_the_start_by_its_name() -> None:
+    variable = "GUIDEHALL_GATEWAY__HTTP__CORS_ORIGIN_REGEX"
+    with pytest.raises(SettingsError, match=f"{variable}: .*regular expression"):
+        GatewaySettings.load({variable: "https://("})
 
 
 async def test_administration_is_open_outside_production_and_else_by_token() -> None:
