@@ -15,6 +15,7 @@ import pytest
 
 from tests.fixtures.facility import Facility, StartFacility
 from tests.fixtures.storage import MIB
+from tests.missing import missing
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "put-nginx-in-front.md"
 # More than nginx takes without being told.
@@ -37,7 +38,7 @@ def nginx(facility: Facility, tmp_path: Path) -> Iterator[str]:
     """Its address, with the location that the how-to shows and all else as it is by default."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
-        pytest.skip("nginx is not installed")
+        missing("nginx is not installed")
     found = re.search(r"```nginx\n(.*?)```", HOW_TO.read_text(), re.DOTALL)
     assert found is not None
     port = free_port()
