@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import problems
 from services.gateway.api import (
+    audit,
     auth,
     control,
     inference,
@@ -63,7 +64,7 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference, identities):
+    for module in (system, jobs, submissions, control, pools, storage, inference, identities, audit):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)
