@@ -18,7 +18,7 @@ import grpc
 
 from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2
 from guidehall.core.auth import Principal
-from guidehall.core.errors import AppError, from_rpc_error
+from guidehall.core.errors import Aborted, AppError, DeadlineExceeded, Unavailable, from_rpc_error
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class Counts:
             return
         self._turn()
         actor = principal.actor or ""
-        key = (principal.kind, principal.subject, actor, method, _resource(request), outcome)
+        subject = principal.subject[:_LONGEST_NAME].replace("\x00", "")
+        key = (principal.kind, subject, actor, method, _resource(request), outcome)
         event = self._open.get(key)
         if event is None:
             if len(self._open) >= self._most:
@@ -190,9 +191,12 @@ class Counts:
             batch = self._closed[:_TOGETHER]
             try:
                 await self._send(batch)
-            except AppError as error:
+            except (Unavailable, DeadlineExceeded, Aborted) as error:
                 logger.warning("%d counts of calls wait: %s", len(self._closed), error.message)
                 return
+            except AppError as error:
+                # It would be refused again, and hold up all that come after it.
+                logger.error("%d counts of calls are refused: %s", len(batch), error.message)
             sent = {event.event_id for event in batch}
             self._closed = [event for event in self._closed if event.event_id not in sent]
 
@@ -217,5 +221,5 @@ def _resource(request: Any) -> str:
     for field in _NAMES:
         value = getattr(request, field, None)
         if isinstance(value, str) and value:
-            return value[:_LONGEST_NAME]
+            return value[:_LONGEST_NAME].replace("\x00", "")
     return ""
