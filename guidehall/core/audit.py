@@ -27,6 +27,8 @@ Class = Literal["mutation", "read", "inference", "internal"]
 _MINUTE = 60
 # A call to storage takes so many events.
 _TOGETHER = 1000
+# While storage is away so many times what may be open at one time waits, the newest.
+_KEPT = 5
 _NAMES = ("name", "parent", "job", "model", "model_version", "model_name")
 _LONGEST_NAME = 300
 _COUNTED_KINDS = frozenset({"user", "guest"})
@@ -172,8 +174,8 @@ class Counts:
             self._closed += self._open.values()
             self._open.clear()
             self._minute = minute
-            if len(self._closed) > 2 * self._most:
-                lost = len(self._closed) - 2 * self._most
+            lost = len(self._closed) - _KEPT * self._most
+            if lost > 0:
                 del self._closed[:lost]
                 logger.error("storage is away: %d counts of calls are not in the audit log", lost)
 

@@ -17,7 +17,7 @@ from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2
 from guidehall.core import audit_chain
 from guidehall.core.auth import Role
-from guidehall.core.errors import DataLoss, InvalidArgument, PermissionDenied
+from guidehall.core.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
 from guidehall.core.postgres import create_engine
 from services.storage.audit.export import export
 from services.storage.database import Database
@@ -343,3 +343,54 @@ async def test_filters_orders_and_pages(people: People) -> None:
             await listed(olga, wrong)
     async with refused(InvalidArgument):
         await listed(olga, "", order_by="time")
+
+
+async def test_reads_are_written_down_when_the_service_ends(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage(**_QUICK)
+    site.start()
+    async with site.user("ada") as ada:
+        for _ in range(3):
+            await ada.datasets.ListDatasets(datasets_pb2.ListDatasetsRequest())
+        async with refused(NotFound):
+            await ada.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=dataset_name("none")))
+    site.stop()
+
+    rows = await site.fetch("SELECT method, resource, outcome, count FROM audit.events ORDER BY method")
+    # The minute may have turned meanwhile.
+    counts = {(row["method"].rpartition("/")[2], row["resource"], row["outcome"]): 0 for row in rows}
+    for row in rows:
+        counts[row["method"].rpartition("/")[2], row["resource"], row["outcome"]] += row["count"]
+    assert counts == {
+        ("ListDatasets", "", "OK"): 3,
+        ("GetDataset", dataset_name("none"), "NOT_FOUND"): 1,
+    }
+
+
+async def test_a_log_of_before_is_taken_over(own_storage: Callable[..., StorageSite]) -> None:
+    site = own_storage(**_QUICK)
+    assert site.run("migrate", "--down-to", "0003").returncode == 0
+    for sequence, resource in ((1, "users/ada/apiKeys/1"), (2, "projects/default/datasets/d")):
+        await site.fetch(
+            "INSERT INTO audit.events VALUES ($1, gen_random_uuid(), now(), 'storage', 'ada', 'user', '',"
+            " '/guidehall.x/Y', $2, 'OK', '', '', '', 1, '\\x00')",
+            sequence,
+            resource,
+        )
+    assert site.run("migrate").returncode == 0
+    site.start()
+    await all_sealed(site)
+
+    assert "holds from its beginning: 2 events" in await check(site)
+    assert await site.fetch("SELECT FROM audit.events WHERE resource LIKE '%ada%' OR subject = 'ada'") == []
+    async with site.user("ada") as ada:
+        listed = await ada.audit.ListAuditEvents(audit_pb2.ListAuditEventsRequest())
+    assert [event.resource for event in listed.events][-1] == "users/ada/apiKeys/1"
+    site.stop()
+    assert site.run("migrate", "--down-to", "0003").returncode == 0
+    rows = await site.fetch(
+        "SELECT subject, resource FROM audit.events WHERE sequence <= 2 ORDER BY sequence"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("ada", "users/ada/apiKeys/1"),
+        ("ada", "projects/default/datasets/d"),
+    ]

@@ -167,3 +167,18 @@ async def test_a_person_is_exported_and_erased_with_their_jobs(facility: Facilit
         assert await facility.trainer.fetch(sql, f"%{user}%") == [], table
     left = await events(facility, f'subject = "{state["pseudonym"]}"')
     assert {event["subject"] for event in left} == {state["pseudonym"]}
+
+
+async def test_jobs_go_to_somebody_else(facility: Facility) -> None:
+    user, heir = await account(facility), await account(facility)
+    async with facility.http(facility.token(user)) as ada:
+        job = (await ada.post("/api/v1/jobs", json={"pipeline": "toy.line"})).json()
+    async with facility.admin() as admin, facility.http(facility.token(heir)) as bob:
+        answer = await admin.post(f"/api/v1/users/{user}:erase", json={"hand_over_to": heir})
+        assert answer.status_code == 200, answer.text
+
+        async def has_it() -> bool:
+            found = await bob.get(f"/api/v1/jobs/{job['name'].rpartition('/')[2]}")
+            return found.status_code == 200 and found.json()["owner"] == heir
+
+        await eventually(has_it, seconds=60)
