@@ -29,6 +29,7 @@ _MINUTE = 60
 _TOGETHER = 1000
 # While storage is away so many times what may be open at one time waits, the newest.
 _KEPT = 5
+_CLOSING_SECONDS = 5.0
 _NAMES = ("name", "parent", "job", "model", "model_version", "model_name")
 _LONGEST_NAME = 300
 _COUNTED_KINDS = frozenset({"user", "guest"})
@@ -185,8 +186,16 @@ class Counts:
             await asyncio.sleep(_MINUTE - time.time() % _MINUTE)
             await self.flush()
 
+    async def close(self) -> None:
+        """Writes down everything, as the process ends; what storage does not take soon is lost."""
+        try:
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                await self.flush(everything=True)
+        except TimeoutError:
+            logger.warning("%d counts of calls are lost: storage does not answer", len(self._closed))
+
     async def flush(self, *, everything: bool = False) -> None:
-        """Writes down what is over, or, as the process ends, everything; what cannot be stays for later."""
+        """Writes down what is over, or also what is not yet; what cannot be written stays for later."""
         self._turn(now=everything)
         while self._closed:
             # Each counts once, by its id, however often it is sent.

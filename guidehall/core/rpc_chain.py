@@ -186,12 +186,13 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         }
         begin_request(metadata, method)
         principal = await self._authenticator.authenticate(metadata, context.peer())
+        # Before the policy is asked: whom it refuses is counted, too.
+        set_principal(principal)
         if policy is None:
             raise PermissionDenied(
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}
             )
         policy.check(principal, method)
-        set_principal(principal)
         job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()
         if seconds is not None and seconds <= 0:

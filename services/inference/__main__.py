@@ -84,7 +84,7 @@ async def serve(settings: InferenceSettings) -> None:
         counts = Counts(SERVICE_NAME, sender(channel, settings.repository.list_timeout_seconds))
         server = GrpcServer(settings.grpc, services, authenticator, POLICIES, counts)
         port = await server.start()
-        stack.push_async_callback(counts.flush, everything=True)
+        stack.push_async_callback(counts.close)
         stack.push_async_callback(server.stop)
         await server.set_serving(open_inference.FULL_NAME, False)
         calculates = reflectometry_engine.name()

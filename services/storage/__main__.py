@@ -212,7 +212,7 @@ async def _run(
             await until_signalled()
             logger.info("draining")
             await server.stop()
-            await counts.flush(everything=True)
+            await counts.close()
             for task in running:
                 task.cancel()
             await collector.settle()

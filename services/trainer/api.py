@@ -126,8 +126,8 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             tasks.create_task(sweeper.run())
             tasks.create_task(launches.run())
             counting = tasks.create_task(counts.run())
-            every = settings.sweep.erasure_seconds
-            tasks.create_task(Erasures(database, control, channel, settings.storage_seconds, every).run())
+            erasures = Erasures(database, control, channel, settings)
+            asking = tasks.create_task(erasures.run())
             if bus is not None:
                 tasks.create_task(_provision(bus))
             await until_signalled()
@@ -135,9 +135,10 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             # Held calls and streams end now, with word to ask again; then what is left may finish.
             database.wakes.close()
             await server.stop()
-            await counts.flush(everything=True)
+            await counts.close()
             listening.cancel()
             counting.cancel()
+            asking.cancel()
 
 
 def _services(

@@ -20,6 +20,7 @@ from services.trainer.control import Control
 from services.trainer.database import Database
 from services.trainer.lifecycle import State
 from services.trainer.records import Job
+from services.trainer.settings import TrainerSettings
 from services.trainer.tables import jobs, outbox, request_ids
 
 logger = logging.getLogger(__name__)
@@ -36,18 +37,17 @@ class Erasures:
         database: Database,
         control: Control,
         channel: grpc.aio.Channel,
-        call_seconds: float,
-        interval_seconds: float,
+        settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._control = control
         self._stub = personal_data_pb2_grpc.PersonalDataServiceStub(channel)
-        self._call_seconds = call_seconds
-        self._interval = interval_seconds
+        self._call_seconds = settings.storage_seconds
+        self._interval = settings.sweep.erasure_seconds
 
     async def run(self) -> None:
-        """Asks storage now and then until the process is about to end."""
-        while not self._database.wakes.closed:
+        """Asks storage now and then until cancelled."""
+        while True:
             try:
                 await self.advance()
             except AppError as error:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Select, Table, delete, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
@@ -53,6 +54,9 @@ class Eraser:
                     pass
             except AppError as error:
                 logger.debug("erasures wait: %s", error.message)
+            except SQLAlchemyError:
+                # Such as a table that refers to what is to go: the rest of the service goes on.
+                logger.exception("an erasure cannot go on")
             await asyncio.sleep(self._interval)
 
     async def advance(self) -> bool:
@@ -84,15 +88,13 @@ class Eraser:
         elif step == "requests":
             await connection.execute(delete(requests).where(requests.c.caller == f"user:{user}"))
         elif step == "name":
+            # An upload that had begun before may have ended only now.
+            for step in _OWNED:
+                if not await _clear(connection, erasure, step):
+                    return False
             await self._finish(connection, erasure)
-        elif erasure.hand_over_to:
-            await _hand_over(connection, _OWNED[step], erasure)
-        elif step == "datasets":
-            return await _delete_datasets(connection, user)
-        elif step == "models":
-            return await _delete_models(connection, user)
         else:
-            return await _delete_results(connection, user)
+            return await _clear(connection, erasure, step)
         return True
 
     async def _finish(self, connection: AsyncConnection, erasure: Erasure) -> None:
@@ -113,6 +115,20 @@ class Eraser:
             count=1,
         )
         await log.append(connection, [entry])
+
+
+async def _clear(connection: AsyncConnection, erasure: Erasure, step: str) -> bool:
+    """Gives away or deletes what a user owns in one table; whether nothing of it is left."""
+    user = erasure.user_id
+    assert user is not None  # noqa: S101 (it is not done)
+    if erasure.hand_over_to:
+        await _hand_over(connection, _OWNED[step], erasure)
+        return True
+    if step == "datasets":
+        return await _delete_datasets(connection, user)
+    if step == "models":
+        return await _delete_models(connection, user)
+    return await _delete_results(connection, user)
 
 
 async def _hand_over(connection: AsyncConnection, table: Table, erasure: Erasure) -> None:

@@ -35,6 +35,10 @@ STEPS = {
 }
 
 
+# By which somebody gets in; all that refers to an account has to be here.
+_OF_ACCOUNT = (api_keys, passwords, sessions)
+
+
 @dataclass(frozen=True)
 class Erasure:
     """One erasure; without a user when it is done."""
@@ -121,8 +125,7 @@ class Erasures:
 
     async def _close(self, connection: AsyncConnection, user_id: str) -> None:
         """Nobody gets in any more by anything, and nothing says any more who it was but the name itself."""
-        for table in (api_keys, passwords, sessions):
-            await connection.execute(delete(table).where(table.c.user_id == user_id))
+        await _delete_credentials(connection, user_id)
         closed = update(users_table).where(users_table.c.id == user_id)
         values = {
             "display_name": "",
@@ -200,11 +203,19 @@ async def due(connection: AsyncConnection) -> Erasure | None:
 async def finish(connection: AsyncConnection, erasure: Erasure) -> None:
     """The last step: the name goes, and with it who the audit log means."""
     assert erasure.user_id is not None  # noqa: S101 (it is not done)
+    # Somebody may have opened the account again meanwhile.
+    await users.find(connection, erasure.user_id, lock=True)
+    await _delete_credentials(connection, erasure.user_id)
     await log.lock(connection)
     await pseudonyms.forget(connection, erasure.user_id)
     await connection.execute(delete(users_table).where(users_table.c.id == erasure.user_id))
     done = update(erasures).where(erasures.c.id == erasure.id)
-    await connection.execute(done.values(user_id=None, done_time=func.now()))
+    await connection.execute(done.values(user_id=None, hand_over_to="", done_time=func.now()))
+
+
+async def _delete_credentials(connection: AsyncConnection, user_id: str) -> None:
+    for table in _OF_ACCOUNT:
+        await connection.execute(delete(table).where(table.c.user_id == user_id))
 
 
 async def _require_heir(connection: AsyncConnection, user_id: str, heir: str) -> None:
