@@ -64,7 +64,8 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference, identities, audit):
+    # The first that matches answers: `/users/{user}:export` before `/users/{user}`.
+    for module in (system, jobs, submissions, control, pools, storage, inference, audit, identities):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)
