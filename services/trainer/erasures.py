@@ -15,7 +15,6 @@ from guidehall.contracts.identity.v1 import personal_data_pb2, personal_data_pb2
 from guidehall.core import names
 from guidehall.core.auth import Principal
 from guidehall.core.errors import AppError, from_rpc_error
-from guidehall.core.faults import fault_point
 from services.trainer.control import Control
 from services.trainer.database import Database
 from services.trainer.lifecycle import State
@@ -67,7 +66,6 @@ class Erasures:
                 left = await self._hand_over(user, heir)
             else:
                 left = await self._delete(user)
-            fault_point("trainer.erasure.stored")
             if left or await self._untold(user):
                 continue
             request = personal_data_pb2.CompleteErasureStepRequest(name=erasure.name)

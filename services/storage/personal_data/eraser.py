@@ -72,8 +72,7 @@ class Eraser:
             step = erasure.steps_left[0]
             if await self._take(connection, erasure, step):
                 await complete(connection, erasure.id, step)
-            fault_point(f"storage.erasure.{step}")
-        fault_point("storage.erasure.committed")
+            fault_point("storage.erasure.stepped")
         self._database.announced.set()
         self._collector.wake()
         return True
