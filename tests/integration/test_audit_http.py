@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from guidehall.cli._app import run
 from guidehall.core import audit_chain
+from guidehall.core.auth import Role
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import Facility, facilities
 from tests.fixtures.storage import eventually
@@ -182,3 +185,27 @@ async def test_jobs_go_to_somebody_else(facility: Facility) -> None:
             return found.status_code == 200 and found.json()["owner"] == heir
 
         await eventually(has_it, seconds=60)
+
+
+async def test_the_command_line(
+    facility: Facility, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    user = await account(facility)
+    monkeypatch.setenv("GUIDEHALL_TOKEN", facility.token("root", Role.ADMIN))
+    services = f"storage={facility.storage.target},trainer={facility.trainer.target},inference=127.0.0.1:1"
+
+    def told(*words: str) -> str:
+        capsys.readouterr()
+        assert run(["--endpoints", services, *words]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    listed = json.loads(told("audit", "list", "--filter", f'resource = "users/{user}"', "--json"))
+    assert [event["method"].rpartition("/")[2] for event in listed] == ["SetPassword", "CreateUser"]
+    assert "SetPassword" in told("audit", "list", "--limit", "1", "--filter", "method : SetPassword")
+    file = tmp_path / "audit.jsonl"
+    file.write_text(told("audit", "export"))
+    assert "holds from its beginning" in told("audit", "verify", str(file))
+    assert json.loads(told("audit", "verify", "--json"))["events"] > 1
+    assert f'"id": "{user}"' in told("people", "export", user)
+    begun = json.loads(told("people", "erase", user, "--json"))
+    assert begun["name"] in told("people", "erasure", begun["name"])
