@@ -16,6 +16,7 @@ import click
 import guidehall
 from guidehall.cli import (
     account,
+    audit,
     control,
     data,
     demo,
@@ -98,8 +99,8 @@ def cli(**_: object) -> None:
 
 
 for _module in (
-    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, local,
-    demo,
+    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, audit,
+    local, demo,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 from guidehall.client import types
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.identity.v1 import identity_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2, personal_data_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
@@ -326,6 +326,43 @@ def api_key(message: identity_pb2.ApiKey) -> types.ApiKey:
         expire_time=_time(message, "expire_time"),
         revoke_time=_time(message, "revoke_time"),
         last_use_time=_time(message, "last_use_time"),
+    )
+
+
+def audit_event(message: audit_pb2.AuditEvent) -> types.AuditEvent:
+    """An event of the audit log."""
+    return types.AuditEvent(
+        sequence=message.sequence,
+        time=_time(message, "time"),
+        service=message.service,
+        subject=message.subject,
+        kind=_word(identity_pb2.PrincipalKind, message.kind),
+        actor=message.actor,
+        method=message.method,
+        resource=message.resource,
+        outcome=message.outcome,
+        etag_before=message.etag_before,
+        etag_after=message.etag_after,
+        job=message.job,
+        request_id=message.request_id,
+        trace_id=message.trace_id,
+        count=message.count,
+        seal=message.seal,
+    )
+
+
+def erasure(message: personal_data_pb2.Erasure) -> types.Erasure:
+    """An erasure."""
+    return types.Erasure(
+        name=message.name,
+        user=message.user,
+        pseudonym=message.pseudonym,
+        hand_over_to=message.hand_over_to,
+        steps_done=tuple(message.steps_done),
+        steps_left=tuple(message.steps_left),
+        create_time=_time(message, "create_time"),
+        due_time=_time(message, "due_time"),
+        done_time=_time(message, "done_time"),
     )
 
 

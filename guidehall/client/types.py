@@ -547,6 +547,49 @@ class NewWorkerCredential:
 
 
 @dataclass(frozen=True)
+class AuditEvent:
+    """One thing that somebody did or tried, or `count` like ones within a minute."""
+
+    # Place in the log, from 1.
+    sequence: int
+    time: datetime | None
+    service: str
+    subject: str
+    kind: str
+    actor: str
+    method: str
+    resource: str
+    # A code such as "OK" or "PERMISSION_DENIED".
+    outcome: str
+    etag_before: str
+    etag_after: str
+    job: str
+    request_id: str
+    trace_id: str
+    count: int
+    # Number of the batch that it is sealed in; 0 while that is open.
+    seal: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The erasure of what is kept about a user."""
+
+    name: str
+    # Empty when it is done.
+    user: str
+    # What the audit log calls the person.
+    pseudonym: str
+    hand_over_to: str
+    steps_done: tuple[str, ...]
+    steps_left: tuple[str, ...]
+    create_time: datetime | None
+    # When anything but the account goes.
+    due_time: datetime | None
+    done_time: datetime | None
+
+
+@dataclass(frozen=True)
 class ApiKey:
     """What programs call by in a user's name."""
 

@@ -57,6 +57,7 @@ USER = Pattern("users/{user}")
 API_KEY = Pattern("users/{user}/apiKeys/{key}")
 SESSION = Pattern("users/{user}/sessions/{session}")
 INVITATION = Pattern("invitations/{invitation}")
+ERASURE = Pattern("erasures/{erasure}")
 UPLOAD_ROLES = Pattern("users/{user}/uploadRoles")
 HISTORY_ENTRY = Pattern("users/{user}/history/{entry}")
 

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
-from guidehall.core.auth import Authenticator, Policy, set_principal
+from guidehall.core.audit import Counts
+from guidehall.core.auth import Authenticator, Policy, known_principal, set_principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import (
     AppError,
@@ -71,7 +72,14 @@ class _HungUp(Exception):
 class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every method once. gRPC answers each call in a task of its own: context set here ends with it."""
 
-    def __init__(self, authenticator: Authenticator, policies: Mapping[str, Policy], limits: Limits) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        policies: Mapping[str, Policy],
+        limits: Limits,
+        counts: Counts | None = None,
+    ) -> None:
+        self._counts = counts
         self._authenticator = authenticator
         self._policies = policies
         self._limits = limits
@@ -161,6 +169,8 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     raise asyncio.CancelledError from left
             finally:
                 measured.end()
+                if self._counts is not None:
+                    self._counts.call(known_principal(), method, request, measured.code)
 
         return guarded
 
@@ -177,12 +187,13 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         }
         begin_request(metadata, method)
         principal = await self._authenticator.authenticate(metadata, context.peer())
+        # Before the policy is asked: whom it refuses is counted, too.
+        set_principal(principal)
         if policy is None:
             raise PermissionDenied(
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}
             )
         policy.check(principal, method)
-        set_principal(principal)
         job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()
         if seconds is not None and seconds <= 0:

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from services.gateway import problems
 from services.gateway.api import (
+    audit,
     auth,
     control,
     inference,
@@ -65,7 +66,8 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference, identities):
+    # The first that matches answers: `/users/{user}:export` before `/users/{user}`.
+    for module in (system, jobs, submissions, control, pools, storage, inference, audit, identities):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)

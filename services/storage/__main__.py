@@ -1,20 +1,28 @@
-"""`python -m services.storage migrate|serve|verify-audit|config`"""
+"""`python -m services.storage migrate|serve|audit|config`"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import accounts_pb2_grpc, audit_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import (
+    accounts_pb2_grpc,
+    audit_pb2_grpc,
+    identity_pb2_grpc,
+    personal_data_pb2_grpc,
+)
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
+from guidehall.core import audit_chain
+from guidehall.core.audit import Counts
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
@@ -23,7 +31,8 @@ from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
-from services.storage.audit import log
+from services.storage.audit.export import export
+from services.storage.audit.sealer import Sealer
 from services.storage.audit.use_cases import AuditLog
 from services.storage.database import Database
 from services.storage.datasets import Datasets
@@ -42,6 +51,8 @@ from services.storage.limits import Transfers
 from services.storage.models import Models
 from services.storage.objects import ObjectStore
 from services.storage.outbox import Relay
+from services.storage.personal_data.eraser import Eraser
+from services.storage.personal_data.erasures import Erasures
 from services.storage.policy import POLICIES
 from services.storage.promotion import Promotion
 from services.storage.results import Results
@@ -50,6 +61,7 @@ from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, Datasets
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
+from services.storage.servicers.personal_data import PERSONAL_DATA, PersonalDataServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
 from services.storage.settings import StorageSettings
 from services.storage.staging import Staging
@@ -59,7 +71,8 @@ from services.storage.upload_roles import UploadRolesUseCases
 NAME = "storage"
 _PACKAGE = "services.storage"
 USAGE = (
-    "usage: python -m services.storage serve | migrate [--down-to REVISION] | verify-audit | config [show]"
+    "usage: python -m services.storage serve | migrate [--down-to REVISION] | "
+    "audit verify [--expect NUMBER:SEAL] | audit export | config [show]"
 )
 
 logger = logging.getLogger("services.storage")
@@ -73,6 +86,7 @@ def _services(
     sessions: Sessions,
     accounts: Accounts,
     job_logs: JobLogs,
+    audit_log: AuditLog,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -122,7 +136,12 @@ def _services(
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
             AccountsServicer(accounts, sessions),
         ),
-        Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
+        Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(audit_log)),
+        Service(
+            PERSONAL_DATA,
+            personal_data_pb2_grpc.add_PersonalDataServiceServicer_to_server,
+            PersonalDataServicer(database, Erasures(database, settings.accounts.erase_after_seconds)),
+        ),
     ]
 
 
@@ -153,9 +172,12 @@ async def _run(
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)
     job_logs = JobLogs(database, settings.upkeep.job_log_max_age_seconds)
-    services = _services(settings, database, store, collector, sessions, accounts, job_logs)
+    audit_log = AuditLog(database)
+    services = _services(settings, database, store, collector, sessions, accounts, job_logs, audit_log)
     authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
-    server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
+    sealer = Sealer(database, settings.audit)
+    counts = Counts(NAME, audit_log.append_own)
+    server = GrpcServer(settings.grpc, services, authenticator, POLICIES, counts)
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
@@ -174,8 +196,11 @@ async def _run(
                     store,
                     collector,
                     settings.upkeep,
-                    (sessions.forget, accounts.forget, job_logs.forget),
+                    (sessions.forget, accounts.forget, job_logs.forget, sealer.retain),
                 ).run(),
+                sealer.run(),
+                counts.run(),
+                Eraser(database, collector, settings.upkeep.sweep_seconds).run(),
             ]
             if bus is not None:
                 relay = Relay(
@@ -190,6 +215,7 @@ async def _run(
             await until_signalled()
             logger.info("draining")
             await server.stop()
+            await counts.close()
             for task in running:
                 task.cancel()
             await collector.settle()
@@ -197,13 +223,30 @@ async def _run(
         ops.stop()
 
 
-async def verify_audit(settings: StorageSettings) -> None:
-    """Checks the seals of the audit log."""
+async def verify_audit(settings: StorageSettings, expect: str = "") -> None:
+    """Checks the audit log in the database, and that it still has a seal that was noted earlier."""
+    noted = audit_chain.parse_seal(expect) if expect else None
+    verifier = audit_chain.Verifier(noted)
+    async with _database(settings) as database:
+        async for lines in export(database):
+            for line in lines:
+                verifier.read(line)
+    print(verifier.finish())
+
+
+async def export_audit(settings: StorageSettings) -> None:
+    """Writes the audit log with its seals to standard output."""
+    async with _database(settings) as database:
+        async for lines in export(database):
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+@asynccontextmanager
+async def _database(settings: StorageSettings) -> AsyncIterator[Database]:
     engine = create_engine(settings.postgres)
     try:
         await wait_until_ready(engine, settings.start_seconds)
-        async with Database(engine).transaction() as connection:
-            print(f"the audit log holds: {await log.verify(connection)} rows")
+        yield Database(engine)
     finally:
         await engine.dispose()
 
@@ -221,8 +264,12 @@ def main() -> None:
                 _start(lambda settings: migrate(settings, _PACKAGE))
             case ["migrate", "--down-to", revision]:
                 _start(lambda settings: migrate(settings, _PACKAGE, revision))
-            case ["verify-audit"]:
+            case ["audit", "verify"] | ["verify-audit"]:
                 _start(verify_audit)
+            case ["audit", "verify", "--expect", seal]:
+                _start(lambda settings: verify_audit(settings, seal))
+            case ["audit", "export"]:
+                _start(export_audit)
             case _:
                 raise SystemExit(USAGE)
     except (SettingsError, AppError, OSError) as error:

@@ -96,7 +96,20 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListInvitations": _ADMIN,
         "DeleteInvitation": _ADMIN,
     },
-    "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},
+    "identity.v1.AuditService": {
+        "AppendAuditEvents": _SERVICE,
+        # What concerns oneself; operators see everything.
+        "ListAuditEvents": _READ,
+        "ExportAuditEvents": _OPERATOR,
+    },
+    "identity.v1.PersonalDataService": {
+        # Of oneself; administrators of anybody.
+        "ExportPersonalData": _USER,
+        "ErasePerson": _ADMIN,
+        "GetErasure": _ADMIN,
+        "ListErasures": Policy(_PEOPLE_AND_SERVICES, Role.ADMIN, services=frozenset({"trainer"})),
+        "CompleteErasureStep": _TRAINER,
+    },
 }
 
 POLICIES: dict[str, Policy] = {

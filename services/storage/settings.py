@@ -102,6 +102,10 @@ class AccountSettings(_Group):
     max_account_attempts: int = Field(10, ge=1, description="that fail, for one account")
     max_address_attempts: int = Field(50, ge=1, description="that fail, from one address")
     invitation_seconds: float = Field(7 * _DAY, gt=0, description="how long an invitation usually holds")
+    # Above access_seconds, what other services remember of callers, and the minute that reads are counted in.
+    erase_after_seconds: float = Field(
+        900.0, gt=0, description="how long after the end of an account the rest of its user's data is erased"
+    )
     ended_keep_seconds: float = Field(7 * _DAY, gt=0, description="how long an ended session is listed")
 
 
@@ -135,6 +139,18 @@ class UpkeepSettings(_Group):
     max_strays: int = Field(1000, ge=0)
 
 
+class AuditSettings(_Group):
+    """The audit log's batches, and how long they are kept."""
+
+    seal_seconds: float = Field(
+        10.0, gt=0, description="how often a batch is closed: as long an event may be unsealed"
+    )
+    seal_events: int = Field(1000, ge=1, le=100_000, description="of one batch at most")
+    keep_days: float = Field(
+        0.0, ge=0, description="how old batches get before they are removed whole; 0 keeps all"
+    )
+
+
 class StorageSettings(ServiceSettings):
     """Everything that can be set."""
 
@@ -149,6 +165,7 @@ class StorageSettings(ServiceSettings):
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     accounts: AccountSettings = AccountSettings()
+    audit: AuditSettings = AuditSettings()
     limits: LimitSettings = LimitSettings()
     transfer: TransferSettings = TransferSettings()
     upkeep: UpkeepSettings = UpkeepSettings()

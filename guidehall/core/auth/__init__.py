@@ -19,6 +19,7 @@ from guidehall.core.auth.principals import (
     Principal,
     Role,
     current_principal,
+    known_principal,
     set_principal,
 )
 from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
@@ -42,5 +43,6 @@ __all__ = [
     "TrustedKey",
     "current_principal",
     "encode_delegation",
+    "known_principal",
     "set_principal",
 ]

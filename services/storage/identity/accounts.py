@@ -126,6 +126,7 @@ class Accounts:
             stored = None
         holds = await self._passwords.verify(stored, password)
         if user is None or stored is None or not holds:
+            await self._write_down(caller, user_id, "UNAUTHENTICATED")
             raise Unauthenticated("the name or the password is wrong", reason="BAD_LOG_IN")
         fresh = await self._passwords.hash(password) if self._passwords.is_outdated(stored) else stored
         themselves = Caller(_as(user, caller), caller.method)
@@ -160,6 +161,7 @@ class Accounts:
         if stored is None:
             raise FailedPrecondition("this user has no password here", reason="NO_PASSWORD")
         if not await self._passwords.verify(stored, current):
+            await self._write_down(caller, user_id, "PERMISSION_DENIED")
             raise PermissionDenied("current_password: it is not the password", reason="WRONG_PASSWORD")
         fresh = await self._passwords.hash(new)
         async with self._database.mutation(caller) as mutation:
@@ -331,15 +333,15 @@ class Accounts:
             return await self._throttle.attempt(what, account, origin.address)
         except TooManyAttempts as refusal:
             if refusal.first:
-                await self._write_down(caller, account)
+                await self._write_down(caller, account, "RESOURCE_EXHAUSTED")
             raise
 
-    async def _write_down(self, caller: Caller, account: str) -> None:
+    async def _write_down(self, caller: Caller, account: str, outcome: str) -> None:
         async with self._database.mutation(caller) as mutation:
             known = _NAME.fullmatch(account) and await users.find(mutation.connection, account)
             # What nobody is called may be a password in the wrong place.
             resource = names.USER.format(user=account) if known else "users/-"
-            mutation.record(resource, outcome="RESOURCE_EXHAUSTED")
+            mutation.record(resource, outcome=outcome)
 
 
 def _as(user: User, caller: Caller) -> Principal:

@@ -114,3 +114,27 @@ attempts = Table(
     Column("count", BigInteger, nullable=False),
     moment("since"),
 )
+
+# Of all that is kept about a person. The name goes with the last step; what remains says that it was done.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", Text, unique=True),
+    Column("pseudonym", Text, nullable=False),
+    # The user who gets what was theirs; empty deletes it.
+    Column("hand_over_to", Text, nullable=False),
+    moment("create_time"),
+    # Before, a token that was given out earlier could still make new things.
+    Column("due_time", DateTime(timezone=True), nullable=False),
+    Column("done_time", DateTime(timezone=True)),
+)
+
+erasure_steps = Table(
+    "erasure_steps",
+    metadata,
+    Column("erasure_id", ForeignKey(erasures.c.id), primary_key=True),
+    Column("step", Text, primary_key=True),
+    moment("done_time"),
+)
