@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
 from prometheus_client import Counter, Histogram
-from sqlalchemy import and_, bindparam, case, select, text
+from sqlalchemy import and_, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import UUID
 
 from guidehall.core import names
@@ -79,6 +80,7 @@ class Held:
         finished: whether the attempt reported its end before: it may not have heard our answer.
         worker_id: whose attempt it is.
         stored_number: number, given by the worker, of the attempt's newest event that is stored.
+        time: of the transaction.
     """
 
     job: Job
@@ -86,6 +88,7 @@ class Held:
     finished: bool
     worker_id: str
     stored_number: int
+    time: datetime
 
 
 # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
@@ -95,6 +98,7 @@ _ATTEMPT = (
         attempts.c.finished,
         attempts.c.worker_id.label("attempt_worker_id"),
         attempts.c.last_event_number,
+        func.now().label("now"),
     )
     .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == bindparam("epoch")))
     .join(workers, workers.c.id == attempts.c.worker_id)
@@ -122,7 +126,7 @@ async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) 
         raise await _reason_for_none(unit, principal, name, epoch)
     job = Job.of(row)
     current = job.state in HELD and job.lease_epoch == epoch
-    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"])
+    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"], row["now"])
 
 
 async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
