@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _SILENT_HEARTBEATS = 3
 # A job that has ended by then needs no session. Nobody notices so short a delay in what is wanted of a job.
 _OPEN_AFTER_SECONDS = 0.25
+# Nor does one that says no more than that.
+_OPEN_AT_EVENTS = 50
 # Nor one whose end is being reported, unless that takes long: then something has to keep the lease.
 _OPEN_AFTER_REPORT_SECONDS = 1.0
 
@@ -84,6 +86,8 @@ class Session:
 
     def notify(self) -> None:
         """There are new events."""
+        if self._events.last_number - self._events.stored_number >= _OPEN_AT_EVENTS:
+            self._needed.set()
         self._wake.set()
 
     def hurry(self) -> None:
