@@ -98,6 +98,12 @@ class Unit:
         self._messages.append(message)
         self.sent.add(kind)
 
+    def unsend(self, kind: str, subject: str) -> None:
+        """Takes back what was to be told of a subject."""
+        self._messages = [
+            message for message in self._messages if (message["kind"], message["subject"]) != (kind, subject)
+        ]
+
     def append_events(self, job_id: str, last_seq: int, notes: Sequence[Note]) -> None:
         """Appends events to a locked job, numbered after `last_seq`, and has them fanned out."""
         for seq, note in enumerate(notes, last_seq + 1):

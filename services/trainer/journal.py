@@ -301,6 +301,12 @@ def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
         unit.wake(pool_topic(pool))
 
 
+def unring(unit: Unit, pool: str) -> None:
+    """Takes that back: what waited is in somebody's hands before the transaction commits."""
+    unit.unsend("doorbell", pool)
+    unit.topics.discard(pool_topic(pool))
+
+
 def _state_note(job: Job, facts: JobFacts, cause: Cause, time: datetime | None = None) -> Note:
     payload: Document = {
         "state": facts.state.value,
