@@ -33,6 +33,11 @@ from services.trainer.settings import LeaseSettings
 from services.trainer.tables import checkpoints
 from services.trainer.wakes import Ear
 
+# Name of the output that every successful attempt has: the result's document.
+RESULT_OUTPUT = "result"
+MOST_OUTPUTS = 1000
+_ENDED = Counter("guidehall_attempts_ended", "Attempts that reported their end", ["outcome", "reason"])
+
 
 @dataclass(frozen=True)
 class Rest:
@@ -50,11 +55,6 @@ class Rest:
 
 
 NO_REST = Rest()
-
-# Name of the output that every successful attempt has: the result's document.
-RESULT_OUTPUT = "result"
-MOST_OUTPUTS = 1000
-_ENDED = Counter("guidehall_attempts_ended", "Attempts that reported their end", ["outcome", "reason"])
 
 
 class Reports:
