@@ -152,7 +152,7 @@ def _services(
     """What the api answers to owners and workers."""
     queues = Queues(settings)
     choosing = Pools(database, workers_table, settings)
-    submissions = Submissions(database, journal, datasets, choosing, queues, settings)
+    submissions = Submissions(database, journal, datasets, choosing, queues, leases, settings)
     for_owners = jobs.JobsServicer(
         submissions,
         Batches(submissions, settings.jobs),

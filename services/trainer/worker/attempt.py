@@ -42,7 +42,7 @@ from services.trainer.worker.settings import WorkerSettings
 from services.trainer.worker.step_times import StepTimes
 from services.trainer.worker.storage_client import StorageClient, StorageStubs
 from services.trainer.worker.supervision import Patience, Supervision
-from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
+from services.trainer.worker.trainer_client import StagedObject, TrainerClient, Untold, may_pass
 from services.trainer.worker.verdict import (
     CANCELLED,
     Died,
@@ -399,17 +399,20 @@ class Attempt:
         succeeded = isinstance(verdict, Finish) and verdict.outcome is Outcome.SUCCEEDED
         if not succeeded and not await self._keep_log(verdict):
             self._events.add_tail()
-        await self._session.flush()
-        self._session.conclude()
+        if isinstance(verdict, HandBack):
+            await self._session.flush()
+        untold = await self._session.conclude()
         fault_point("worker.report.flushed")
         try:
-            await self._tell(verdict, outputs)
+            await self._tell(verdict, outputs, untold)
         except AppError as error:
             if not outputs or error.code not in _UNACCEPTABLE:
                 raise LeaseLost(error.message) from None
             await self._report(refused("outputs", error.message), {})
 
-    async def _tell(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
+    async def _tell(
+        self, verdict: Finish | HandBack, outputs: dict[str, StagedObject], untold: Untold
+    ) -> None:
         trainer, job = self._tools.trainer, self._job
 
         # Asked for once: a trainer that has trouble giving jobs still takes the end of this one.
@@ -423,7 +426,7 @@ class Attempt:
                 # One that leaves takes no more, and one whose device may be at fault none before a test.
                 ready = not (self.wishes.draining or self.suspicion or asked_for_next)
                 asked_for_next = True
-                self.next_job = await trainer.finish(job, verdict, outputs, ready)
+                self.next_job = await trainer.finish(job, verdict, outputs, untold, ready)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         fault_point("worker.report.heard")

@@ -153,6 +153,14 @@ class EventBuffer:
         self._newest_sent = max(self._newest_sent, number + len(batch) - 1)
         return number, batch
 
+    def rest(self) -> tuple[int, list[Event]] | None:
+        """All that is not stored, with the number of its first; None when that is more than one batch."""
+        size = sum(_size(event.payload) for event in self._kept)
+        if len(self._kept) > MAX_BATCH_EVENTS or size > _MAX_BATCH_CHARACTERS:
+            return None
+        self._newest_sent = self.last_number
+        return self._first, list(self._kept)
+
     def stored(self, number: int) -> None:
         """The trainer has every event up to `number`."""
         for _ in range(min(number - self.stored_number, len(self._kept))):
