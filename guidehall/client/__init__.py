@@ -57,6 +57,7 @@ from guidehall.client.types import (
     Submission,
     Sweep,
     TensorSpec,
+    Usage,
     Worker,
     WorkerCredential,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "TensorSpec",
     "Timeouts",
     "Tls",
+    "Usage",
     "Worker",
     "WorkerCredential",
     "errors",

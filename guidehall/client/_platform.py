@@ -9,6 +9,8 @@ from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
 from guidehall.client._steps import Call, Operation, Rpc, collect
 from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
+from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2, usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core import names
 from guidehall.core.durations import seconds_in
@@ -25,6 +27,8 @@ _REVOKE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "RevokeWo
 _API_KEYS = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "ListApiKeys")
 _CREATE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "CreateApiKey")
 _REVOKE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "RevokeApiKey")
+_USAGE = Rpc("storage", usage_pb2_grpc.UsageServiceStub, "GetUsage")
+_COUNT_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "PurgeJobs")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -141,3 +145,12 @@ def whoami(config: Config) -> Operation[types.Identity]:
     """The caller, as the server sees it."""
     message = yield Call(_WHO_AM_I, identity_pb2.WhoAmIRequest(), config.timeouts.call_seconds)
     return _decode.identity(message)
+
+
+def usage(config: Config) -> Operation[types.Usage]:
+    """What is the caller's."""
+    stored = yield Call(_USAGE, usage_pb2.GetUsageRequest(), config.timeouts.call_seconds)
+    # Without force it only counts.
+    counting = jobs_pb2.PurgeJobsRequest(parent=f"projects/{config.project}")
+    jobs = yield Call(_COUNT_JOBS, counting, config.timeouts.call_seconds)
+    return _decode.usage(stored, jobs)

@@ -15,6 +15,7 @@ from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
 from guidehall.contracts.identity.v1 import accounts_pb2_grpc, audit_pb2_grpc, identity_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2_grpc
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
@@ -32,6 +33,7 @@ from services.storage.garbage import Collector
 from services.storage.health import Health
 from services.storage.history import History
 from services.storage.identity.accounts import Accounts
+from services.storage.identity.admissions import Admissions
 from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.directory import LocalDirectory
 from services.storage.identity.sessions import Sessions
@@ -51,10 +53,12 @@ from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
+from services.storage.servicers.usage import USAGE_SERVICE, UsageServicer
 from services.storage.settings import StorageSettings
 from services.storage.staging import Staging
 from services.storage.sweep import Sweeper
 from services.storage.upload_roles import UploadRolesUseCases
+from services.storage.usage import Quota
 
 NAME = "storage"
 _PACKAGE = "services.storage"
@@ -80,12 +84,13 @@ def _services(
     intake = Intake(database, store, collector, transfers, limits, settings.transfer)
     staging = Staging(database, intake, collector, limits)
     promotion = Promotion(database, collector)
+    quota = Quota(database, limits.max_user_bytes)
     most = limits.max_document_bytes
     return [
         Service(
             DATASETS,
             datasets_pb2_grpc.add_DatasetsServiceServicer_to_server,
-            DatasetsServicer(Datasets(database, intake), downloads, settings.transfer),
+            DatasetsServicer(Datasets(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             UPLOAD_ROLES,
@@ -95,7 +100,7 @@ def _services(
         Service(
             MODELS,
             models_pb2_grpc.add_ModelsServiceServicer_to_server,
-            ModelsServicer(Models(database, intake), downloads, settings.transfer),
+            ModelsServicer(Models(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             RESULTS,
@@ -115,13 +120,14 @@ def _services(
         Service(
             IDENTITY,
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
-            IdentityServicer(Users(database), ApiKeys(database)),
+            IdentityServicer(Users(database), ApiKeys(database), Admissions(database)),
         ),
         Service(
             ACCOUNTS,
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
             AccountsServicer(accounts, sessions),
         ),
+        Service(USAGE_SERVICE, usage_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(quota)),
         Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
     ]
 

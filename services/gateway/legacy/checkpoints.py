@@ -68,7 +68,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
     """Lets a paused job go on; of one that failed, another one goes on from its checkpoint."""
     job = await _with_checkpoint(backends, request, job_id)
     if job.state != jobs_pb2.JOB_STATE_PAUSED:
-        admit_job(request)
+        await admit_job(request)
     with acting_on(job):
         if job.state == jobs_pb2.JOB_STATE_PAUSED:
             wish = jobs_pb2.ResumeJobRequest(name=job.name)

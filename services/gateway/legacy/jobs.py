@@ -62,7 +62,7 @@ class Rename(BaseModel):
 @router.post("/jobs/submit")
 async def submit_job(body: GenerateRequest, request: Request, backends: BackendsDep) -> JSONResponse:
     """Queues a run."""
-    admit_job(request)
+    await admit_job(request)
     job = await submit(request.app.state.settings, backends, body, "submit")
     return JSONResponse(await _queued(memory(request), backends, job, "the job waits for a worker"))
 
@@ -189,7 +189,7 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
         raise HTTPException(
             400, f"a job that is {status(job)} cannot be retried; allowed: {', '.join(_RETRIED)}"
         )
-    admit_job(request)
+    await admit_job(request)
     with acting_on(job):
         made = await (_again if is_final(job) else _beside)(backends, job)
     answer = await _queued(memory(request), backends, made, f"once more what {job_id[:8]} was")

@@ -106,7 +106,8 @@ invitations = Table(
     CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
 )
 
-# Of an account or an address, hashed: what people type where their name belongs may be their password.
+# Of an account or an address, hashed: what people type where their name belongs may be their password. And of
+# whose calls are limited in number.
 attempts = Table(
     "attempts",
     metadata,

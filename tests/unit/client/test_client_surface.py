@@ -63,6 +63,7 @@ PUBLIC = [
     "Submission",
     "Sweep",
     "TensorSpec",
+    "Usage",
     "Timeouts",
     "Tls",
     "Worker",

@@ -228,9 +228,10 @@ async def test_a_refusal_says_the_value_and_the_place(
 async def test_a_change_of_nothing_or_of_what_is_fixed_is_a_400(
     client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
-    answer = await client.patch("/api/v1/jobs/a", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["detail"]
+    for kind in ("jobs", "models", "datasets"):
+        answer = await client.patch(f"/api/v1/{kind}/a", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +244,9 @@ async def test_a_change_of_nothing_or_of_what_is_fixed_is_a_400(
         ("POST", "jobs", {"pipeline": "p", "timeout": "30m", "notifications": [{"email_address": "a@b"}]}),
         ("POST", "jobs:purge", {"filter": "", "force": True}),
         ("POST", "jobs:batch", {"requests": [{"pipeline": "p", "timeout": 90}]}),
+        ("PATCH", "models/a", {"display_name": "Film", "labels": {"tag": "x"}, "etag": "3"}),
+        ("PATCH", "datasets/a", {"description": ""}),
+        ("GET", "usage", None),
         ("PATCH", "jobs/a", {"display_name": "", "labels": {}, "priority": "low"}),
         ("DELETE", "jobs/a?etag=e", None),
         ("GET", "jobs/a/attempts", None),
