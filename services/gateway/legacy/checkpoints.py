@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.auth import current_principal
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, in_production, is_guest, user
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS
 from services.gateway.legacy.runs import (
     NO_CHECKPOINT_LABEL,
     Memory,
@@ -77,7 +77,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
             again = jobs_pb2.RetryJobRequest(name=job.name)
             resumed = await backends.jobs.RetryJob(again, timeout=backends.timeouts.call)
         if not resumed.display_name.endswith(_SUFFIX):
-            name = resumed.display_name[: MOST_NAME_CHARACTERS - len(_SUFFIX)] + _SUFFIX
+            name = resumed.display_name[: LONGEST_DISPLAY_NAME - len(_SUFFIX)] + _SUFFIX
             change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=resumed.name, display_name=name.strip()))
             change.update_mask.paths.append("display_name")
             await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)

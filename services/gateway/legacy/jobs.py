@@ -16,12 +16,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import keeping
 from services.gateway.legacy.common import OldRouter, as_platform, in_production, require_admin, user
 from services.gateway.legacy.finished import finished
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS, submit
+from services.gateway.legacy.making import submit
 from services.gateway.legacy.pools import remote_worker, waiting
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import (
@@ -151,8 +152,8 @@ async def _result(store: Memory, backends: Backends, job: jobs_pb2.Job, so_far: 
 async def rename_job(job_id: str, body: Rename, request: Request, backends: BackendsDep) -> JSONResponse:
     """Names a job; a guest's becomes the caller's."""
     name = (body.name or "").strip()
-    if len(name) > MOST_NAME_CHARACTERS:
-        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {MOST_NAME_CHARACTERS}")
+    if len(name) > LONGEST_DISPLAY_NAME:
+        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {LONGEST_DISPLAY_NAME}")
     job = await _claim(memory(request), backends, job_id)
     change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, display_name=name))
     change.update_mask.paths.append("display_name")

@@ -46,7 +46,7 @@ api_keys = Table(
     Column("roles", ARRAY(Text), nullable=False),
     # Its first characters, to recognise it by.
     Column("prefix", Text, nullable=False),
-    # Of a secret with 256 random bits: no salt and no slow hash could add to that.
+    # Of a secret with 256 random bits, as all of these.
     Column("secret_sha256", LargeBinary, nullable=False, unique=True),
     moment("create_time"),
     Column("expire_time", DateTime(timezone=True)),
