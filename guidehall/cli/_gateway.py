@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 _LARGEST_ANSWER = 1 << 20
-_LOCAL_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS",
-                429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -123,8 +121,10 @@ def _refusal(status: int, body: Mapping[str, Any]) -> AppError:
     """The problem details of an answer as the error that a service would raise."""
     from guidehall.core import errors
 
-    name = _LOCAL_CODES.get(status, "INVALID_ARGUMENT" if 400 <= status < 500 else "INTERNAL")
-    kind = next(cls for cls in errors.AppError.__subclasses__() if cls.code.name == name)
+    usual = (kind for kind in errors.AppError.__subclasses__() if errors.HTTP_STATUS[kind.code] == status)
+    other = errors.InvalidArgument if 400 <= status < 500 else errors.Internal
+    # Several codes have one status; the first is the most general, but of 500.
+    kind = other if status == errors.HTTP_STATUS[errors.Code.INTERNAL] else next(usual, other)
     return kind(
         str(body.get("detail") or f"the gateway answered with status {status}"),
         reason=str(body.get("reason") or f"HTTP_{status}"),

@@ -59,6 +59,7 @@ from guidehall.client.types import (
     Submission,
     Sweep,
     TensorSpec,
+    Usage,
     Worker,
     WorkerCredential,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "TensorSpec",
     "Timeouts",
     "Tls",
+    "Usage",
     "Worker",
     "WorkerCredential",
     "errors",

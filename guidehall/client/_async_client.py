@@ -393,3 +393,7 @@ class AsyncClient:
     async def whoami(self) -> types.Identity:
         """As `Client.whoami`."""
         return await self._driver.run(_platform.whoami(self._config))
+
+    async def usage(self) -> types.Usage:
+        """As `Client.usage`."""
+        return await self._driver.run(_platform.usage(self._config))

@@ -567,3 +567,7 @@ class Client:
     def whoami(self) -> types.Identity:
         """Who the server takes the caller for."""
         return self._driver.run(_platform.whoami(self._config))
+
+    def usage(self) -> types.Usage:
+        """What the caller has stored, how much it may be, and the caller's jobs."""
+        return self._driver.run(_platform.usage(self._config))

@@ -14,6 +14,7 @@ from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2, personal_da
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
+from guidehall.contracts.usage.v1 import usage_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.structs import from_struct
 
@@ -385,6 +386,21 @@ def worker(message: workers_pb2.Worker) -> types.Worker:
         register_time=_time(message, "register_time"),
         last_seen_time=_time(message, "last_seen_time"),
         quarantine_reason=message.quarantine_reason,
+    )
+
+
+def usage(stored: usage_pb2.Usage, jobs: jobs_pb2.PurgeJobsResponse) -> types.Usage:
+    """What storage says, and what a purge without force has counted."""
+    return types.Usage(
+        dataset_bytes=stored.dataset_bytes,
+        model_bytes=stored.model_bytes,
+        artifact_bytes=stored.artifact_bytes,
+        log_bytes=stored.log_bytes,
+        total_bytes=stored.total_bytes,
+        allowed_bytes=stored.allowed_bytes,
+        queued_jobs=jobs.skipped_queued,
+        running_jobs=jobs.skipped_running,
+        ended_jobs=jobs.deleted + jobs.skipped_publishing,
     )
 
 

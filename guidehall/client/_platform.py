@@ -20,6 +20,7 @@ from guidehall.contracts.identity.v1 import (
 )
 from guidehall.contracts.identity.v1.personal_data_pb2_grpc import PersonalDataServiceStub
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2, usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core import names, personal_data
 from guidehall.core.durations import seconds_in
@@ -42,6 +43,8 @@ _EXPORT_PERSON = Rpc("storage", PersonalDataServiceStub, "ExportPersonalData")
 _ERASE = Rpc("storage", PersonalDataServiceStub, "ErasePerson")
 _ERASURE = Rpc("storage", PersonalDataServiceStub, "GetErasure")
 _JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListJobs")
+_USAGE = Rpc("storage", usage_pb2_grpc.UsageServiceStub, "GetUsage")
+_COUNT_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "PurgeJobs")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -217,3 +220,12 @@ def whoami(config: Config) -> Operation[types.Identity]:
     """The caller, as the server sees it."""
     message = yield Call(_WHO_AM_I, identity_pb2.WhoAmIRequest(), config.timeouts.call_seconds)
     return _decode.identity(message)
+
+
+def usage(config: Config) -> Operation[types.Usage]:
+    """What is the caller's."""
+    stored = yield Call(_USAGE, usage_pb2.GetUsageRequest(), config.timeouts.call_seconds)
+    # Without force it only counts.
+    counting = jobs_pb2.PurgeJobsRequest(parent=f"projects/{config.project}")
+    jobs = yield Call(_COUNT_JOBS, counting, config.timeouts.call_seconds)
+    return _decode.usage(stored, jobs)

@@ -637,6 +637,30 @@ class Identity:
     actor: str
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What the caller has stored, in bytes, and the caller's jobs. What was deleted counts as long as it is
+    kept.
+
+    Attributes:
+        artifact_bytes: files of results.
+        log_bytes: logs of jobs without a result.
+        allowed_bytes: uploads beyond it are refused; 0 is no limit.
+        queued_jobs: paused ones too.
+        ended_jobs: those that have not been deleted.
+    """
+
+    dataset_bytes: int
+    model_bytes: int
+    artifact_bytes: int
+    log_bytes: int
+    total_bytes: int
+    allowed_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    ended_jobs: int
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """Tensors that a model answered with, and exactly which model it was."""

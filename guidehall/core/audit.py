@@ -36,13 +36,13 @@ _COUNTED_KINDS = frozenset({"user", "guest"})
 
 _BY_SERVICE: dict[str, dict[Class, str]] = {
     "guidehall.datasets.v1.DatasetsService": {
-        "mutation": "CreateDataset DeleteDataset UploadDatasetVersion",
+        "mutation": "CreateDataset UpdateDataset DeleteDataset UploadDatasetVersion",
         "read": "GetDataset ListDatasets GetDatasetVersion ListDatasetVersions DownloadDatasetVersion"
         " CreateDatasetVersionUrl",
     },
     "guidehall.datasets.v1.UploadRolesService": {"mutation": "UpdateUploadRoles", "read": "GetUploadRoles"},
     "guidehall.models.v1.ModelsService": {
-        "mutation": "DeleteModel UndeleteModel PublishModelVersion",
+        "mutation": "UpdateModel DeleteModel UndeleteModel PublishModelVersion",
         "read": "GetModel ListModels GetModelVersion ListModelVersions DownloadModelVersion"
         " CreateModelVersionUrl",
     },
@@ -62,7 +62,7 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
         "mutation": "CreateUser UpdateUser CreateApiKey RevokeApiKey",
         "read": "WhoAmI GetUser ListUsers ListApiKeys",
         # The second writes down whom it sees for the first time.
-        "internal": "IntrospectApiKey ResolveUser",
+        "internal": "IntrospectApiKey ResolveUser AdmitCall",
     },
     "guidehall.identity.v1.AccountsService": {
         "mutation": "LogIn LogOut Register ChangePassword RevokeSession RevokeSessions SetPassword"
@@ -71,6 +71,7 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
         # The second writes down a token that comes again, which ends the session.
         "internal": "GetLogInOptions RefreshSession",
     },
+    "guidehall.usage.v1.UsageService": {"read": "GetUsage"},
     "guidehall.identity.v1.AuditService": {
         "read": "ListAuditEvents ExportAuditEvents",
         "internal": "AppendAuditEvents",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from guidehall.core.errors import InvalidArgument
 
 DEFAULT_PROJECT = "default"
+# Characters of what people call a job, or an entry of a history.
+LONGEST_DISPLAY_NAME = 80
 
 # One segment: letters, digits and . _ ~ @ + -, not starting with a dot. "-" alone means "any" in a few list
 # calls.

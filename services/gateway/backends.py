@@ -21,6 +21,7 @@ from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.prediction.v1 import prediction_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2_grpc
 from guidehall.core import directory
 from guidehall.core.channels import open_channel
@@ -60,6 +61,7 @@ class Backends:
         self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
         self.audit = audit_pb2_grpc.AuditServiceStub(storage)
         self.personal_data = personal_data_pb2_grpc.PersonalDataServiceStub(storage)
+        self.usage = usage_pb2_grpc.UsageServiceStub(storage)
         self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)
         self.reflectometry = reflectometry_pb2_grpc.ReflectometryServiceStub(inference)

@@ -22,6 +22,11 @@ from services.gateway.problems import respond, respond_http, respond_unexpected
 
 _OLD_UPLOADS = frozenset({"/api/upload", "/api/models/upload"})
 _HEADERS = (
+    # What is answered is data: a browser that is led to show it as a page runs and loads nothing of it.
+    (
+        b"content-security-policy",
+        b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -55,7 +60,7 @@ class Trace:
 
 
 class SecurityHeaders:
-    """Headers that browsers heed, on every answer."""
+    """Headers that browsers heed, on every answer that does not say otherwise itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -21,6 +21,7 @@ from guidehall.contracts.identity.v1 import (
 )
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2_grpc
 from guidehall.core import audit_chain
 from guidehall.core.audit import Counts
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
@@ -41,6 +42,7 @@ from services.storage.garbage import Collector
 from services.storage.health import Health
 from services.storage.history import History
 from services.storage.identity.accounts import Accounts
+from services.storage.identity.admissions import Admissions
 from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.directory import LocalDirectory
 from services.storage.identity.sessions import Sessions
@@ -63,10 +65,12 @@ from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, 
 from services.storage.servicers.models import MODELS, ModelsServicer
 from services.storage.servicers.personal_data import PERSONAL_DATA, PersonalDataServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
+from services.storage.servicers.usage import USAGE_SERVICE, UsageServicer
 from services.storage.settings import StorageSettings
 from services.storage.staging import Staging
 from services.storage.sweep import Sweeper
 from services.storage.upload_roles import UploadRolesUseCases
+from services.storage.usage import Quota
 
 NAME = "storage"
 _PACKAGE = "services.storage"
@@ -94,12 +98,13 @@ def _services(
     intake = Intake(database, store, collector, transfers, limits, settings.transfer)
     staging = Staging(database, intake, collector, limits)
     promotion = Promotion(database, collector)
+    quota = Quota(database, limits.max_user_bytes)
     most = limits.max_document_bytes
     return [
         Service(
             DATASETS,
             datasets_pb2_grpc.add_DatasetsServiceServicer_to_server,
-            DatasetsServicer(Datasets(database, intake), downloads, settings.transfer),
+            DatasetsServicer(Datasets(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             UPLOAD_ROLES,
@@ -109,7 +114,7 @@ def _services(
         Service(
             MODELS,
             models_pb2_grpc.add_ModelsServiceServicer_to_server,
-            ModelsServicer(Models(database, intake), downloads, settings.transfer),
+            ModelsServicer(Models(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             RESULTS,
@@ -129,7 +134,7 @@ def _services(
         Service(
             IDENTITY,
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
-            IdentityServicer(Users(database), ApiKeys(database)),
+            IdentityServicer(Users(database), ApiKeys(database), Admissions(database)),
         ),
         Service(
             ACCOUNTS,
@@ -142,6 +147,7 @@ def _services(
             personal_data_pb2_grpc.add_PersonalDataServiceServicer_to_server,
             PersonalDataServicer(database, Erasures(database, settings.accounts.erase_after_seconds)),
         ),
+        Service(USAGE_SERVICE, usage_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(quota)),
     ]
 
 

@@ -25,6 +25,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "CreateDataset": _WRITE,
         "GetDataset": _READ,
         "ListDatasets": _READ,
+        "UpdateDataset": _WRITE,
         "DeleteDataset": _WRITE,
         "UploadDatasetVersion": _WRITE,
         "GetDatasetVersion": _READ_OR_JOB,
@@ -36,6 +37,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
     "models.v1.ModelsService": {
         "GetModel": _READ,
         "ListModels": _READ,
+        "UpdateModel": _WRITE,
         "DeleteModel": _WRITE,
         "UndeleteModel": _WRITE,
         "GetModelVersion": _READ,
@@ -66,6 +68,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "UpdateHistoryEntry": _WRITE,
         "DeleteHistoryEntry": _WRITE,
     },
+    "usage.v1.UsageService": {"GetUsage": _READ},
     "identity.v1.IdentityService": {
         "WhoAmI": Policy(frozenset(get_args(Kind))),
         "CreateUser": _ADMIN,
@@ -78,6 +81,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "RevokeApiKey": _USER,
         "IntrospectApiKey": _SERVICE,
         "ResolveUser": _GATEWAY,
+        "AdmitCall": _GATEWAY,
     },
     "identity.v1.AccountsService": {
         # Nobody who logs in has a credential yet: the gateway asks, which knows where they call from.

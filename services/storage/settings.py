@@ -45,6 +45,9 @@ class LimitSettings(_Group):
     """How large things may be, and how many."""
 
     max_object_bytes: int = Field(2_000_000_000, ge=1, description="of one uploaded or staged file")
+    max_user_bytes: int = Field(
+        0, ge=0, description="of all that one user has stored; uploads beyond it are refused; 0 is no limit"
+    )
     max_document_bytes: int = Field(4 * _MIB, ge=1024, description="of one JSON document, as canonical text")
     max_staged_objects: int = Field(1000, ge=1, description="of one attempt of a job")
     max_transfers: int = Field(

@@ -17,6 +17,7 @@ from guidehall.core.access import owner_for, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
 from guidehall.core.faults import fault_point
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from guidehall.science import registry
 from guidehall.science.pipeline import Pipeline, UserError, field_errors
 from services.trainer.audit import audit
@@ -33,7 +34,6 @@ from services.trainer.request_keys import RequestKey
 from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, head_start
 from services.trainer.settings import TrainerSettings
 
-LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
 LABEL_KEY = r"[a-z0-9][a-z0-9._/-]{0,62}"
 LONGEST_LABEL = 255

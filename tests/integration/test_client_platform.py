@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_the_twin_for_asyncio_answers_the_same(platform: Platform, done: str, tm
         assert set(answers["models"]) <= {model.id for model in client.models()}
         assert answers["whoami"] == client.whoami()
     assert np.load(tmp_path / "points.npy", allow_pickle=False).shape == (200, 2)
+
+
+def test_what_is_the_callers_is_told_alike_over_http(platform: Platform, done: str) -> None:
+    with platform.client() as client:
+        result, mine = client.result(done), client.usage()
+    assert mine.artifact_bytes >= sum(artifact.object.size_bytes for artifact in result.artifacts) > 0
+    assert mine.total_bytes >= mine.artifact_bytes
+    assert (mine.allowed_bytes, mine.ended_jobs >= 1) == (0, True)
+    assert httpx.get(f"{platform.endpoints['gateway']}/api/v1/usage", timeout=20).json() == asdict(mine)
 
 
 def test_watch_misses_nothing_when_the_trainer_is_killed(platform: Platform) -> None:
@@ -231,7 +241,16 @@ def test_a_whole_job_on_the_command_line(platform: Platform, tmp_path: Path) -> 
     result = guidehall(platform, "result", job["id"][:8], "--artifacts", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "points.npy").is_file()
-    for command in (["queue"], ["workers"], ["models"], ["datasets"], ["whoami"], ["pipelines"], ["status"]):
+    for command in (
+        ["usage"],
+        ["queue"],
+        ["workers"],
+        ["models"],
+        ["datasets"],
+        ["whoami"],
+        ["pipelines"],
+        ["status"],
+    ):
         assert guidehall(platform, *command).returncode == 0, command
 
 

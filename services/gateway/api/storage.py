@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -27,6 +27,7 @@ from services.gateway.api.common import (
     resource,
     returns,
 )
+from services.gateway.api.control import Etag
 from services.gateway.uploads import DatasetUpload, arriving
 
 router = APIRouter()
@@ -46,6 +47,20 @@ class CreateDataset(Body):
     description: Text = Field("", max_length=4000)
     labels: dict[Text, Text] = Field(default_factory=dict)
     request_id: Text = ""
+
+
+class UpdateModel(Body):
+    """What is to change; what is left out stays."""
+
+    display_name: Text | None = Field(None, max_length=200)
+    labels: dict[Text, Text] | None = Field(None, description="All of them: others go")
+    etag: Etag = ""
+
+
+class UpdateDataset(UpdateModel):
+    """What is to change; what is left out stays."""
+
+    description: Text | None = Field(None, max_length=4000)
 
 
 @router.post("/datasets", status_code=201, tags=["datasets"], **returns(datasets_pb2.Dataset))
@@ -74,6 +89,17 @@ async def get_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
     """One dataset."""
     request = datasets_pb2.GetDatasetRequest(name=resource(DATASET, dataset=dataset))
     return await answer(await backends.datasets.GetDataset(request, timeout=backends.timeouts.call))
+
+
+@router.patch("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
+async def update_dataset(dataset: str, body: UpdateDataset, backends: BackendsDep) -> JSONResponse:
+    """Changes name, description or labels."""
+    changed = _changed(body, "display_name, description or labels")
+    request = datasets_pb2.UpdateDatasetRequest(
+        dataset=datasets_pb2.Dataset(name=resource(DATASET, dataset=dataset), etag=body.etag, **changed)
+    )
+    request.update_mask.paths.extend(changed)
+    return await answer(await backends.datasets.UpdateDataset(request, timeout=backends.timeouts.call))
 
 
 @router.delete("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
@@ -172,6 +198,24 @@ async def get_model(model: str, backends: BackendsDep) -> JSONResponse:
     """One model."""
     request = models_pb2.GetModelRequest(name=resource(MODEL, model=model))
     return await answer(await backends.models.GetModel(request, timeout=backends.timeouts.call))
+
+
+@router.patch("/models/{model}", tags=["models"], **returns(models_pb2.Model))
+async def update_model(model: str, body: UpdateModel, backends: BackendsDep) -> JSONResponse:
+    """Changes name or labels; the versions stay what they are."""
+    changed = _changed(body, "display_name or labels")
+    request = models_pb2.UpdateModelRequest(
+        model=models_pb2.Model(name=resource(MODEL, model=model), etag=body.etag, **changed)
+    )
+    request.update_mask.paths.extend(changed)
+    return await answer(await backends.models.UpdateModel(request, timeout=backends.timeouts.call))
+
+
+def _changed(body: UpdateModel, allowed: str) -> dict[str, Any]:
+    changed = body.model_dump(exclude={"etag"}, exclude_none=True)
+    if not changed:
+        raise InvalidArgument(f"nothing is to change: give {allowed}")
+    return changed
 
 
 @router.delete("/models/{model}", tags=["models"], **returns(models_pb2.Model))

@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.auth import current_principal
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, in_production, is_guest, user
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS
 from services.gateway.legacy.runs import (
     NO_CHECKPOINT_LABEL,
     Memory,
@@ -68,7 +68,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
     """Lets a paused job go on; of one that failed, another one goes on from its checkpoint."""
     job = await _with_checkpoint(backends, request, job_id)
     if job.state != jobs_pb2.JOB_STATE_PAUSED:
-        admit_job(request)
+        await admit_job(request)
     with acting_on(job):
         if job.state == jobs_pb2.JOB_STATE_PAUSED:
             wish = jobs_pb2.ResumeJobRequest(name=job.name)
@@ -77,7 +77,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
             again = jobs_pb2.RetryJobRequest(name=job.name)
             resumed = await backends.jobs.RetryJob(again, timeout=backends.timeouts.call)
         if not resumed.display_name.endswith(_SUFFIX):
-            name = resumed.display_name[: MOST_NAME_CHARACTERS - len(_SUFFIX)] + _SUFFIX
+            name = resumed.display_name[: LONGEST_DISPLAY_NAME - len(_SUFFIX)] + _SUFFIX
             change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=resumed.name, display_name=name.strip()))
             change.update_mask.paths.append("display_name")
             await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)

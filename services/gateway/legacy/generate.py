@@ -40,7 +40,7 @@ async def generate(body: GenerateRequest, request: Request, backends: BackendsDe
     """Runs, and answers with the result."""
     if body.is_real:
         raise HTTPException(400, "dataSource: got 'real'; allowed here: 'synthetic'")
-    admit_job(request)
+    await admit_job(request)
     await _require_worker(memory(request), backends)
     job = await submit(request.app.state.settings, backends, body, "generate")
     waiting = asyncio.create_task(_end(request, backends, job))
@@ -139,7 +139,7 @@ def _without(document: Json, *names: str) -> Json:
 @router.post("/generate/stream")
 async def generate_stream(body: GenerateRequest, request: Request, backends: BackendsDep) -> Response:
     """Runs, and tells all the while how it goes, as server-sent events."""
-    admit_job(request)
+    await admit_job(request)
     store = memory(request)
     try:
         await _require_worker(store, backends)

@@ -16,12 +16,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import keeping
 from services.gateway.legacy.common import OldRouter, as_platform, in_production, require_admin, user
 from services.gateway.legacy.finished import finished
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS, submit
+from services.gateway.legacy.making import submit
 from services.gateway.legacy.pools import remote_worker, waiting
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import (
@@ -62,7 +63,7 @@ class Rename(BaseModel):
 @router.post("/jobs/submit")
 async def submit_job(body: GenerateRequest, request: Request, backends: BackendsDep) -> JSONResponse:
     """Queues a run."""
-    admit_job(request)
+    await admit_job(request)
     job = await submit(request.app.state.settings, backends, body, "submit")
     return JSONResponse(await _queued(memory(request), backends, job, "the job waits for a worker"))
 
@@ -151,8 +152,8 @@ async def _result(store: Memory, backends: Backends, job: jobs_pb2.Job, so_far: 
 async def rename_job(job_id: str, body: Rename, request: Request, backends: BackendsDep) -> JSONResponse:
     """Names a job; a guest's becomes the caller's."""
     name = (body.name or "").strip()
-    if len(name) > MOST_NAME_CHARACTERS:
-        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {MOST_NAME_CHARACTERS}")
+    if len(name) > LONGEST_DISPLAY_NAME:
+        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {LONGEST_DISPLAY_NAME}")
     job = await _claim(memory(request), backends, job_id)
     change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, display_name=name))
     change.update_mask.paths.append("display_name")
@@ -189,7 +190,7 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
         raise HTTPException(
             400, f"a job that is {status(job)} cannot be retried; allowed: {', '.join(_RETRIED)}"
         )
-    admit_job(request)
+    await admit_job(request)
     with acting_on(job):
         made = await (_again if is_final(job) else _beside)(backends, job)
     answer = await _queued(memory(request), backends, made, f"once more what {job_id[:8]} was")

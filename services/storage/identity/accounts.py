@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from services.storage.fields import identifier, text
 from services.storage.identity import throttle, users
 from services.storage.identity.endings import end_sessions
 from services.storage.identity.passwords import Passwords, store_hash, stored_hash
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.sessions import Origin, Sessions, Tokens
 from services.storage.identity.tables import attempts, invitations
 from services.storage.identity.tables import users as users_table
@@ -39,7 +38,6 @@ from services.storage.lists import Paging, page
 from services.storage.settings import AccountSettings
 
 INVITATION_PREFIX = "ghi_"
-_SECRET_BYTES = 32
 _PASSWORD = "password"  # noqa: S105 (the name of a way to log in)
 # Whoever had one of these names would own what the platform's parts, or one machine's user, have made.
 _RESERVED = frozenset({"local", "guest", "storage", "trainer", "inference", "gateway", "worker", "admin"})
@@ -239,7 +237,7 @@ class Accounts:
         if not secret and self._settings.registration == "on":
             return usual
         used = delete(invitations).where(
-            invitations.c.secret_sha256 == _hash(secret), invitations.c.expire_time > func.now()
+            invitations.c.secret_sha256 == digest(secret), invitations.c.expire_time > func.now()
         )
         row = (await connection.execute(used.returning(invitations))).one_or_none()
         if row is None:
@@ -275,13 +273,13 @@ class Accounts:
             raise InvalidArgument.field(
                 "invitation.groups", f"{len(new.groups)} groups", f"at most {users.MAX_GROUPS}"
             )
-        secret = INVITATION_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        secret = mint(INVITATION_PREFIX)
         values = {
             "id": str(uuid.uuid4()),
             "note": text("invitation.note", new.note, 200),
             "roles": sorted({role.name for role in new.roles}),
             "groups": sorted({text("invitation.groups", group, 200) for group in new.groups}),
-            "secret_sha256": _hash(secret),
+            "secret_sha256": digest(secret),
             "expire_time": new.expire_time or usual,
         }
         async with self._database.mutation(caller) as mutation:
@@ -351,7 +349,3 @@ def _as(user: User, caller: Caller) -> Principal:
 
 def _invitation(row: Mapping[Any, Any]) -> Invitation:
     return Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

@@ -7,9 +7,7 @@ session ends, whoever has it.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import uuid
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -24,6 +22,7 @@ from guidehall.core.errors import FailedPrecondition, NotFound, Unauthenticated
 from services.storage.database import Caller, Database, Mutation
 from services.storage.identity import users
 from services.storage.identity.endings import end_session, end_sessions
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.tables import refresh_tokens, sessions
 from services.storage.identity.users import User
 from services.storage.lists import Paging, page
@@ -31,7 +30,6 @@ from services.storage.settings import AccountSettings
 
 REFRESH_PREFIX = "ghr_"
 _REFRESH_TOKEN = re.compile(REFRESH_PREFIX + r"[A-Za-z0-9_-]{43}")
-_SECRET_BYTES = 32
 _SHOWN_CHARACTERS = 200
 
 
@@ -145,7 +143,7 @@ class Sessions:
         if used is None:
             await connection.execute(
                 update(refresh_tokens)
-                .where(refresh_tokens.c.secret_sha256 == _hash(secret))
+                .where(refresh_tokens.c.secret_sha256 == digest(secret))
                 .values(use_time=now)
             )
             changed = update(sessions).where(sessions.c.id == session.id).returning(sessions)
@@ -256,8 +254,8 @@ def _require_own(principal: Principal, user: str, name: str) -> None:
 
 
 async def _new_token(connection: AsyncConnection, session: Session) -> str:
-    secret = REFRESH_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    values = {"secret_sha256": _hash(secret), "session_id": session.id}
+    secret = mint(REFRESH_PREFIX)
+    values = {"secret_sha256": digest(secret), "session_id": session.id}
     await connection.execute(insert(refresh_tokens).values(values))
     return secret
 
@@ -266,7 +264,7 @@ async def _find_by_token(connection: AsyncConnection, secret: str) -> tuple[Sess
     """The session of a refresh token, locked, and when the token was used."""
     if not _REFRESH_TOKEN.fullmatch(secret):
         return None
-    token = select(refresh_tokens).where(refresh_tokens.c.secret_sha256 == _hash(secret))
+    token = select(refresh_tokens).where(refresh_tokens.c.secret_sha256 == digest(secret))
     known = (await connection.execute(token)).one_or_none()
     if known is None:
         return None
@@ -290,10 +288,6 @@ def _readable(text: str) -> str:
 
 def _missing(name: str) -> NotFound:
     return NotFound(f"{name} does not exist", metadata={"resource": name})
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
 
 
 def _session(row: Any) -> Session:

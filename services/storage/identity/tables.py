@@ -46,7 +46,7 @@ api_keys = Table(
     Column("roles", ARRAY(Text), nullable=False),
     # Its first characters, to recognise it by.
     Column("prefix", Text, nullable=False),
-    # Of a secret with 256 random bits: no salt and no slow hash could add to that.
+    # Of a secret with 256 random bits, as all of these.
     Column("secret_sha256", LargeBinary, nullable=False, unique=True),
     moment("create_time"),
     Column("expire_time", DateTime(timezone=True)),
@@ -106,7 +106,8 @@ invitations = Table(
     CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
 )
 
-# Of an account or an address, hashed: what people type where their name belongs may be their password.
+# Of an account or an address, hashed: what people type where their name belongs may be their password. And of
+# whose calls are limited in number.
 attempts = Table(
     "attempts",
     metadata,

@@ -13,6 +13,7 @@ from guidehall.core.auth import Role, current_principal
 from guidehall.core.errors import InvalidArgument
 from services.storage.audit.messages import KINDS, decoded, encoded
 from services.storage.audit.use_cases import AuditLog
+from services.storage.identity.admissions import Admissions, Call
 from services.storage.identity.api_keys import ApiKey, ApiKeys, NewApiKey
 from services.storage.identity.users import Profile, User, Users
 from services.storage.servicers import common
@@ -24,9 +25,10 @@ AUDIT = "guidehall.identity.v1.AuditService"
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Decode, call, encode."""
 
-    def __init__(self, users: Users, api_keys: ApiKeys) -> None:
+    def __init__(self, users: Users, api_keys: ApiKeys, admissions: Admissions) -> None:
         self._users = users
         self._api_keys = api_keys
+        self._admissions = admissions
 
     async def WhoAmI(self, request: identity_pb2.WhoAmIRequest, context: Any) -> identity_pb2.Principal:
         principal = current_principal()
@@ -106,6 +108,15 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     async def ResolveUser(self, request: identity_pb2.ResolveUserRequest, context: Any) -> identity_pb2.User:
         caller = common.caller(IDENTITY, "ResolveUser")
         return encode_user(await self._users.resolve(caller, request.user_id))
+
+    async def AdmitCall(
+        self, request: identity_pb2.AdmitCallRequest, context: Any
+    ) -> identity_pb2.AdmitCallResponse:
+        call = Call(request.caller, request.what, request.most, request.window_seconds)
+        wait_seconds = await self._admissions.admit(call)
+        return identity_pb2.AdmitCallResponse(
+            admitted=wait_seconds is None, retry_after_seconds=wait_seconds or 0.0
+        )
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):

@@ -65,6 +65,7 @@ PUBLIC = [
     "Submission",
     "Sweep",
     "TensorSpec",
+    "Usage",
     "Timeouts",
     "Tls",
     "Worker",
