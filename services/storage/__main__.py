@@ -12,7 +12,12 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import accounts_pb2_grpc, audit_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import (
+    accounts_pb2_grpc,
+    audit_pb2_grpc,
+    identity_pb2_grpc,
+    log_ins_pb2_grpc,
+)
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
@@ -33,7 +38,9 @@ from services.storage.health import Health
 from services.storage.history import History
 from services.storage.identity.accounts import Accounts
 from services.storage.identity.api_keys import ApiKeys
+from services.storage.identity.devices import Devices
 from services.storage.identity.directory import LocalDirectory
+from services.storage.identity.providers import Providers
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
@@ -48,6 +55,7 @@ from services.storage.servicers.accounts import ACCOUNTS, AccountsServicer
 from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
+from services.storage.servicers.log_ins import LOG_INS, LogInsServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
 from services.storage.settings import StorageSettings
@@ -71,6 +79,7 @@ def _services(
     collector: Collector,
     sessions: Sessions,
     accounts: Accounts,
+    log_ins: LogInsServicer,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -120,6 +129,7 @@ def _services(
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
             AccountsServicer(accounts, sessions),
         ),
+        Service(LOG_INS, log_ins_pb2_grpc.add_LogInsServiceServicer_to_server, log_ins),
         Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
     ]
 
@@ -150,7 +160,10 @@ async def _run(
     sessions = Sessions(database, settings.accounts, issuer)
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)
-    services = _services(settings, database, store, collector, sessions, accounts)
+    providers = Providers(database, settings.accounts.providers, sessions, offered=offered)
+    devices = Devices(database, settings.accounts, sessions, offered=offered)
+    log_ins = LogInsServicer(providers, devices)
+    services = _services(settings, database, store, collector, sessions, accounts, log_ins)
     authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
     server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
@@ -167,7 +180,11 @@ async def _run(
                 health.run(server),
                 collector.run(),
                 Sweeper(
-                    database, store, collector, settings.upkeep, (sessions.forget, accounts.forget)
+                    database,
+                    store,
+                    collector,
+                    settings.upkeep,
+                    (sessions.forget, accounts.forget, devices.forget),
                 ).run(),
             ]
             if bus is not None:
