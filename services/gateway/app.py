@@ -14,8 +14,10 @@ from services.gateway import problems
 from services.gateway.api import (
     auth,
     control,
+    device,
     inference,
     jobs,
+    linked,
     log_ins,
     pools,
     storage,
@@ -71,16 +73,18 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference, identities):
+    for module in (system, jobs, submissions, control, pools, storage, inference, identities, linked):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)
     app.include_router(log_ins.router)
+    app.include_router(device.router)
     for router in ROUTERS:
         app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
+    app.state.identity = identity
     app.state.log_ins = LogIns(settings.log_in, browser_key or secrets.token_bytes(32))
     app.state.old_jobs = Memory()
     app.state.rate_limits = RateLimits.of(settings.legacy)

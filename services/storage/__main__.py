@@ -20,7 +20,7 @@ from guidehall.contracts.identity.v1 import (
 )
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.auth import Authenticator, KeyFile, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
@@ -156,7 +156,7 @@ async def _run(
     database = Database(engine)
     collector = Collector(database, store, settings.upkeep)
     key_file = settings.auth.service_key_file
-    issuer = None if key_file is None else TokenIssuer(NAME, KeyPair.load(key_file))
+    issuer = None if key_file is None else TokenIssuer(NAME, KeyFile(key_file))
     sessions = Sessions(database, settings.accounts, issuer)
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)

@@ -382,6 +382,33 @@ async def test_storage_says_who_may_log_in(
     assert reason(await log_in(browser, "nobody")) == (404, "UNKNOWN_PROVIDER")
 
 
+async def test_without_provisioning_an_administrator_links(
+    admin: httpx.AsyncClient, provider: OpenIdProvider, browser: httpx.AsyncClient
+) -> None:
+    user, subject = f"eve-{uuid.uuid4().hex[:6]}", provider.claims["sub"]
+    assert reason(await log_in(browser, "closed")) == (403, "IDENTITY_NOT_LINKED")
+    await admin.post("/api/v1/users", json={"user_id": user, "roles": ["SCIENTIST"]})
+    body = {"provider": "closed", "subject": subject}
+    linked = await admin.post(f"/api/v1/users/{user}/identities", json=body)
+    assert linked.status_code == 201, linked.text
+    twice = await admin.post("/api/v1/users/eve/identities", json=body)
+    assert twice.status_code == 404
+
+    assert (await log_in(browser, "closed")).status_code == 200
+    assert (await who(browser))["subject"] == user
+    own = (await browser.get(f"/api/v1/users/{user}/identities")).json()["identities"]
+    assert [(item["provider"], item["subject"]) for item in own] == [("closed", subject)]
+    # Nobody links themselves.
+    mine = await browser.post(f"/api/v1/users/{user}/identities", json=body, headers=CSRF)
+    assert mine.status_code == 403
+
+    gone = await admin.delete(f"/api/v1/{own[0]['name']}")
+
+    assert gone.status_code == 204
+    assert reason(await browser.post("/auth/refresh", headers=CSRF)) == (401, "SESSION_ENDED")
+    assert reason(await log_in(browser, "closed")) == (403, "IDENTITY_NOT_LINKED")
+
+
 async def test_two_first_log_ins_at_once_make_one_user(
     facility: Facility, provider: OpenIdProvider, admin: httpx.AsyncClient
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -77,18 +78,50 @@ class KeyPair:
         return jwt.encode(dict(claims), self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
 
 
+class KeyFile:
+    """The key in a file, read again when the file changes, so that another key signs without a new start.
+
+    Raises:
+        SettingsError: it cannot be read or holds no such key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path, "key")
+        self._pair = KeyPair.load(path)
+
+    def sign(self, claims: Mapping[str, Any]) -> str:
+        """A token that makes these claims. A file that has become unreadable changes nothing."""
+        try:
+            stamp = _stamp(self._path, "key")
+            if stamp != self._stamp:
+                self._pair = KeyPair.load(self._path)
+                self._stamp = stamp
+                logger.info("key file read again: key %s signs", self._pair.kid)
+        except SettingsError as error:
+            logger.error("key file not taken over: %s", error)
+        return self._pair.sign(claims)
+
+
 @dataclass(frozen=True)
 class TrustedKey:
-    """One entry of the trust file."""
+    """One entry of the trust file.
+
+    Attributes:
+        until: when it ends, and all that it has signed, in seconds since 1970.
+    """
 
     issuer: str
     public_key: Ed25519PublicKey
     may_issue: frozenset[str]
     may_delegate: bool
+    until: float = math.inf
 
 
 class TrustStore:
     """The trust file: `{key id: {issuer, public_key, may_issue, may_delegate}}`, read again when it changes.
+
+    A key that was replaced has `until`, too: its end, in seconds since 1970.
 
     Raises:
         SettingsError: the file cannot be read, or is no trust file.
@@ -96,7 +129,7 @@ class TrustStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = self._look()
+        self._stamp = _stamp(path, "trust")
         self._keys = self._read()
 
     @staticmethod
@@ -119,7 +152,7 @@ class TrustStore:
         A file that has become unreadable changes nothing, so that no half-written one locks everybody out.
         """
         try:
-            stamp = self._look()
+            stamp = _stamp(self._path, "trust")
             if stamp != self._stamp:
                 # In this order: what could not be read is tried again.
                 self._keys = self._read()
@@ -129,13 +162,6 @@ class TrustStore:
             logger.error("trust file not taken over: %s", error)
         return self._keys
 
-    def _look(self) -> tuple[int, int, int]:
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            raise SettingsError(f"the trust file {self._path} cannot be read: {error.strerror}") from None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
     def _read(self) -> Mapping[str, TrustedKey]:
         try:
             entries = json.loads(self._path.read_bytes())
@@ -144,6 +170,15 @@ class TrustStore:
             raise SettingsError(f"the trust file {self._path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SettingsError(f"the file {self._path} is no trust file") from None
+
+
+def _stamp(path: Path, what: str) -> tuple[int, int, int]:
+    """Changes whenever the file does."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SettingsError(f"the {what} file {path} cannot be read: {error.strerror}") from None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _trusted_key(entry: Mapping[str, Any]) -> TrustedKey:
@@ -157,4 +192,5 @@ def _trusted_key(entry: Mapping[str, Any]) -> TrustedKey:
         public_key=Ed25519PublicKey.from_public_bytes(raw),
         may_issue=frozenset(may_issue),
         may_delegate=entry.get("may_delegate") is True,
+        until=float(entry.get("until", math.inf)),
     )

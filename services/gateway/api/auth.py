@@ -72,6 +72,20 @@ class LogInMethods(BaseModel):
     endpoints: dict[str, str] = Field(description="Where the services are for programs that speak gRPC")
 
 
+def log_in_providers(request: Request) -> list[LogInProvider]:
+    """Those that are set up."""
+    settings: GatewaySettings = request.app.state.settings
+    return [
+        LogInProvider(
+            name=name,
+            title=provider.title or name,
+            kind=provider.kind,
+            login=f"/auth/oidc/{name}/login",
+        )
+        for name, provider in settings.log_in.providers.items()
+    ]
+
+
 @router.get("/methods")
 async def get_log_in_methods(request: Request, backends: BackendsDep) -> LogInMethods:
     """How one logs in here. Needs no credential."""
@@ -82,15 +96,7 @@ async def get_log_in_methods(request: Request, backends: BackendsDep) -> LogInMe
         options = await backends.accounts.GetLogInOptions(
             accounts_pb2.GetLogInOptionsRequest(), timeout=backends.timeouts.call
         )
-        providers = [
-            LogInProvider(
-                name=name,
-                title=provider.title or name,
-                kind=provider.kind,
-                login=f"/auth/oidc/{name}/login",
-            )
-            for name, provider in settings.log_in.providers.items()
-        ]
+        providers = log_in_providers(request)
     return LogInMethods.model_validate(
         {
             "mode": settings.auth.mode,
