@@ -72,6 +72,12 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
         "internal": "GetLogInOptions RefreshSession",
     },
     "guidehall.usage.v1.UsageService": {"read": "GetUsage"},
+    "guidehall.identity.v1.LogInsService": {
+        "mutation": "LogInWithProvider CreateIdentity DeleteIdentity DecideDeviceLogIn",
+        "read": "ListIdentities GetDeviceLogIn",
+        # The second is a log-in when the code was approved, else a question; it writes down the log-in itself.
+        "internal": "BeginDeviceLogIn FinishDeviceLogIn",
+    },
     "guidehall.identity.v1.AuditService": {
         "read": "ListAuditEvents ExportAuditEvents",
         "internal": "AppendAuditEvents",

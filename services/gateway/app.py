@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -14,8 +15,11 @@ from services.gateway.api import (
     audit,
     auth,
     control,
+    device,
     inference,
     jobs,
+    linked,
+    log_ins,
     pools,
     storage,
     submissions,
@@ -29,6 +33,7 @@ from services.gateway.documentation import documented
 from services.gateway.identity import HttpIdentity
 from services.gateway.legacy.routers import ROUTERS
 from services.gateway.legacy.runs import Memory
+from services.gateway.log_in import LogIns
 from services.gateway.middleware import (
     BodyLimit,
     Identify,
@@ -44,7 +49,10 @@ from services.gateway.watching import Watching
 
 
 def create_app(
-    settings: GatewaySettings, identity: HttpIdentity, backends: Callable[[], Backends]
+    settings: GatewaySettings,
+    identity: HttpIdentity,
+    backends: Callable[[], Backends],
+    browser_key: bytes | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -52,6 +60,7 @@ def create_app(
         settings: read once, at start.
         identity: finds out who calls, from headers and peer.
         backends: opens the channels; called when the event loop runs.
+        browser_key: seals what browsers keep for the gateway; one of this process alone where None.
     """
 
     @asynccontextmanager
@@ -62,20 +71,36 @@ def create_app(
         try:
             yield
         finally:
+            app.state.log_ins.close()
             await app.state.backends.close()
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
     # The first that matches answers: `/users/{user}:export` before `/users/{user}`.
-    for module in (system, jobs, submissions, control, pools, storage, inference, audit, identities):
+    for module in (
+        system,
+        jobs,
+        submissions,
+        control,
+        pools,
+        storage,
+        inference,
+        audit,
+        identities,
+        linked,
+    ):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)
+    app.include_router(log_ins.router)
+    app.include_router(device.router)
     for router in ROUTERS:
         app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     problems.install(app)
     app.state.settings = settings
+    app.state.identity = identity
+    app.state.log_ins = LogIns(settings.log_in, browser_key or secrets.token_bytes(32))
     app.state.old_jobs = Memory()
     app.state.rate_limits = RateLimits.of(settings.legacy)
     # The last one added is the first to see a request.

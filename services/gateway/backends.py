@@ -14,6 +14,7 @@ from guidehall.contracts.identity.v1 import (
     accounts_pb2_grpc,
     audit_pb2_grpc,
     identity_pb2_grpc,
+    log_ins_pb2_grpc,
     personal_data_pb2_grpc,
 )
 from guidehall.contracts.jobs.v1 import jobs_pb2_grpc
@@ -62,6 +63,7 @@ class Backends:
         self.audit = audit_pb2_grpc.AuditServiceStub(storage)
         self.personal_data = personal_data_pb2_grpc.PersonalDataServiceStub(storage)
         self.usage = usage_pb2_grpc.UsageServiceStub(storage)
+        self.log_ins = log_ins_pb2_grpc.LogInsServiceStub(storage)
         self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)
         self.reflectometry = reflectometry_pb2_grpc.ReflectometryServiceStub(inference)

@@ -17,6 +17,7 @@ from guidehall.core.settings import (
     TelemetrySettings,
     TlsSettings,
 )
+from services.gateway.log_in.settings import LogInSettings
 
 
 class HttpSettings(BaseModel):
@@ -106,6 +107,7 @@ class GatewaySettings(ServiceSettings):
     legacy: LegacySettings = LegacySettings()
     ops: OpsSettings = OpsSettings(port=7204)
     auth: AuthSettings = AuthSettings()
+    log_in: LogInSettings = LogInSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     trainer: ChannelSettings = ChannelSettings(target="127.0.0.1:7101")

@@ -17,6 +17,7 @@ from guidehall.contracts.identity.v1 import (
     accounts_pb2_grpc,
     audit_pb2_grpc,
     identity_pb2_grpc,
+    log_ins_pb2_grpc,
     personal_data_pb2_grpc,
 )
 from guidehall.contracts.models.v1 import models_pb2_grpc
@@ -24,7 +25,7 @@ from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, s
 from guidehall.contracts.usage.v1 import usage_pb2_grpc
 from guidehall.core import audit_chain
 from guidehall.core.audit import Counts
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.core.auth import Authenticator, KeyFile, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
@@ -44,7 +45,9 @@ from services.storage.history import History
 from services.storage.identity.accounts import Accounts
 from services.storage.identity.admissions import Admissions
 from services.storage.identity.api_keys import ApiKeys
+from services.storage.identity.devices import Devices
 from services.storage.identity.directory import LocalDirectory
+from services.storage.identity.providers import Providers
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
@@ -62,6 +65,7 @@ from services.storage.servicers.accounts import ACCOUNTS, AccountsServicer
 from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
+from services.storage.servicers.log_ins import LOG_INS, LogInsServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
 from services.storage.servicers.personal_data import PERSONAL_DATA, PersonalDataServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
@@ -91,6 +95,7 @@ def _services(
     accounts: Accounts,
     job_logs: JobLogs,
     audit_log: AuditLog,
+    log_ins: LogInsServicer,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -148,6 +153,7 @@ def _services(
             PersonalDataServicer(database, Erasures(database, settings.accounts.erase_after_seconds)),
         ),
         Service(USAGE_SERVICE, usage_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(quota)),
+        Service(LOG_INS, log_ins_pb2_grpc.add_LogInsServiceServicer_to_server, log_ins),
     ]
 
 
@@ -173,13 +179,18 @@ async def _run(
     database = Database(engine)
     collector = Collector(database, store, settings.upkeep)
     key_file = settings.auth.service_key_file
-    issuer = None if key_file is None else TokenIssuer(NAME, KeyPair.load(key_file))
+    issuer = None if key_file is None else TokenIssuer(NAME, KeyFile(key_file))
     sessions = Sessions(database, settings.accounts, issuer)
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)
     job_logs = JobLogs(database, settings.upkeep.job_log_max_age_seconds)
     audit_log = AuditLog(database)
-    services = _services(settings, database, store, collector, sessions, accounts, job_logs, audit_log)
+    providers = Providers(database, settings.accounts.providers, sessions, offered=offered)
+    devices = Devices(database, settings.accounts, sessions, offered=offered)
+    log_ins = LogInsServicer(providers, devices)
+    services = _services(
+        settings, database, store, collector, sessions, accounts, job_logs, audit_log, log_ins
+    )
     authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
     sealer = Sealer(database, settings.audit)
     counts = Counts(NAME, audit_log.append_own)
@@ -202,7 +213,7 @@ async def _run(
                     store,
                     collector,
                     settings.upkeep,
-                    (sessions.forget, accounts.forget, job_logs.forget, sealer.retain),
+                    (sessions.forget, accounts.forget, devices.forget, job_logs.forget, sealer.retain),
                 ).run(),
                 sealer.run(),
                 counts.run(),

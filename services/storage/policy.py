@@ -100,6 +100,17 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListInvitations": _ADMIN,
         "DeleteInvitation": _ADMIN,
     },
+    "identity.v1.LogInsService": {
+        "LogInWithProvider": _GATEWAY,
+        "CreateIdentity": _ADMIN,
+        "ListIdentities": _USER,
+        "DeleteIdentity": _ADMIN,
+        "BeginDeviceLogIn": _GATEWAY,
+        "FinishDeviceLogIn": _GATEWAY,
+        # With a session, which the servicer sees to.
+        "GetDeviceLogIn": _USER,
+        "DecideDeviceLogIn": _USER,
+    },
     "identity.v1.AuditService": {
         "AppendAuditEvents": _SERVICE,
         # What concerns oneself; operators see everything.

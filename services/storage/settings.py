@@ -83,6 +83,25 @@ class TransferSettings(_Group):
     max_url_seconds: int = Field(86_400, ge=1, le=604_800, description="how long a presigned URL may live")
 
 
+class ProviderSettings(_Group):
+    """Whom a provider may log in here, and as what. Where it is and how it is asked, the gateway knows."""
+
+    provisioning: bool = Field(
+        True, description="who logs in for the first time becomes a user; else an administrator links them"
+    )
+    role: Literal["VIEWER", "SCIENTIST", "OPERATOR"] = Field("SCIENTIST", description="of a new user")
+    allowed_groups: tuple[str, ...] = Field(
+        (), description="of the provider: who is in none of them is refused; empty allows everybody"
+    )
+    allowed_domains: tuple[str, ...] = Field(
+        (), description="of checked e-mail addresses: who has none of them is refused; empty allows everybody"
+    )
+    groups: dict[str, str] = Field(
+        default_factory=dict, description="groups of the provider that count, and what they are called here"
+    )
+    all_groups: bool = Field(False, description="whether its other groups count, too, by their own names")
+
+
 class AccountSettings(_Group):
     """Local accounts and their sessions, in mode "token"."""
 
@@ -110,6 +129,13 @@ class AccountSettings(_Group):
         900.0, gt=0, description="how long after the end of an account the rest of its user's data is erased"
     )
     ended_keep_seconds: float = Field(7 * _DAY, gt=0, description="how long an ended session is listed")
+    providers: dict[str, ProviderSettings] = Field(
+        {}, description="whom each provider that the gateway knows may log in; others log in nobody"
+    )
+    device_seconds: float = Field(600.0, gt=0, description="in which a program's log-in is to be approved")
+    device_interval_seconds: float = Field(
+        5.0, gt=0, description="at least so long a program waits between two questions"
+    )
 
 
 class UpkeepSettings(_Group):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from guidehall.core.auth.api_keys import API_KEY_PREFIX, KeyDirectory
 from guidehall.core.auth.authenticator import DELEGABLE, ON_BEHALF_OF, Authenticator, encode_delegation
-from guidehall.core.auth.keys import KeyPair, TrustedKey, TrustStore
+from guidehall.core.auth.keys import KeyFile, KeyPair, TrustedKey, TrustStore
 from guidehall.core.auth.lookups import Answer, Lookups
 from guidehall.core.auth.principals import (
     Kind,
@@ -32,6 +32,7 @@ __all__ = [
     "Answer",
     "Authenticator",
     "KeyDirectory",
+    "KeyFile",
     "KeyPair",
     "Kind",
     "Lookups",

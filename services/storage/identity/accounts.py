@@ -40,7 +40,7 @@ from services.storage.settings import AccountSettings
 INVITATION_PREFIX = "ghi_"
 _PASSWORD = "password"  # noqa: S105 (the name of a way to log in)
 # Whoever had one of these names would own what the platform's parts, or one machine's user, have made.
-_RESERVED = frozenset({"local", "guest", "storage", "trainer", "inference", "gateway", "worker", "admin"})
+RESERVED = frozenset({"local", "guest", "storage", "trainer", "inference", "gateway", "worker", "admin"})
 _NAME = re.compile(r"[^\x00-\x1f]{1,128}")
 
 
@@ -206,7 +206,7 @@ class Accounts:
         if self._settings.registration == "off":
             raise PermissionDenied("nobody registers here; ask an administrator", reason="REGISTRATION_OFF")
         user_id = identifier("user_id", wanted.user_id)
-        if user_id in _RESERVED:
+        if user_id in RESERVED:
             raise InvalidArgument.field("user_id", user_id, "a name that the platform does not use itself")
         self._passwords.require_good("password", wanted.password, user_id)
         values = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -52,6 +53,7 @@ class Session:
     id: str
     user_id: str
     method: str
+    groups: Sequence[str]
     client: str
     address: str
     create_time: datetime
@@ -94,8 +96,22 @@ class Sessions:
         self._settings = settings
         self._issuer = issuer
 
-    async def begin(self, connection: AsyncConnection, user: User, method: str, origin: Origin) -> Tokens:
+    async def begin(
+        self,
+        connection: AsyncConnection,
+        user: User,
+        method: str,
+        origin: Origin,
+        groups: Sequence[str] = (),
+    ) -> Tokens:
         """A new session of a user who has been proven, such as by "password".
+
+        Args:
+            connection: of the transaction that proved it.
+            user: as stored.
+            method: of the proof.
+            origin: where the user calls from.
+            groups: count in this session besides the user's own.
 
         Raises:
             FailedPrecondition: storage has no key to sign with.
@@ -105,6 +121,7 @@ class Sessions:
             "id": str(uuid.uuid4()),
             "user_id": user.id,
             "method": method,
+            "groups": sorted(set(groups)),
             "expire_time": self._expiry(now, now),
             **origin.values(),
         }
@@ -241,7 +258,7 @@ class Sessions:
             "user",
             ttl_seconds=seconds,
             roles=[Role[role] for role in user.roles],
-            groups=list(user.groups),
+            groups=sorted({*user.groups, *session.groups}),
             jti=session.name,
         )
         return Tokens(session, user, token, datetime.now(UTC) + timedelta(seconds=seconds), refresh_token)

@@ -8,11 +8,13 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
     Table,
     Text,
+    UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
@@ -72,6 +74,8 @@ sessions = Table(
     sequence(),
     Column("user_id", ForeignKey(users.c.id), nullable=False),
     Column("method", Text, nullable=False),
+    # Besides the user's own: those that the provider named at the log-in.
+    Column("groups", ARRAY(Text), nullable=False, server_default="{}"),
     Column("client", Text, nullable=False),
     Column("address", Text, nullable=False),
     moment("create_time"),
@@ -138,4 +142,39 @@ erasure_steps = Table(
     Column("erasure_id", ForeignKey(erasures.c.id), primary_key=True),
     Column("step", Text, primary_key=True),
     moment("done_time"),
+)
+
+# Who users are at providers. Never found by an e-mail address: those change hands, and two providers may give
+# one to two people.
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", ForeignKey(users.c.id), nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    moment("create_time"),
+    Column("last_use_time", DateTime(timezone=True)),
+    UniqueConstraint("provider", "subject", name="identities_provider_subject_key"),
+)
+Index("identities_user_id_seq_idx", identities.c.user_id, identities.c.seq)
+
+device_log_ins = Table(
+    "device_log_ins",
+    metadata,
+    Column("device_code_sha256", LargeBinary, primary_key=True),
+    Column("user_code_sha256", LargeBinary, nullable=False, unique=True),
+    Column("client", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    moment("create_time"),
+    Column("expire_time", DateTime(timezone=True), nullable=False, index=True),
+    Column("interval_seconds", Double, nullable=False),
+    Column("last_poll_time", DateTime(timezone=True)),
+    # Who has decided, and how; with the groups of that session.
+    Column("user_id", ForeignKey(users.c.id)),
+    Column("groups", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("approved", Boolean),
+    CheckConstraint("octet_length(device_code_sha256) = 32", name="device_code_sha256"),
+    CheckConstraint("octet_length(user_code_sha256) = 32", name="user_code_sha256"),
 )

@@ -18,7 +18,15 @@ from services.storage.audit import log, pseudonyms
 from services.storage.audit.tables import people
 from services.storage.database import Caller, Database
 from services.storage.identity import users
-from services.storage.identity.tables import api_keys, erasure_steps, erasures, passwords, sessions
+from services.storage.identity.tables import (
+    api_keys,
+    device_log_ins,
+    erasure_steps,
+    erasures,
+    identities,
+    passwords,
+    sessions,
+)
 from services.storage.identity.tables import users as users_table
 from services.storage.lists import Paging, page
 
@@ -36,7 +44,7 @@ STEPS = {
 
 
 # By which somebody gets in; all that refers to an account has to be here.
-_OF_ACCOUNT = (api_keys, passwords, sessions)
+_OF_ACCOUNT = (api_keys, device_log_ins, identities, passwords, sessions)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from guidehall.core.auth import Principal, Role
 from guidehall.core.errors import NotFound
 from services.storage.audit import log
 from services.storage.database import Database
-from services.storage.identity.tables import api_keys, passwords, sessions, users
+from services.storage.identity.tables import api_keys, identities, passwords, sessions, users
 from services.storage.lists import Paging, page
 from services.storage.tables import (
     artifacts,
@@ -102,6 +102,7 @@ def _queries(user: str) -> list[tuple[str, Select[Any], Any]]:
     of_model = and_(models.c.project == model_versions.c.project, models.c.id == model_versions.c.model)
     return [
         ("session", select(sessions).where(sessions.c.user_id == user), sessions.c.seq),
+        ("identity", select(identities).where(identities.c.user_id == user), identities.c.seq),
         ("api_key", select(api_keys).where(api_keys.c.user_id == user), api_keys.c.seq),
         (
             "dataset",
