@@ -75,7 +75,7 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
     "guidehall.identity.v1.LogInsService": {
         "mutation": "LogInWithProvider CreateIdentity DeleteIdentity DecideDeviceLogIn",
         "read": "ListIdentities GetDeviceLogIn",
-        # The second is a log-in when the code was approved, else a question; it writes down the log-in itself.
+        # The second asks until it is a log-in, which it writes down itself.
         "internal": "BeginDeviceLogIn FinishDeviceLogIn",
     },
     "guidehall.identity.v1.AuditService": {
