@@ -167,7 +167,8 @@ def _chi_points(document: Mapping[str, Any]) -> list[Json]:
     points = document["chi"]
     if all(point["actual"] is not None for point in points):
         return list(points)
-    columns = list(document["test"].values())
+    # Objects come in any order; the list of channels is in that of the chi.
+    columns = [document["test"][channel["name"]] for channel in document["channels"]]
     spans = [max(column["actual"]) - min(column["actual"]) or 1.0 for column in columns]
     errors = [
         fmean(
