@@ -115,6 +115,7 @@ METHODS = [
     "submit_many",
     "update",
     "upload_dataset",
+    "usage",
     "wait",
     "watch",
     "whoami",
