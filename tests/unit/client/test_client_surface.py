@@ -122,6 +122,7 @@ METHODS = [
     "submit_many",
     "update",
     "upload_dataset",
+    "usage",
     "wait",
     "watch",
     "whoami",
