@@ -134,6 +134,10 @@ def test_a_run_is_submitted_polled_and_finished(guest: httpx.Client) -> None:
     assert job["meta"]["progress"]["epoch"] == job["meta"]["progress"]["total"] == 1
     assert job["meta"]["generation"] == {"done": 20, "total": 20}
     assert 0 < len(job["meta"]["logs"]) <= 20
+    # The page shows the last line, whole: that of the errors of every parameter is cut off.
+    assert job["meta"]["logs"][-1] == "done; the result is saved"
+    assert any(line.startswith("test: ") for line in job["meta"]["logs"])
+    assert max(len(line) for line in job["meta"]["logs"]) <= 200
 
 
 def test_the_result_has_the_fields_and_lengths_of_the_old_document(done: Json) -> None:
@@ -356,6 +360,7 @@ def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(
     assert (soft["status"], soft["hard_stop"]) == ("stop_requested", False)
     stopped = _finished(ada, job_id)
     assert stopped["meta"]["status"] == "stopped"
+    assert stopped["meta"]["logs"][-1] == "stopped early; the best so far is saved"
     assert stopped["meta"]["stop_requested"]
     assert stopped["result"]["stopped"] is True
     # What it had by then is there.
