@@ -81,7 +81,8 @@ class Fetcher:
         )
         try:
             body = b""
-            for piece in answer.stream(_PIECE_BYTES):
+            # What has come, however little: a provider that sends byte by byte must not hold a thread.
+            while piece := answer.read1(_PIECE_BYTES):
                 body += piece
                 if len(body) > _MAX_BYTES or time.monotonic() > deadline:
                     raise TimeoutError("too much, or too slow")
