@@ -325,6 +325,19 @@ def test_status_of_somebody_without_files(site: Site) -> None:
         assert _leaves(found["settings_status"]) == dict.fromkeys(keys, False)
 
 
+def test_status_of_the_user_who_was_named_last_for_the_page_does_not_say_who_it_is(site: Site) -> None:
+    ada = site.page()
+    assert ada.upload("nr.npy", npy(5, 2, 8), "nr_train").status_code == 200
+    assert ada("GET", "/limits").status_code == 200
+    assert site.page(None).status()["curve_files"] == ["nr.npy"]
+    assert site.page(None, production=True).status()["curve_files"] == []
+    # Others are shown their own.
+    assert site.page().status()["curve_files"] == []
+    # Whoever comes next has none.
+    assert site.page()("GET", "/limits").status_code == 200
+    assert site.page(None).status()["curve_files"] == []
+
+
 # 1.6 Upload
 
 

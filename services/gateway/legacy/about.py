@@ -14,7 +14,7 @@ from guidehall.core.auth import current_principal
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import roles
-from services.gateway.legacy.common import OldRouter, in_production, is_guest
+from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest
 from services.gateway.legacy.limits import allowed
 from services.gateway.legacy.pools import is_offered
 from services.gateway.legacy.roles import Files
@@ -61,7 +61,10 @@ async def health(request: Request, backends: BackendsDep) -> JSONResponse:
 @router.get("/limits")
 async def limits(request: Request) -> JSONResponse:
     """How much the caller may ask for."""
-    found = allowed(request.app.state.settings, current_principal())
+    caller = current_principal()
+    if not is_guest(caller):
+        memory(request).named = caller.subject
+    found = allowed(request.app.state.settings, caller)
     answer = {
         "production": in_production(request),
         "limits": found.limits.model_dump(),
@@ -79,11 +82,22 @@ async def defaults() -> JSONResponse:
 
 @router.get("/status")
 async def status(request: Request, backends: BackendsDep) -> JSONResponse:
-    """What can be run, and which files the caller has for it. A guest has none."""
-    caller = current_principal()
-    files = Files() if is_guest(caller) else await roles.read(backends, caller.subject)
-    available = await _is_available(memory(request), backends)
-    there = await _existing(backends, files)
+    """What can be run, and which files the caller has for it. A guest has none.
+
+    The page never says here who it is. Outside production, where whoever calls may name anybody, it is shown
+    the files of the user who was named last: it offers runs on them only then.
+    """
+    caller, store = current_principal(), memory(request)
+    subject = None if is_guest(caller) else caller.subject
+    if subject is None and not in_production(request):
+        subject = store.named
+    available = await _is_available(store, backends)
+    if subject is None:
+        files, there = Files(), set[str]()
+    else:
+        with as_platform():
+            files = await roles.read(backends, subject)
+            there = await _existing(backends, files)
     answer = {
         "pyreflect_available": available,
         "has_settings": bool(files.paths or files.other),

@@ -55,6 +55,8 @@ class Memory:
     told: OrderedDict[str, Told] = field(default_factory=OrderedDict)
     # By what was asked: until when an answer counts, and the answer.
     answers: dict[str, tuple[float, asyncio.Task[Any]]] = field(default_factory=dict)
+    # Who named themselves last, where every caller is on this machine.
+    named: str | None = None
     # Held until they are done.
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 
