@@ -297,7 +297,7 @@ class Prior:
     def _blurred(self, q: Tensor, sigma: Tensor, numbers: Tensor, order: int) -> Tensor:
         nodes, weights = (torch.from_numpy(array).to(q.device) for array in quadrature(order))
         spread = (q[..., None] + sigma[..., None] * nodes).flatten(-2)
-        return self._sharp(spread, numbers).reshape(len(numbers), -1, order) @ weights
+        return self._sharp(spread, numbers).reshape(*q.shape, order) @ weights
 
     def curves(self, resolution: Resolution, values: Tensor) -> Tensor:
         """The same where all films are measured at the same points, [B, N]."""
@@ -452,7 +452,8 @@ def _film_key(part: str, kind: str) -> str:
 def _pieces(films: int, points: int) -> Iterator[slice]:
     """Films that are calculated together, all of them in turn, where each has so many points."""
     rows = max(1, _CALCULATED_AT_ONCE // points)
-    return (slice(first, first + rows) for first in range(0, films, rows))
+    # No films at all are one piece, too: it is what there is to put together.
+    return (slice(first, first + rows) for first in range(0, max(films, 1), rows))
 
 
 def _derived(stack: StackPrior) -> Iterator[_Tied]:

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 import guidehall
+from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.analysis import Prepared, describe
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
+from guidehall.science.reflectometry.kernel import Media
 from guidehall.science.reflectometry.params import SimulateParams, StackPrior
 from guidehall.science.reflectometry.prior import Prior
+from guidehall.science.reflectometry.resolution import resolution
 from guidehall.science.reflectometry.simulate import simulate
 from guidehall.science.reflectometry.solve import Measured, solve
 from tests.unit.science.reflectometry.test_infer import FILM, WATER, segmented_curves, simulated
@@ -148,6 +151,22 @@ def test_many_points_are_calculated_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     prior = Prior(StackPrior.model_validate(FILM), probe_of(Instrument()))
     unit = torch.rand(7, len(prior.free), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     q = torch.linspace(0.01, 0.2, 50, dtype=torch.float64)
-    whole = prior.measured(q, 0.03 * q, prior.values(unit), order=33)
+    seen = resolution(q.numpy(), 0.03 * q.numpy(), order=33)
+    values = prior.values(unit)
+    own = prior.measured(q, 0.03 * q, values, order=33)
+    same = prior.curves(seen, values)
+    torch.testing.assert_close(same, own)
+    asked: list[int] = []
+    real = engine.reflectivity
+
+    def counted(q: torch.Tensor, media: Media) -> torch.Tensor:
+        asked.append(len(media.sld) * q.shape[-1])
+        return real(q, media)
+
+    monkeypatch.setattr(engine, "reflectivity", counted)
     monkeypatch.setattr("guidehall.science.reflectometry.prior._CALCULATED_AT_ONCE", 2 * 50 * 33)
-    torch.testing.assert_close(prior.measured(q, 0.03 * q, prior.values(unit), order=33), whole)
+    torch.testing.assert_close(prior.measured(q, 0.03 * q, values, order=33), own)
+    torch.testing.assert_close(prior.curves(seen, values), same)
+    assert asked == 2 * [3300, 3300, 3300, 1650]
+    nothing = values[:0]
+    assert prior.measured(q, 0.03 * q, nothing).shape == prior.curves(seen, nothing).shape == (0, 50)

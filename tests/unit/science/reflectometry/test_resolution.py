@@ -9,7 +9,7 @@ import torch
 from guidehall.science.reflectometry import engine
 from guidehall.science.reflectometry.fit import CurveTarget
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
-from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, SimulateParams, StackPrior
+from guidehall.science.reflectometry.params import FWHM_PER_SIGMA, SimulateParams, StackPrior, TrainingProbe
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import Features, orders, resolution
 from guidehall.science.reflectometry.simulate import media_of, simulate
@@ -84,6 +84,44 @@ def test_the_edge_is_that_of_the_side_of_the_beam() -> None:
     assert Features.of(media, 0.001).edge == pytest.approx(Features.of(media).edge - 0.001)
     assert Features.of(media.reversed(), 0.001).edge < Features.of(media.reversed()).edge
     assert Features.of(media.reversed()).edge == pytest.approx(4 * np.sqrt(np.pi * 1.93e-6))
+
+
+@pytest.mark.parametrize("offset", [-0.004, 0.004])
+def test_an_offset_of_q_moves_the_edge_of_total_reflection(offset: float) -> None:
+    """Points whose window holds the kink only because of the offset, against a dense quadrature."""
+    stack = thick_film(100)
+    probe = {"q_min": 0.01, "q_offset": offset, "scale": 1.0, "background": 0.0}
+    prior = Prior(stack, TrainingProbe.model_validate(probe))
+    kink = Features.of(prior.films(prior.values(torch.ones(1, len(prior.free))))).edge
+    assert prior.features.edge == pytest.approx(kink - offset)
+    q = kink - offset + np.linspace(-0.001, 0.005, 31)
+    sigma = np.full(len(q), 0.0008)
+    each = orders(q, sigma, prior.features, exact=True)
+    assert set(each[q - 3.5 * sigma <= kink - offset]) == {301}
+    unit = torch.rand(5, len(prior.free), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    unit[:, [free.name for free in prior.free].index("film.thickness")] = 1.0
+    dense = prior.curves(resolution(q, sigma, order=REFERENCE), prior.values(unit))
+
+    def error(order: np.ndarray) -> float:
+        found = prior.curves(resolution(q, sigma, order=order), prior.values(unit))
+        return float((found / dense - 1.0).abs().max())
+
+    assert error(each) < 1.5e-3
+    # The edge of the true q is the wrong one for measured q: it misses windows, or takes them for nothing.
+    elsewhere = orders(q, sigma, Features(prior.features.thickness, kink), exact=True)
+    if offset < 0:
+        assert error(elsewhere) > 2.0 * error(each)
+    else:
+        assert elsewhere.sum() > each.sum()
+
+
+def test_a_range_of_offsets_takes_the_edge_that_reaches_furthest() -> None:
+    bounds = {"q_min": 0.01, "q_offset": {"min": -0.002, "max": 0.003}}
+    moved, still = (
+        Prior(thick_film(100), TrainingProbe.model_validate(document)).features.edge
+        for document in (bounds, {})
+    )
+    assert moved == pytest.approx(still + 0.002)
 
 
 FILM = {
