@@ -124,7 +124,8 @@ def test_every_command_answers_programs() -> None:
     silent = [
         words for words, command in known.items() if not any("--json" in item.opts for item in command.params)
     ]
-    assert silent == []
+    # Those write nothing but JSON.
+    assert silent == ["audit export", "people export"]
 
 
 @pytest.mark.parametrize(
