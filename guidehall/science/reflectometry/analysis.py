@@ -168,7 +168,8 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
         found = model.unit(row(prepared.q), row(prepared.r), dr, relative, f"{field}.q")
         unit = found[0].double().cpu().numpy()
     prior = Prior(model.arguments.stack, model.arguments.probe)
-    return describe(prior, prepared, model.arguments.probe.resolution_mode, unit, "network")
+    exact = target_of(prior, prepared, model.arguments.probe.resolution_mode, exact=True)
+    return describe(prepared, exact, exact, unit, "network")
 
 
 def refine(
@@ -201,7 +202,7 @@ def refine(
     posterior = None
     if samples and prepared.dr is not None:
         posterior = sample(watched, modes, samples, seed)
-    analysis = describe(prior, prepared, mode, modes[0].unit, "refined", modes, posterior)
+    analysis = describe(prepared, target, exact, modes[0].unit, "refined", modes, posterior)
     more = () if prepared.dr is None else tuple(doubts(exact, modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))
 
@@ -298,19 +299,24 @@ def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray,
 
 @torch.inference_mode()
 def describe(
-    prior: Prior,
     prepared: Prepared,
-    mode: ResolutionMode,
+    target: CurveTarget,
+    exact: CurveTarget,
     unit: np.ndarray,
     stage: Stage,
     modes: tuple[Mode, ...] = (),
     posterior: Posterior | None = None,
     pulse: Pulse = nothing,
 ) -> Analysis:
-    """What the point `unit` of the prior's cube, [P], says of a curve; `pulse` is called now and then."""
-    point = torch.from_numpy(unit)[None]
+    """What the point `unit` of the prior's cube, [P], says of a curve.
+
+    Args:
+        target, exact: `target_of` the points of `prepared`; one is for the curves of samples, the other for
+            that of the answer.
+        pulse: called now and then.
+    """
+    prior, point = exact.prior, torch.from_numpy(unit)[None]
     values = prior.values(point)
-    coarse, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
     calculated = exact.curves(point)[0].numpy()
     films = prior.films(values)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
@@ -329,12 +335,12 @@ def describe(
     profiles = curves = None
     if posterior is not None and sampled is not None:
         drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        size = max(1, _AT_ONCE // (coarse.points + len(z)))
+        size = max(1, _AT_ONCE // (target.points + len(z)))
         for first in range(0, len(sampled), size):
             pulse()
             some = prior.films(sampled[first : first + size])
             drawn[0].append(profile(z, some.sld, some).numpy())
-            drawn[1].append(coarse.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
+            drawn[1].append(target.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
         profiles, curves = (_band(np.concatenate(parts)) for parts in drawn)
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
     parameters = _parameters(prior, unit, values[0].numpy(), errors, sampled)

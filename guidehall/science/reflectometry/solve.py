@@ -361,9 +361,8 @@ def _analysis(
         Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
     )
     own = None if posterior is None else replace(posterior, unit=posterior.unit[:, places])
-    analysis = describe(
-        case.prior, case.prepared, case.mode, own_modes[0].unit, "refined", own_modes, own, pulse
-    )
+    best = own_modes[0].unit
+    analysis = describe(case.prepared, case.target, case.exact, best, "refined", own_modes, own, pulse)
     more = [] if case.prepared.dr is None else list(doubts(case.exact, own_modes[0]))
     runs = _segment_count(case.curve)
     if runs > 1 and not case.segmented and any(note.code == "MODEL_INSUFFICIENT" for note in more):
@@ -372,6 +371,6 @@ def _analysis(
     # Segments have no curve between their points: each has a scale of its own.
     line = None
     if not case.segmented:
-        line = drawn_line(case.prior, case.prepared, case.mode, own_modes[0].unit)
+        line = drawn_line(case.prior, case.prepared, case.mode, best)
     notes = [note for note in (*analysis.notes, *more) if first or note.code not in OF_THE_ANSWER]
     return replace(analysis, notes=tuple(notes), line=line)

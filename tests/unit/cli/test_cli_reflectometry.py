@@ -1,4 +1,4 @@
-"""`guidehall reflectometry import-settings`, as far as it needs no platform."""
+"""`guidehall reflectometry import-settings` and `join`, as far as they need no platform."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 
 from guidehall.cli._app import run
 from guidehall.science.reflectometry.chi.params import ChiParams
+from guidehall.science.reflectometry.formats.read import read_curves
 from guidehall.science.reflectometry.params import NrSldParams
 
 SETTINGS = """
@@ -100,3 +101,44 @@ def test_a_training_to_chi_comes_along(folder: Path, capsys: pytest.CaptureFixtu
     assert run(["reflectometry", "import-settings", str(folder), "--model-name", "old"]) == 0
     params = ChiParams.model_validate(yaml.safe_load(capsys.readouterr().out))
     assert (params.model_name, params.latent_dim, params.perceptron.epochs) == ("old-chi", 2, 30)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> list[Path]:
+    """Two files of text without units, whose q look like 1/nm, the second with its resolution in percent."""
+    q = np.linspace(0.1, 3.0, 12)
+    r = 1e-3 / q
+    paths = [tmp_path / "d2o.txt", tmp_path / "h2o.txt"]
+    np.savetxt(paths[0], np.stack([q, r, 0.1 * r], axis=1), header="q R dR")
+    columns = np.stack([q, r, 0.1 * r, np.full(12, 2.0)], axis=1)
+    np.savetxt(paths[1], columns, header="q, R, dR, dq (%)", delimiter=",")
+    return paths
+
+
+def test_join_says_how_each_file_was_read(
+    measured: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "all.ort"
+    command = ["reflectometry", "join", *map(str, measured), "--dq", "sigma", "--output", str(output)]
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"2 curves written to {output}: d2o, h2o\n"
+    lines = shown.err.splitlines()
+    assert all(line.startswith(("note: d2o: ", "note: h2o: ")) for line in lines)
+    assert [line.split(": ")[1] for line in lines if "1/angstrom was taken" in line] == ["d2o", "h2o"]
+    assert any(line.startswith("note: h2o: dq is in percent of q") for line in lines)
+    assert run([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["curves"] == ["d2o", "h2o"]
+    assert [f"note: {note}" for note in answer["notes"]] == lines
+
+
+def test_join_takes_the_unit_of_q(
+    measured: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "all.ort"
+    command = ["reflectometry", "join", str(measured[0]), "--q-unit", "1/nm", "--output", str(output)]
+    assert run(command) == 0
+    assert "1/angstrom was taken" not in capsys.readouterr().err
+    (curve,) = read_curves(output.read_bytes(), output.name)
+    np.testing.assert_allclose(curve.q, np.linspace(0.01, 0.3, 12))

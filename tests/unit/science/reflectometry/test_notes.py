@@ -13,7 +13,7 @@ import torch
 
 import guidehall
 from guidehall.science.reflectometry import engine
-from guidehall.science.reflectometry.analysis import Prepared, describe
+from guidehall.science.reflectometry.analysis import Prepared, describe, target_of
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import Search
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
@@ -92,10 +92,10 @@ def test_samples_that_did_not_mix_are_told(water: Curve) -> None:
     assert found.posterior.mixed
     (analysis,) = found.analyses
     assert not noted(analysis.notes, "SAMPLES_NOT_MIXED")
-    prior = Prior(stack, probe)
     prepared = _prepared(water)
+    target = target_of(Prior(stack, probe), prepared, probe.resolution_mode, exact=True)
     unmixed = replace(found.posterior, mixed=False)
-    again = describe(prior, prepared, probe.resolution_mode, analysis.unit, "refined", found.modes, unmixed)
+    again = describe(prepared, target, target, analysis.unit, "refined", found.modes, unmixed)
     assert noted(again.notes, "SAMPLES_NOT_MIXED")
 
 
