@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from guidehall.cli._app import run
+from guidehall.cli._result import show
 from guidehall.science.reflectometry.chi.params import ChiParams
 from guidehall.science.reflectometry.formats.read import read_curves
+from guidehall.science.reflectometry.infer_params import InferResult
 from guidehall.science.reflectometry.params import NrSldParams
 
 SETTINGS = """
@@ -142,3 +144,29 @@ def test_join_takes_the_unit_of_q(
     assert "1/angstrom was taken" not in capsys.readouterr().err
     (curve,) = read_curves(output.read_bytes(), output.name)
     np.testing.assert_allclose(curve.q, np.linspace(0.01, 0.3, 12))
+
+
+def test_results_mark_values_at_a_bound_and_tell_notes_below_the_name_of_their_curve(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found: dict[str, object] = {"name": "film.sld", "unit": "", "lower": 1.0, "upper": 2.0}
+    curve: dict[str, object] = {"points": 80, "explanations": []}
+    names = ("D2O", "H2O")
+    curves = [
+        {
+            "label": f"curve-{place}",
+            "name": name,
+            "parameters": [{**found, "value": value, "at_bound": at}],
+            "notes": [{"code": "POOR_FIT", "message": f"of {name}"}],
+            **curve,
+        }
+        for place, (name, value, at) in enumerate(
+            zip(names, (1.0, 1.5), ("at lower bound", ""), strict=True), start=1
+        )
+    ]
+    show({"curves": curves}, InferResult.model_json_schema())
+    first, second = capsys.readouterr().out.split("Curve 2 of 2")
+    for said, name in ((first, "D2O"), (second, "H2O")):
+        assert said.index(name) < said.index(f"of {name}")
+    assert "at lower bound" in first
+    assert "at lower bound" not in second
