@@ -429,7 +429,7 @@ async def test_who_registers_gets_what_the_invitation_says_and_chooses_nothing(
     late = await register(f"max-{uuid.uuid4().hex[:6]}", invitation=taken_back["secret"])
     assert late.json()["reason"] == "BAD_INVITATION"
     assert (await anybody.get("/auth/methods")).json() == {
-        "mode": "token", "methods": ["password"], "registration": "invite", "endpoints": {},
+        "mode": "token", "methods": ["password"], "providers": [], "registration": "invite", "endpoints": {},
     }  # fmt: skip
 
 
