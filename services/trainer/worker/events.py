@@ -79,9 +79,9 @@ class EventBuffer:
         self._since_gap = TAIL_LINES
 
     @property
-    def waiting(self) -> bool:
-        """Whether there is something to send."""
-        return self._sent < len(self._kept)
+    def sent_number(self) -> int:
+        """Every event up to this number was sent on the present connection, or is stored."""
+        return self._first + self._sent - 1
 
     @property
     def last_number(self) -> int:

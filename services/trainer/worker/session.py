@@ -198,7 +198,9 @@ class Session:
             if self._started_at is not None and self._started_message is None:
                 self._started_message = self._sent + 1
                 await self._write(call, workers_pb2.SessionRequest(started=workers_pb2.Started()))
-            while self._events.waiting:
+            # What comes meanwhile goes with the next ones: a flood must not hold up the heartbeat.
+            last = self._events.last_number
+            while self._events.sent_number < last:
                 batch = _batch(*self._events.take())
                 await self._write(call, workers_pb2.SessionRequest(events=batch))
                 fault_point("worker.events.sent")
