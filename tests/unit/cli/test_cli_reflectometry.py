@@ -1,4 +1,4 @@
-"""`guidehall reflectometry import-settings` and `join`, as far as they need no platform."""
+"""`guidehall reflectometry`, as far as it needs no platform."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refnx
 import yaml
 
 from guidehall.cli._app import run
@@ -144,6 +145,50 @@ def test_join_takes_the_unit_of_q(
     assert "1/angstrom was taken" not in capsys.readouterr().err
     (curve,) = read_curves(output.read_bytes(), output.name)
     np.testing.assert_allclose(curve.q, np.linspace(0.01, 0.3, 12))
+
+
+def test_join_refuses_a_file_named_twice_and_an_output_that_is_an_input(
+    measured: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measured[0].read_bytes()
+    for files, output, said in (
+        ([measured[0], measured[0]], measured[0].with_name("all.ort"), "is named twice"),
+        (measured, measured[0], "is one of FILES, which stay as they are"),
+    ):
+        command = ["reflectometry", "join", *map(str, files), "--dq", "sigma", "--output", str(output)]
+        assert run(command) == 2
+        assert said in capsys.readouterr().err
+    assert measured[0].read_bytes() == before
+    assert not measured[0].with_name("all.ort").exists()
+
+
+def test_a_refusal_names_the_flag_that_is_missing(
+    measured: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(measured[0].with_name("all.ort"))
+    assert run(["reflectometry", "join", str(measured[1]), "--output", output]) == 2
+    assert "--dq" in capsys.readouterr().err
+
+
+def test_fit_finds_a_film_without_a_platform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(refnx.__file__).parent / "analysis/tests/e361r.txt"
+    stack = Path(__file__).parents[3] / "examples/infer.yml"
+    picture, folder = tmp_path / "fit.png", tmp_path / "answer"
+    command = ["reflectometry", "fit", str(file), "--stack", str(stack), "--samples", "0", "--starts", "8"]
+    assert run([*command, "--plot", str(picture), "--save", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "film.thickness" in shown
+    assert shown.splitlines()[-2:] == [f"written: {picture}", f"written: {folder}"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (folder / "answer.txt").exists()
+    assert run([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["chi_square"] < 151
+    found = {item["name"]: item for item in document["parameters"]}
+    assert found["film.thickness"]["value"] == pytest.approx(211, abs=1)
+    assert found["water.sld"]["at_bound"] == "at upper bound"
+    assert run(["reflectometry", "fit", str(file), str(file), "--stack", str(stack)]) == 2
+    assert "is named twice" in capsys.readouterr().err
 
 
 def test_results_mark_values_at_a_bound_and_tell_notes_below_the_name_of_their_curve(
