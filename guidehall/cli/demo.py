@@ -17,7 +17,7 @@ from guidehall.cli._watch import follow
 from guidehall.cli.predict import at_bound
 
 if TYPE_CHECKING:
-    from guidehall.client import Analysis, Client, Curve
+    from guidehall.client import Analysis, Client, Curve, Parameter
     from guidehall.local.demo import PeerFit
 
 PIPELINE = "reflectometry.nr_sld"
@@ -157,17 +157,16 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
     by_network = {parameter.name: parameter.value for parameter in network.parameters}
     rows = [
         (
-            parameter.name,
-            number(by_network[parameter.name]) if parameter.name in by_network else "",
-            number(parameter.value),
-            number(peer.values[parameter.name]) if parameter.name in peer.values else "",
-            parameter.unit,
-            f"{number(parameter.lower)} to {number(parameter.upper)}",
-            at_bound(parameter),
+            f"{parameter.name}, {_unit(parameter)}" if parameter.unit else parameter.name,
+            _brief(by_network.get(parameter.name)),
+            _brief(parameter.value),
+            _brief(peer.values.get(parameter.name)),
+            f"{_brief(parameter.lower)} to {_brief(parameter.upper)}",
+            at_bound(parameter).removesuffix(" bound"),
         )
         for parameter in refined.parameters
     ]
-    table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT", "ALLOWED", ""), rows)
+    table(("PARAMETER", "NETWORK", "REFINED", "REFNX", "ALLOWED", ""), rows)
     fits = [
         ("chi-square", *map(_known, (network.chi_square, refined.chi_square, peer.chi_square))),
         (
@@ -180,6 +179,15 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
     table(("FIT", "NETWORK", "REFINED", "REFNX"), fits)
     for note in refined.notes:
         click.echo(f"note: {note.message} [{note.code}]")
+
+
+def _unit(parameter: Parameter) -> str:
+    return parameter.unit.replace("1e-6/", "10⁻⁶/").replace("angstrom", "Å").replace("^2", "²")
+
+
+def _brief(value: float | None) -> str:
+    """Short enough for all columns to stand side by side in a terminal of 80."""
+    return "" if value is None else f"{value:.4g}"
 
 
 def _known(value: float | None) -> str:
