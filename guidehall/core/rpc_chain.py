@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
-from guidehall.core.auth import Authenticator, Policy, set_principal
+from guidehall.core.auth import Authenticator, Policy, require_scope, set_principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import (
     AppError,
@@ -181,6 +181,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}
             )
         policy.check(principal, method)
+        require_scope(principal, method)
         set_principal(principal)
         job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import accounts_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import accounts_pb2_grpc, groups_pb2_grpc, identity_pb2_grpc
 from guidehall.contracts.jobs.v1 import jobs_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.prediction.v1 import prediction_pb2_grpc
@@ -52,6 +52,7 @@ class Backends:
         self.results = results_pb2_grpc.ResultsServiceStub(storage)
         self.history = history_pb2_grpc.HistoryServiceStub(storage)
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
+        self.groups = groups_pb2_grpc.GroupsServiceStub(storage)
         self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
         self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)

@@ -12,7 +12,12 @@ import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import accounts_pb2_grpc, audit_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import (
+    accounts_pb2_grpc,
+    audit_pb2_grpc,
+    groups_pb2_grpc,
+    identity_pb2_grpc,
+)
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
 from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
@@ -34,6 +39,7 @@ from services.storage.history import History
 from services.storage.identity.accounts import Accounts
 from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.directory import LocalDirectory
+from services.storage.identity.groups import Groups
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
@@ -46,6 +52,7 @@ from services.storage.promotion import Promotion
 from services.storage.results import Results
 from services.storage.servicers.accounts import ACCOUNTS, AccountsServicer
 from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
+from services.storage.servicers.groups import GROUPS, GroupsServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
@@ -114,6 +121,11 @@ def _services(
             IDENTITY,
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
             IdentityServicer(Users(database), ApiKeys(database)),
+        ),
+        Service(
+            GROUPS,
+            groups_pb2_grpc.add_GroupsServiceServicer_to_server,
+            GroupsServicer(Groups(database)),
         ),
         Service(
             ACCOUNTS,

@@ -21,6 +21,7 @@ from guidehall.core.auth.principals import (
     current_principal,
     set_principal,
 )
+from guidehall.core.auth.scopes import SCOPES, covers, require_scope
 from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "DELEGABLE",
     "ON_BEHALF_OF",
     "PLATFORM",
+    "SCOPES",
     "Answer",
     "Authenticator",
     "KeyDirectory",
@@ -40,7 +42,9 @@ __all__ = [
     "TokenIssuer",
     "TrustStore",
     "TrustedKey",
+    "covers",
     "current_principal",
     "encode_delegation",
+    "require_scope",
     "set_principal",
 ]

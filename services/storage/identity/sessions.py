@@ -243,7 +243,8 @@ class Sessions:
             "user",
             ttl_seconds=seconds,
             roles=[Role[role] for role in user.roles],
-            groups=list(user.groups),
+            groups=sorted(user.all_groups),
+            writable_groups=sorted(user.writable_groups),
             jti=session.name,
         )
         return Tokens(session, user, token, datetime.now(UTC) + timedelta(seconds=seconds), refresh_token)

@@ -55,6 +55,11 @@ class ResultsServiceStub(object):
                 request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.SerializeToString,
                 response_deserializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
                 _registered_method=True)
+        self.ShareResult = channel.unary_unary(
+                '/guidehall.results.v1.ResultsService/ShareResult',
+                request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.SerializeToString,
+                response_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.Result.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer(object):
@@ -84,6 +89,13 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareResult(self, request, context):
+        """Lets others read the result and its files. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +118,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.CreateArtifactUrl,
                     request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.FromString,
                     response_serializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.SerializeToString,
+            ),
+            'ShareResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareResult,
+                    request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.FromString,
+                    response_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.Result.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -216,6 +233,33 @@ class ResultsService(object):
             '/guidehall.results.v1.ResultsService/CreateArtifactUrl',
             guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.SerializeToString,
             guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.results.v1.ResultsService/ShareResult',
+            guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.SerializeToString,
+            guidehall_dot_results_dot_v1_dot_results__pb2.Result.FromString,
             options,
             channel_credentials,
             insecure,

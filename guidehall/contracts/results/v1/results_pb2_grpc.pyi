@@ -36,6 +36,8 @@ class ResultsServiceStub:
     ListResults: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListResultsRequest, _results_pb2.ListResultsResponse]
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_results_pb2.DownloadArtifactRequest, _results_pb2.DownloadArtifactResponse]
     CreateArtifactUrl: _grpc.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]
+    ShareResult: _grpc.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]
+    """Lets others read the result and its files. Idempotent."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -44,6 +46,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     ListResults: _aio.UnaryUnaryMultiCallable[_results_pb2.ListResultsRequest, _results_pb2.ListResultsResponse]  # type: ignore[assignment]
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_results_pb2.DownloadArtifactRequest, _results_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     CreateArtifactUrl: _aio.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
+    ShareResult: _aio.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]  # type: ignore[assignment]
+    """Lets others read the result and its files. Idempotent."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -73,5 +77,13 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _results_pb2.CreateArtifactUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.PresignedUrl, _abc.Awaitable[_common_pb2.PresignedUrl]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareResult(
+        self,
+        request: _results_pb2.ShareResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_results_pb2.Result, _abc.Awaitable[_results_pb2.Result]]:
+        """Lets others read the result and its files. Idempotent."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
