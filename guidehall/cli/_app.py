@@ -19,6 +19,7 @@ from guidehall.cli import (
     control,
     data,
     demo,
+    groups,
     jobs,
     local,
     platform,
@@ -98,8 +99,8 @@ def cli(**_: object) -> None:
 
 
 for _module in (
-    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, local,
-    demo,
+    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, groups,
+    local,    demo,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

@@ -13,6 +13,7 @@ from services.gateway import problems
 from services.gateway.api import (
     auth,
     control,
+    groups,
     inference,
     jobs,
     pools,
@@ -63,7 +64,7 @@ def create_app(
 
     app = documented(lifespan)
     api = APIRouter(prefix="/api/v1")
-    for module in (system, jobs, submissions, control, pools, storage, inference, identities):
+    for module in (system, jobs, submissions, control, pools, storage, inference, identities, groups):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(auth.router)

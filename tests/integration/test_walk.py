@@ -210,7 +210,7 @@ def _fields(
         jobs: {"name": job, "parent": parent, "job": new, "force": True, "include_queued": True, **me},
         f"{jobs}/ListAttempts": {"parent": job},
         f"{jobs}/UpdateJob": {"job": new, "update_mask": {"paths": ["display_name"]}},
-        f"{jobs}/SubmitJob": {"parent": parent, "pipeline": "toy.line", "pool": pool, "inputs": {}, "validate_only": True},
+        f"{jobs}/SubmitJob": {"parent": parent, "pipeline": "toy.line", "pool": pool, "validate_only": True},
         data: {"name": of_dataset, "parent": parent, "dataset_id": of_dataset.rpartition("/")[2], **me},
         **{f"{data}/{method}": {"name": dataset} for method in versions},
         f"{data}/ListDatasetVersions": {"parent": of_dataset},
@@ -225,7 +225,9 @@ def _fields(
         results: {"name": result, "parent": parent, **me},
         history: {"name": entry, "parent": user, "entry": {"name": entry, "display_name": "taken over"}},
         "guidehall.results.v1.StagingService": {"job": job, "lease_epoch": 1, "owner": "scientist"},
-        identity: {"name": user, "parent": user, "user_id": OWNER, "user": {"name": user, "display_name": "x"}},
+        identity: {
+            "name": user, "parent": user, "user_id": OWNER, "user": {"name": user, "display_name": "x"},
+        },
         f"{identity}/RevokeApiKey": {"name": key},
         accounts: {"name": user, "parent": user, "password": "a long pass word", "user_id": OWNER},
         f"{accounts}/RevokeSession": {"name": f"{user}/sessions/{uuid.uuid4()}"},
@@ -268,10 +270,10 @@ def _first(world: World) -> Callable[[str], Awaitable[Any]]:
 def _state_of(fetch: Callable[[str], Awaitable[Any]], database: str) -> Callable[[], Awaitable[str]]:
     """A digest of the rows with the marker in them; what only tells when a key was used is left out."""
     parts = [
-        f"SELECT (to_jsonb(t) - 'last_use_time')::text AS row FROM {table} t WHERE t::text LIKE '%{MARKER}%'"
+        f"SELECT (to_jsonb(t) - 'last_use_time')::text AS row FROM {table} t WHERE t::text LIKE '%{MARKER}%'"  # noqa: S608
         for table in _STATES[database]
     ]
-    sql = f"SELECT coalesce(md5(string_agg(row, ';' ORDER BY row)), '') FROM ({' UNION ALL '.join(parts)}) r"
+    sql = f"SELECT coalesce(md5(string_agg(row, ';' ORDER BY row)), '') FROM ({' UNION ALL '.join(parts)}) r"  # noqa: S608
 
     async def state() -> str:
         return str(await fetch(sql))
@@ -305,7 +307,7 @@ async def test_others_read_and_change_nothing(
 
 READS = """
 jobs.v1.JobsService: GetJob ListJobs WatchJob
-datasets.v1.DatasetsService: GetDataset ListDatasets GetDatasetVersion ListDatasetVersions DownloadDatasetVersion
+datasets.v1.DatasetsService: GetDataset ListDatasets GetDatasetVersion DownloadDatasetVersion
 models.v1.ModelsService: GetModel ListModels GetModelVersion ListModelVersions
 results.v1.ResultsService: GetResult ListResults
 """

@@ -121,7 +121,7 @@ def _group(group: Group) -> groups_pb2.Group:
         create_time=common.timestamp(group.create_time),
         update_time=common.timestamp(group.update_time),
         etag=group.etag,
-        role=None if group.role is None else encode_group_role(group.role),
+        role=identity_pb2.GROUP_ROLE_UNSPECIFIED if group.role is None else encode_group_role(group.role),
     )
 
 
