@@ -40,10 +40,11 @@ class Caller:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a call: the name of its status, and the bytes that were sent back with OK."""
+    """What came of a call: the name of its status, what was said of a refusal, and the bytes that came back."""
 
     code: str
     content: bytes
+    details: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ async def call(
 ) -> Answer:
     """Calls, and gives what came of it; of a stream that goes on, its first messages."""
     kind = f"{'stream' if _streams_in(method) else 'unary'}_{'stream' if _streams_out(method) else 'unary'}"
-    stub = getattr(channel, kind)(full_name(method), request_serializer=Message.SerializeToString)
+    stub = getattr(channel, kind)(full_name(method), request_serializer=_serialized)
     sent: Any = _one(request) if _streams_in(method) else request
     received = bytearray()
     try:
@@ -98,7 +99,7 @@ async def call(
             received += await running
     except grpc.aio.AioRpcError as error:
         # What came before a refusal was read, too.
-        return Answer(error.code().name, bytes(received))
+        return Answer(error.code().name, bytes(received), error.details() or "")
     return Answer("OK", bytes(received))
 
 
@@ -179,6 +180,10 @@ def _streams_in(method: MethodDescriptor) -> bool:
 
 def _streams_out(method: MethodDescriptor) -> bool:
     return bool(method.server_streaming)
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 async def _one(request: Message) -> Any:
