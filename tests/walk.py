@@ -40,7 +40,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a call: the name of its status, what was said of a refusal, and the bytes that came back."""
+    """What came of a call: the name of its status, the bytes that came back, what a refusal said."""
 
     code: str
     content: bytes
