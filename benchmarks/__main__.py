@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.rows import Row
 
 GROUPS = (
+    "gateway.reading",
     "jobs.dispatch",
     "jobs.estimates",
     "jobs.reading",
@@ -30,7 +31,7 @@ GROUPS = (
     "reflectometry.resolution",
     "reflectometry.training",
 )
-NAMES = (*GROUPS, "jobs", "reflectometry")
+NAMES = (*GROUPS, "gateway", "jobs", "reflectometry")
 # What is promised for hardware that most machines lack: group, figure, unit, bar, and what it takes.
 NOT_MEASURED = (
     ("reflectometry.generation", "CUDA torch kernel R+SLD", "curves/s", ">= 3e+06", "needs a CUDA GPU"),

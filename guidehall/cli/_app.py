@@ -16,6 +16,7 @@ import click
 import guidehall
 from guidehall.cli import (
     account,
+    audit,
     control,
     data,
     demo,
@@ -100,7 +101,7 @@ def cli(**_: object) -> None:
 
 for _module in (
     submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, groups,
-    local,    demo,
+    audit, local, demo,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ORSO = b"ORSO reflectivity data file"
-# Reflectometers end far below this, in 1/angstrom.
-_LARGEST_USUAL_Q = 2.0
+# Few reflectometers get so far, in 1/angstrom.
+_LARGEST_USUAL_Q = 0.8
 # So many of a file's curves are named in a refusal.
 _NAMED = 8
 

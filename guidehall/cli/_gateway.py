@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from guidehall.core.errors import AppError
 
 _URL = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-_LOOPBACK = re.compile(r"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 _LARGEST_ANSWER = 1 << 20
-_LOCAL_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS",
-                429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -51,7 +48,13 @@ class Gateway:
     @property
     def is_readable_on_the_way(self) -> bool:
         """Whether others on the network can read what is sent."""
-        return self.url.startswith("http://") and not _LOOPBACK.fullmatch(self.url)
+        return self.url.startswith("http://") and not self._is_on_this_machine
+
+    @property
+    def _is_on_this_machine(self) -> bool:
+        from guidehall.client._endpoints import is_on_this_machine
+
+        return is_on_this_machine(self.url.partition("://")[2])
 
     def get(self, path: str, credential: str = "") -> dict[str, Any]:
         """The JSON object at `path`.
@@ -81,7 +84,7 @@ class Gateway:
             headers["Authorization"] = f"Bearer {credential}"
         request = Request(self.url + path, data, headers, method=method)  # noqa: S310 (checked above)
         handlers: list[Any] = [_NoRedirects, HTTPSHandler(context=_tls())]
-        if _LOOPBACK.fullmatch(self.url):
+        if self._is_on_this_machine:
             # A proxy for the outside world would not lead back to this machine.
             handlers.append(ProxyHandler({}))
         try:
@@ -118,8 +121,10 @@ def _refusal(status: int, body: Mapping[str, Any]) -> AppError:
     """The problem details of an answer as the error that a service would raise."""
     from guidehall.core import errors
 
-    name = _LOCAL_CODES.get(status, "INVALID_ARGUMENT" if 400 <= status < 500 else "INTERNAL")
-    kind = next(cls for cls in errors.AppError.__subclasses__() if cls.code.name == name)
+    usual = (kind for kind in errors.AppError.__subclasses__() if errors.HTTP_STATUS[kind.code] == status)
+    other = errors.InvalidArgument if 400 <= status < 500 else errors.Internal
+    # Several codes have one status; the first is the most general, but of 500.
+    kind = other if status == errors.HTTP_STATUS[errors.Code.INTERNAL] else next(usual, other)
     return kind(
         str(body.get("detail") or f"the gateway answered with status {status}"),
         reason=str(body.get("reason") or f"HTTP_{status}"),

@@ -13,11 +13,22 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guidehall.core.errors import FailedPrecondition
 
 # Refreshed so long before its end: a call may be under way.
 _MARGIN_SECONDS = 60.0
 _REFRESH_SECONDS = 20.0
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "subject": str,
+    "endpoints": dict,
+    "api_key": str,
+    "access_token": str,
+    "access_expire_time": (int, float),
+    "refresh_token": str,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,11 @@ def path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def current() -> Profile | None:
-    """The profile of the server where one logged in last; None without any."""
+    """The profile of the server where one logged in last; None without any.
+
+    Raises:
+        FailedPrecondition: the file cannot be read, here as everywhere else.
+    """
     document = _read()
     return _profile(document, str(document.get("current", "")))
 
@@ -149,13 +164,11 @@ def _seconds(text: str) -> float:
 
 def _profile(document: Mapping[str, Any], server: str) -> Profile | None:
     stored = document.get("servers", {}).get(server)
-    if not isinstance(stored, dict):
+    if stored is None:
         return None
+    # Of a newer release there may be more.
     known = {name: stored[name] for name in Profile.__dataclass_fields__ if name in stored}
-    try:
-        return Profile(**{**known, "server": server})
-    except TypeError:
-        return None
+    return Profile(**{**known, "server": server})
 
 
 def _put(document: dict[str, Any], profile: Profile) -> None:
@@ -163,11 +176,51 @@ def _put(document: dict[str, Any], profile: Profile) -> None:
 
 
 def _read() -> dict[str, Any]:
+    """What the file says; empty without one. A damaged one is nobody's to overwrite: it may hold sessions."""
     try:
         document = json.loads(path().read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return {}
-    return document if isinstance(document, dict) else {}
+    except OSError as error:
+        raise _damaged(error.strerror or "it cannot be read") from error
+    except UnicodeDecodeError as error:
+        raise _damaged("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise _damaged(f"not JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
+    if (problem := _problem(document)) is not None:
+        raise _damaged(problem)
+    return document  # type: ignore[no-any-return]
+
+
+def _problem(document: Any) -> str | None:
+    """What is wrong with the file's document; no value of it is told, for some are secrets."""
+    if not isinstance(document, dict):
+        return "not a JSON object"
+    if not isinstance(document.get("current", ""), str):
+        return "current is no text"
+    servers = document.get("servers", {})
+    if not isinstance(servers, dict):
+        return "servers is no object"
+    for server, stored in servers.items():
+        where = f"servers.{server[:200]!r}"
+        if not isinstance(stored, dict):
+            return f"{where} is no object"
+        for name, kind in _KINDS.items():
+            if name in stored and not isinstance(stored[name], kind):
+                return f"{where}.{name} is of the wrong type"
+        if "subject" not in stored:
+            return f"{where}.subject is missing"
+        if not all(isinstance(address, str) for address in stored.get("endpoints", {}).values()):
+            return f"{where}.endpoints has something that is no address"
+    return None
+
+
+def _damaged(problem: str) -> FailedPrecondition:
+    from guidehall.core.errors import FailedPrecondition
+
+    return FailedPrecondition(
+        f"{path()}: {problem}; mend the file, or remove it and log in again", reason="PROFILES_DAMAGED"
+    )
 
 
 def _write(document: Mapping[str, Any]) -> None:

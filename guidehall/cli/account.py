@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ _ROLES = ("viewer", "scientist", "operator", "admin")
     epilog="""\b
 Examples
   guidehall login --server https://guidehall.example            asks for name and password
+  guidehall login --server https://guidehall.example --device   in a browser, here or elsewhere
   guidehall login --server https://guidehall.example --key < key.txt
 """
 )
@@ -32,15 +35,23 @@ Examples
 )
 @click.option("--key", "by_key", is_flag=True, help="With an API key, which is asked for or read from input.")
 @click.option("--user", metavar="NAME", help="With a local account; its password is asked for.")
+@click.option(
+    "--device", "by_device", is_flag=True, help="In a browser, on any machine: shows an address and a code."
+)
 @json_option
 @click.pass_context
-def login(ctx: click.Context, server: str | None, by_key: bool, user: str | None, as_json: bool) -> None:
+def login(
+    ctx: click.Context, server: str | None, by_key: bool, user: str | None, by_device: bool, as_json: bool
+) -> None:
     """Log in at a server: from then on every command is for it, and in your name."""
     from guidehall.cli._gateway import Gateway
+    from guidehall.client._endpoints import Endpoints
     from guidehall.core.errors import InvalidArgument
 
-    if by_key and user:
-        raise click.UsageError("--key and --user exclude each other")
+    if by_key + bool(user) + by_device > 1:
+        raise click.UsageError("--key, --user and --device exclude each other")
+    # What is wrong with the file is said before a password is asked for.
+    _profiles.current()
     options = ctx.find_root().params
     if server is None and not stack().gateway:
         raise InvalidArgument(
@@ -50,7 +61,19 @@ def login(ctx: click.Context, server: str | None, by_key: bool, user: str | None
     profile = Profile(gateway.url, "", endpoints=_endpoints(gateway, options["endpoints"]))
     if gateway.is_readable_on_the_way:
         click.echo(f"warning: what is sent to {gateway.url} is not encrypted", err=True)
-    profile = _by_key(gateway, profile) if by_key else _by_password(gateway, profile, user)
+    for service, endpoint in Endpoints.find(profile.endpoints).services.items():
+        if not endpoint.secure and not endpoint.is_on_this_machine:
+            click.echo(
+                f"warning: what is sent to {service} at {endpoint.address} is not encrypted, the credential "
+                f"included; with TLS it is grpcs://{endpoint.address}",
+                err=True,
+            )
+    if by_key:
+        profile = _by_key(gateway, profile)
+    elif by_device:
+        profile = _by_device(gateway, profile)
+    else:
+        profile = _by_password(gateway, profile, user)
     _profiles.keep(profile)
     if as_json:
         emit({"server": profile.server, "subject": profile.subject})
@@ -88,6 +111,31 @@ def _by_password(gateway: Gateway, profile: Profile, user: str | None) -> Profil
     user = user or click.prompt("Name", err=True)
     tokens = gateway.post("/auth/login", {"user": user, "password": _secret("Password")})
     return _profiles.with_tokens(replace(profile, subject=user), tokens)
+
+
+def _by_device(gateway: Gateway, profile: Profile) -> Profile:
+    """Waits until somebody has approved it in a browser (RFC 8628)."""
+    from guidehall.core.errors import AppError, Unavailable
+
+    began = gateway.post("/auth/device/code", {"client": f"guidehall on {platform.node() or 'a machine'}"})
+    click.echo(f"open {clean(str(began['verification_uri_complete']))}", err=True)
+    click.echo(f"and approve the code {clean(str(began['user_code']))}", err=True)
+    wait, ends = float(began["interval"]), time.monotonic() + float(began["expires_in"])
+    while True:
+        time.sleep(wait)
+        try:
+            tokens = gateway.post("/auth/device/token", {"device_code": began["device_code"]})
+        except AppError as error:
+            if error.reason == "SLOW_DOWN":
+                wait += 5.0
+            elif error.reason != "AUTHORIZATION_PENDING" and (
+                # The gateway may be away for a moment.
+                not isinstance(error, Unavailable) or time.monotonic() > ends
+            ):
+                raise
+        else:
+            subject = str(tokens["user"]["name"]).removeprefix("users/")
+            return _profiles.with_tokens(replace(profile, subject=subject), tokens)
 
 
 def _secret(what: str) -> str:

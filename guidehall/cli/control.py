@@ -28,7 +28,7 @@ def _tell(job: Job, as_json: bool, more: str = "") -> None:
 @job_argument
 @json_option
 def cancel(job: str, as_json: bool) -> None:
-    """Ask for the end of JOB; nothing is kept. To ask again does no harm."""
+    """Ask for the end of JOB; nothing but its log is kept. To ask again does no harm."""
     with connect() as client:
         _tell(client.cancel(job), as_json)
 

@@ -1,8 +1,9 @@
-"""`guidehall jobs`, `job`, `watch`, `result`."""
+"""`guidehall jobs`, `job`, `watch`, `result`, `job-log`."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,4 +228,36 @@ def _save(client: Client, result: Result, folder: Path) -> None:
         client.download_artifact(result.name, artifact.filename, folder)
 
 
-COMMANDS = (jobs, job, watch, result)
+@click.command(
+    "job-log",
+    epilog="\b\nExamples\n  guidehall job-log 3f2a91c0\n  guidehall job-log 3f2a91c0 --output job.log",
+)
+@job_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write it to this file, or into this folder, instead of showing it.",
+)
+@json_option
+def job_log(job: str, output: Path | None, as_json: bool) -> None:
+    """Show the whole log of JOB, which has ended: succeeded, failed, timed out or cancelled."""
+    with connect() as client:
+        if output is not None:
+            path = client.download_log(job, output)
+            if as_json:
+                emit({"path": str(path)})
+            else:
+                click.echo(f"written to {path}")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            lines = client.download_log(job, folder).read_text("utf-8", "replace").split("\n")[:-1]
+    if as_json:
+        emit({"lines": lines})
+        return
+    for line in lines:
+        click.echo(clean(line))
+
+
+COMMANDS = (jobs, job, watch, result, job_log)

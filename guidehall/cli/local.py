@@ -12,6 +12,7 @@ import click
 from guidehall.cli._context import json_option, own_token
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_linux, require_platform, require_workers
+from guidehall.cli._flags import DURATION
 from guidehall.cli._output import clean, duration, emit, emit_line, table
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         rows = [
             (
                 part.name,
-                part.state if part.answers else f"{part.state}, does not answer",
+                _state(part),
                 part.pid,
                 part.restarts,
             )
@@ -120,6 +121,12 @@ def status(ctx: click.Context, data: Path, as_json: bool) -> None:
         if "gateway" in found.endpoints:
             click.echo(f"gateway: {found.endpoints['gateway']}")
     ctx.exit(ExitCode.DONE if found.healthy else ExitCode.UNAVAILABLE)
+
+
+def _state(part: ServiceStatus) -> str:
+    if not part.answers:
+        return f"{part.state}, does not answer"
+    return f"{part.state}, does not reach {', '.join(part.unreached)}" if part.unreached else part.state
 
 
 def _engines(parts: Sequence[ServiceStatus]) -> str:
@@ -142,7 +149,7 @@ def _engines(parts: Sequence[ServiceStatus]) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="The lines as they were written, most of them JSON.")
 def logs(data: Path, service: str, follow: bool, lines: int, as_json: bool) -> None:
-    """Show the log of one SERVICE of this machine's platform."""
+    """Show the log of one SERVICE of this machine's platform; a job's is shown by `guidehall job-log`."""
     require_linux()
     from guidehall.local import control
     from guidehall.local.loglines import readable
@@ -224,4 +231,59 @@ def worker(ctx: click.Context, pool: str, count: int, credential_file: Path | No
     tell("stopped")
 
 
-COMMANDS = (up, status, logs, down, worker)
+@click.command(
+    "rotate-key",
+    epilog="""\b
+Examples
+  guidehall rotate-key                                    on this machine, at once
+  guidehall rotate-key --folder secrets --step announce   elsewhere: first every server gets trust.json
+  guidehall rotate-key --folder secrets --step sign       then storage gets its key, and all trust.json
+""",
+)
+@_data_option
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the keys and trust.json are. [default: identity in the data folder]",
+)
+@click.option("--step", type=click.Choice(("announce", "sign", "both")), default="both", show_default=True)
+@click.option(
+    "--keep",
+    type=DURATION,
+    default=3600,
+    help="How long what the old key has signed holds. [default: 1h, the longest that an access token may]",
+)
+@json_option
+def rotate_key(data: Path, folder: Path | None, step: str, keep: int, as_json: bool) -> None:
+    """Have another key sign access tokens. Those of the old key hold until they are over."""
+    require_platform()
+    from guidehall.core.errors import FailedPrecondition
+    from guidehall.local.files import write_atomically
+    from guidehall.local.identity import Identity
+
+    identity = Identity(folder or data / "identity")
+    if not identity.trust_file.exists():
+        raise FailedPrecondition(f"there are no keys in {identity.folder}", reason="NO_KEYS")
+    identity.announce_key()
+    renewed = []
+    if step != "announce":
+        identity.change_key(keep)
+        # The administrator's token is for a year, which its key no longer is.
+        for place in (identity.folder, *(() if folder else (data / "secrets",))):
+            path = place / "administrator.token"
+            if path.exists():
+                write_atomically(path, identity.administrator_token())
+                renewed.append(path)
+    if as_json:
+        emit({"step": step, "folder": identity.folder, "renewed": renewed})
+        return
+    if step == "announce":
+        click.echo("announced: give trust.json to every server, then: --step sign")
+    else:
+        click.echo(f"another key signs; what the old one has signed holds {duration(keep)} more")
+        for path in renewed:
+            click.echo(f"{clean(str(path))} is new")
+
+
+COMMANDS = (up, status, logs, down, worker, rotate_key)

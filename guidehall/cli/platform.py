@@ -1,4 +1,4 @@
-"""`guidehall pipelines`, `whoami`, `version`."""
+"""`guidehall pipelines`, `whoami`, `usage`, `version`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 import guidehall
 from guidehall.cli._context import connect, json_option, profile_in_use
-from guidehall.cli._output import emit, pairs, table
+from guidehall.cli._output import emit, pairs, size, table
 
 
 @click.command(
@@ -42,6 +42,28 @@ def pipelines(name: str | None, as_json: bool) -> None:
 
 @click.command()
 @json_option
+def usage(as_json: bool) -> None:
+    """Show what you have stored, how much it may be, and how many jobs you have."""
+    with connect() as client:
+        found = client.usage()
+    if as_json:
+        emit(found)
+        return
+    allowed = f" of {size(found.allowed_bytes)}" if found.allowed_bytes else ""
+    pairs(
+        {
+            "datasets": size(found.dataset_bytes),
+            "models": size(found.model_bytes),
+            "result files": size(found.artifact_bytes),
+            "logs": size(found.log_bytes),
+            "in all": size(found.total_bytes) + allowed,
+            "jobs": f"{found.queued_jobs} queued, {found.running_jobs} running, {found.ended_jobs} ended",
+        }
+    )
+
+
+@click.command()
+@json_option
 def whoami(as_json: bool) -> None:
     """Show who the server takes you for."""
     with connect() as client:
@@ -73,4 +95,4 @@ def version(as_json: bool) -> None:
         click.echo(f"guidehall {guidehall.__version__}")
 
 
-COMMANDS = (pipelines, whoami, version)
+COMMANDS = (pipelines, usage, whoami, version)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from guidehall.client import Analysis, Explanation, Parameter
 
 # How near to a bound, in parts of the allowed range, a parameter counts as stuck to it.
-_AT_BOUND = 1e-3
+_AT_BOUND = 1e-4
 _DECADES = 100.0
 # Of the posterior, where nobody says how many: well below a second.
 _SAMPLES = 500
@@ -137,7 +137,7 @@ def predict(
         stage = Stage.REFINED if refine else Stage.NETWORK
         with connect() as client:
             analysis = client.analyze(curve, model, stage, samples=samples, seed=seed or 0)
-    understood = tuple(Note("CURVE_FILE", text) for text in file_notes)
+    understood = tuple(Note("FILE_READ", text) for text in file_notes)
     analysis = replace(analysis, notes=(*understood, *analysis.notes))
     if plot is not None:
         from guidehall.cli._plot import draw_analysis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,11 +11,31 @@ import click
 
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._curves import science_refusals
+from guidehall.cli._flags import in_flags
 from guidehall.cli._output import clean, emit
 from guidehall.cli.data import id_of
 
 if TYPE_CHECKING:
     from guidehall.science.reflectometry.formats.project import Project
+
+# Fields of curves and of a fit, as the science and as this command line call them.
+_FLAGS = {
+    "dq_convention": "--dq",
+    "dq": "--dq",
+    "q_unit": "--q-unit",
+    "samples": "--samples",
+    "starts": "--starts",
+}
+
+_files_argument = click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+_dq_option = click.option(
+    "--dq", type=click.Choice(["sigma", "fwhm"]), help="What dq is in files that do not say it themselves."
+)
+_q_unit_option = click.option(
+    "--q-unit", type=click.Choice(["1/angstrom", "1/nm"]), help="Of files that do not say it themselves."
+)
 
 
 @click.group(
@@ -24,10 +45,11 @@ Examples
   guidehall submit reflectometry.nr_sld --from film.yml --watch
   guidehall reflectometry import-model trained_nr_sld_model.pth --statistics normalization_stat.npy
   guidehall reflectometry join d2o.dat h2o.dat --dq fwhm --output contrasts.ort
+  guidehall reflectometry fit measured.dat --stack film.yml --dq fwhm --plot fit.png
 """
 )
 def reflectometry() -> None:
-    """Bring work of other programs along."""
+    """Fit curves on this machine; bring work of other programs along."""
 
 
 @reflectometry.command("import-settings")
@@ -122,20 +144,23 @@ def import_model(
 
 
 @reflectometry.command("join")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@_files_argument
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     help="The ORSO file (.ort) to write.",
 )
-@click.option(
-    "--dq", type=click.Choice(["sigma", "fwhm"]), help="What dq is in files that do not say it themselves."
-)
+@_dq_option
+@_q_unit_option
 @json_option
-def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | None, as_json: bool) -> None:
+def join(
+    files: tuple[Path, ...],
+    output: Path,
+    dq: Literal["sigma", "fwhm"] | None,
+    q_unit: Literal["1/angstrom", "1/nm"] | None,
+    as_json: bool,
+) -> None:
     """Put the curves of several files into one, for `reflectometry.infer`.
 
     In the order given: contrasts of one film, or a film that changes. Each is called as its file, where
@@ -144,14 +169,129 @@ def join(files: tuple[Path, ...], output: Path, dq: Literal["sigma", "fwhm"] | N
     from guidehall.science.reflectometry.export import join_ort
     from guidehall.science.reflectometry.formats.read import read_files
 
-    with science_refusals():
-        curves = read_files(files, dq)
+    _distinct(files)
+    if any(output.resolve() == file.resolve() for file in files):
+        raise click.BadParameter(f"{output} is one of FILES, which stay as they are", param_hint="--output")
+    with in_flags(_FLAGS), science_refusals():
+        curves = read_files(files, dq, q_unit)
     names = [curve.metadata.data_set for curve in curves]
+    notes = [f"{curve.metadata.data_set}: {note}" for curve in curves for note in curve.metadata.notes]
     output.write_bytes(join_ort(curves))
     if as_json:
-        emit({"file": str(output), "curves": names})
+        emit({"file": str(output), "curves": names, "notes": notes})
         return
+    for note in notes:
+        click.echo(f"note: {clean(note)}", err=True)
     click.echo(f"{len(curves)} curves written to {clean(str(output))}: {', '.join(map(clean, names))}")
+
+
+@reflectometry.command(
+    "fit",
+    epilog="""\b
+FILM is what is known of the film, with bounds, as `guidehall submit reflectometry.infer --from` takes it:
+docs/reference/stacks-and-priors.md. Several FILES are contrasts of one film.
+
+\b
+Examples
+  guidehall reflectometry fit measured.dat --stack film.yml --dq fwhm --plot fit.png
+  guidehall reflectometry fit d2o.ort h2o.ort --stack film.yml --save answer/
+""",
+)
+@_files_argument
+@click.option(
+    "--stack",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILM",
+    required=True,
+    help="File of the film and its bounds (YAML or JSON).",
+)
+@_dq_option
+@_q_unit_option
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=500,
+    show_default=True,
+    help="Of the posterior, for intervals and bands; 0 draws none.",
+)
+@click.option("--starts", type=click.IntRange(1), default=24, show_default=True, help="Of the search.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**53 - 1),
+    default=0,
+    show_default=True,
+    help="The same, the same answer.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw fit, residuals, profile and bands into this file (.png, .pdf, .svg).",
+)
+@click.option(
+    "--save",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Write everything into it: curves, profiles, pictures, scripts for refl1d and refnx.",
+)
+@json_option
+def fit(
+    files: tuple[Path, ...],
+    stack: Path,
+    dq: Literal["sigma", "fwhm"] | None,
+    q_unit: Literal["1/angstrom", "1/nm"] | None,
+    samples: int,
+    starts: int,
+    seed: int,
+    plot: Path | None,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the film behind the curves in FILES on this machine, without a platform.
+
+    It is the fit of the pipeline `reflectometry.infer`: the same parameters, intervals and notes.
+    """
+    import guidehall
+
+    _distinct(files)
+    if plot is not None:
+        from guidehall.cli._plot import check_plot
+
+        check_plot(plot)
+    with in_flags(_FLAGS), science_refusals():
+        found = guidehall.fit(files, stack, dq=dq, q_unit=q_unit, samples=samples, starts=starts, seed=seed)
+    if plot is not None:
+        found.plot().savefig(plot, dpi=160)
+    if save is not None:
+        found.save(save)
+    if as_json:
+        parameters = [
+            {
+                "name": parameter.name,
+                "value": parameter.value,
+                "unit": parameter.unit,
+                "standard_error": parameter.standard_error,
+                "interval_68": parameter.interval_68,
+                "interval_95": parameter.interval_95,
+                "at_bound": parameter.at_bound,
+            }
+            for parameter in found.parameters
+        ]
+        notes = [{"code": note.code, "message": note.message} for note in found.notes]
+        emit({"chi_square": found.chi_square, "parameters": parameters, "notes": notes})
+        return
+    for line in str(found).splitlines():
+        click.echo(clean(line))
+    for path in filter(None, (plot, save)):
+        click.echo(f"written: {clean(str(path))}")
+
+
+def _distinct(files: Sequence[Path]) -> None:
+    """Refuses a file that is named twice: its curve would count twice."""
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise click.BadParameter(f"{file} is named twice", param_hint="FILES")
+        seen.add(file.resolve())
 
 
 def _plain_files(networks: dict[str, Path], statistics: Path, folder: Path) -> dict[str, Path]:

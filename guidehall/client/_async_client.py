@@ -225,6 +225,10 @@ class AsyncClient:
         """As `Client.download_artifact`."""
         return await self._driver.run(_stored.download_artifact(self._config, job, filename, path))
 
+    async def download_log(self, job: str, path: str | Path) -> Path:
+        """As `Client.download_log`."""
+        return await self._driver.run(_stored.download_log(self._config, job, path))
+
     # Models and datasets
 
     def models(self, filter: str = "", limit: int | None = None) -> AsyncIterator[types.Model]:
@@ -345,6 +349,28 @@ class AsyncClient:
         """As `Client.revoke_worker_credential`."""
         return await self._driver.run(_platform.revoke_worker_credential(self._config, credential))
 
+    def audit(
+        self, filter: str = "", order_by: str = "sequence desc", limit: int | None = None
+    ) -> AsyncIterator[types.AuditEvent]:
+        """As `Client.audit`."""
+        return self._driver.iterate(_platform.audit(self._config, filter, order_by, limit))
+
+    def export_audit(self, after_seal: int = 0) -> AsyncIterator[str]:
+        """As `Client.export_audit`."""
+        return self._driver.iterate(_platform.export_audit(self._config, after_seal))
+
+    def export_person(self, user: str = "") -> AsyncIterator[str]:
+        """As `Client.export_person`."""
+        return self._driver.iterate(_platform.export_person(self._config, user))
+
+    async def erase_person(self, user: str, hand_over_to: str = "") -> types.Erasure:
+        """As `Client.erase_person`."""
+        return await self._driver.run(_platform.erase_person(self._config, user, hand_over_to))
+
+    async def erasure(self, name: str) -> types.Erasure:
+        """As `Client.erasure`."""
+        return await self._driver.run(_platform.erasure(self._config, name))
+
     async def api_keys(self, user: str = "") -> list[types.ApiKey]:
         """As `Client.api_keys`."""
         return await self._driver.run(_platform.api_keys(self._config, user))
@@ -406,3 +432,7 @@ class AsyncClient:
     async def whoami(self) -> types.Identity:
         """As `Client.whoami`."""
         return await self._driver.run(_platform.whoami(self._config))
+
+    async def usage(self) -> types.Usage:
+        """As `Client.usage`."""
+        return await self._driver.run(_platform.usage(self._config))

@@ -38,6 +38,7 @@ _NOT_RETRIED = (
     ("guidehall.datasets.v1.DatasetsService", "DownloadDatasetVersion"),
     ("guidehall.models.v1.ModelsService", "DownloadModelVersion"),
     ("guidehall.results.v1.ResultsService", "DownloadArtifact"),
+    ("guidehall.results.v1.ResultsService", "DownloadJobLog"),
 )
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -71,7 +72,7 @@ def _options(endpoint: Endpoint) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.primary_user_agent", f"guidehall/{__version__}"),
     ]
-    if endpoint.address.startswith(("127.", "localhost:", "[::1]:")):
+    if endpoint.is_on_this_machine:
         # A proxy for the outside world would not lead back to this machine.
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -337,6 +337,14 @@ class Client:
         """
         return self._driver.run(_stored.download_artifact(self._config, job, filename, path))
 
+    def download_log(self, job: str, path: str | Path) -> Path:
+        """Writes the whole log of a job that has ended, however it ended, to `path`, or into that folder.
+
+        Returns:
+            Where it is now.
+        """
+        return self._driver.run(_stored.download_log(self._config, job, path))
+
     # Models and datasets
 
     def models(self, filter: str = "", limit: int | None = None) -> Iterator[types.Model]:
@@ -495,6 +503,38 @@ class Client:
         """Ends a credential, named as in `drain`: what its workers hold is lost to them."""
         return self._driver.run(_platform.revoke_worker_credential(self._config, credential))
 
+    def audit(
+        self, filter: str = "", order_by: str = "sequence desc", limit: int | None = None
+    ) -> Iterator[types.AuditEvent]:
+        """Who did what, newest first: all for operators, for others what concerns themselves.
+
+        Args:
+            filter: terms such as `subject = "ada" AND time > "2026-08-01T00:00:00Z"`, over subject, kind,
+                actor, service, method, resource, outcome, job, request_id, trace_id and time.
+            order_by: "sequence desc" or "sequence".
+            limit: how many at most; None is all.
+        """
+        return self._driver.iterate(_platform.audit(self._config, filter, order_by, limit))
+
+    def export_audit(self, after_seal: int = 0) -> Iterator[str]:
+        """The lines of the audit log with its seals, from after a batch on; for operators."""
+        return self._driver.iterate(_platform.export_audit(self._config, after_seal))
+
+    def export_person(self, user: str = "") -> Iterator[str]:
+        """All that is kept about a user, or oneself, as lines of JSON; of others for administrators."""
+        return self._driver.iterate(_platform.export_person(self._config, user))
+
+    def erase_person(self, user: str, hand_over_to: str = "") -> types.Erasure:
+        """Closes a user's account and erases what is kept about them; what was theirs may go to another.
+
+        A repeat finds the erasure that is under way. For administrators.
+        """
+        return self._driver.run(_platform.erase_person(self._config, user, hand_over_to))
+
+    def erasure(self, name: str) -> types.Erasure:
+        """How far an erasure is; for administrators."""
+        return self._driver.run(_platform.erasure(self._config, name))
+
     def api_keys(self, user: str = "") -> list[types.ApiKey]:
         """The API keys of a user, or one's own."""
         return self._driver.run(_platform.api_keys(self._config, user))
@@ -565,3 +605,7 @@ class Client:
     def whoami(self) -> types.Identity:
         """Who the server takes the caller for."""
         return self._driver.run(_platform.whoami(self._config))
+
+    def usage(self) -> types.Usage:
+        """What the caller has stored, how much it may be, and the caller's jobs."""
+        return self._driver.run(_platform.usage(self._config))

@@ -10,10 +10,11 @@ from google.protobuf import timestamp_pb2
 from guidehall.client import types
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.identity.v1 import groups_pb2, identity_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, groups_pb2, identity_pb2, personal_data_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
+from guidehall.contracts.usage.v1 import usage_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.structs import from_struct
 
@@ -352,6 +353,43 @@ def service_account(message: identity_pb2.User) -> types.ServiceAccount:
     )
 
 
+def audit_event(message: audit_pb2.AuditEvent) -> types.AuditEvent:
+    """An event of the audit log."""
+    return types.AuditEvent(
+        sequence=message.sequence,
+        time=_time(message, "time"),
+        service=message.service,
+        subject=message.subject,
+        kind=_word(identity_pb2.PrincipalKind, message.kind),
+        actor=message.actor,
+        method=message.method,
+        resource=message.resource,
+        outcome=message.outcome,
+        etag_before=message.etag_before,
+        etag_after=message.etag_after,
+        job=message.job,
+        request_id=message.request_id,
+        trace_id=message.trace_id,
+        count=message.count,
+        seal=message.seal,
+    )
+
+
+def erasure(message: personal_data_pb2.Erasure) -> types.Erasure:
+    """An erasure."""
+    return types.Erasure(
+        name=message.name,
+        user=message.user,
+        pseudonym=message.pseudonym,
+        hand_over_to=message.hand_over_to,
+        steps_done=tuple(message.steps_done),
+        steps_left=tuple(message.steps_left),
+        create_time=_time(message, "create_time"),
+        due_time=_time(message, "due_time"),
+        done_time=_time(message, "done_time"),
+    )
+
+
 def worker(message: workers_pb2.Worker) -> types.Worker:
     """A worker."""
     machine = message.capabilities
@@ -371,6 +409,21 @@ def worker(message: workers_pb2.Worker) -> types.Worker:
         register_time=_time(message, "register_time"),
         last_seen_time=_time(message, "last_seen_time"),
         quarantine_reason=message.quarantine_reason,
+    )
+
+
+def usage(stored: usage_pb2.Usage, jobs: jobs_pb2.PurgeJobsResponse) -> types.Usage:
+    """What storage says, and what a purge without force has counted."""
+    return types.Usage(
+        dataset_bytes=stored.dataset_bytes,
+        model_bytes=stored.model_bytes,
+        artifact_bytes=stored.artifact_bytes,
+        log_bytes=stored.log_bytes,
+        total_bytes=stored.total_bytes,
+        allowed_bytes=stored.allowed_bytes,
+        queued_jobs=jobs.skipped_queued,
+        running_jobs=jobs.skipped_running,
+        ended_jobs=jobs.deleted + jobs.skipped_publishing,
     )
 
 

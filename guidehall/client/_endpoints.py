@@ -18,6 +18,7 @@ _FORM = "trainer=HOST:PORT,storage=HOST:PORT,inference=HOST:PORT"
 _TARGET = re.compile(
     r"(?:(?P<scheme>grpc|grpcs)://)?(?P<address>(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5})/?"
 )
+_OWN_HOST = re.compile(r"(?:localhost|127\.\d+\.\d+\.\d+|\[::1\])(?::\d+)?", re.IGNORECASE)
 _LARGEST_FILE = 1 << 20
 
 
@@ -27,6 +28,11 @@ class Endpoint:
 
     address: str
     secure: bool
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether calls to it never leave this machine."""
+        return is_on_this_machine(self.address)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,11 @@ class Endpoints:
                 )
             services[service] = Endpoint(match["address"], match["scheme"] == "grpcs")
         return cls(services)
+
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether a host, with a port or without one, is this machine's own."""
+    return _OWN_HOST.fullmatch(address) is not None
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> Path:

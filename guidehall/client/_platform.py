@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf import json_format
 
 from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
-from guidehall.client._steps import Call, Operation, Rpc, collect
-from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
+from guidehall.client._steps import Call, Emit, Open, Operation, Read, Rpc, collect
+from guidehall.contracts.identity.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+    personal_data_pb2,
+)
+from guidehall.contracts.identity.v1.personal_data_pb2_grpc import PersonalDataServiceStub
+from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2, usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
-from guidehall.core import names
+from guidehall.core import names, personal_data
 from guidehall.core.durations import seconds_in
 from guidehall.core.errors import InvalidArgument
 
@@ -25,6 +37,14 @@ _REVOKE_CREDENTIAL = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "RevokeWo
 _API_KEYS = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "ListApiKeys")
 _CREATE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "CreateApiKey")
 _REVOKE_API_KEY = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "RevokeApiKey")
+_AUDIT = Rpc("storage", audit_pb2_grpc.AuditServiceStub, "ListAuditEvents")
+_EXPORT_AUDIT = Rpc("storage", audit_pb2_grpc.AuditServiceStub, "ExportAuditEvents")
+_EXPORT_PERSON = Rpc("storage", PersonalDataServiceStub, "ExportPersonalData")
+_ERASE = Rpc("storage", PersonalDataServiceStub, "ErasePerson")
+_ERASURE = Rpc("storage", PersonalDataServiceStub, "GetErasure")
+_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListJobs")
+_USAGE = Rpc("storage", usage_pb2_grpc.UsageServiceStub, "GetUsage")
+_COUNT_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "PurgeJobs")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -127,6 +147,65 @@ def revoke_api_key(config: Config, text: str, user: str) -> Operation[types.ApiK
     return _decode.api_key(message)
 
 
+def audit(config: Config, filter: str, order_by: str, limit: int | None) -> Operation[None]:
+    """Emits events of the audit log."""
+    request = audit_pb2.ListAuditEventsRequest(filter=filter, order_by=order_by)
+    return _lists.items(config, _AUDIT, request, "events", _decode.audit_event, limit)
+
+
+def export_audit(config: Config, after_seal: int) -> Operation[None]:
+    """Emits the lines of the audit log's export."""
+    request = audit_pb2.ExportAuditEventsRequest(after_seal=after_seal)
+    yield from _lines(config, _EXPORT_AUDIT, request)
+
+
+def export_person(config: Config, user: str) -> Operation[None]:
+    """Emits the lines of all that is kept about a user."""
+    name = yield from _user(config, user)
+    yield from _lines(config, _EXPORT_PERSON, personal_data_pb2.ExportPersonalDataRequest(name=name))
+    mine = jobs_pb2.ListJobsRequest(filter=f'owner = "{names.USER.parse(name)["user"]}"')
+    yield from _lists.items(config, _JOBS, mine, "jobs", _job_line)
+    yield Emit(personal_data.end_line())
+
+
+def erase_person(config: Config, user: str, hand_over_to: str) -> Operation[types.Erasure]:
+    """Erases what is kept about a user."""
+    request = personal_data_pb2.ErasePersonRequest(
+        name=_named_user(user), hand_over_to=_named_user(hand_over_to) if hand_over_to else ""
+    )
+    message = yield Call(_ERASE, request, config.timeouts.call_seconds)
+    return _decode.erasure(message)
+
+
+def erasure(config: Config, name: str) -> Operation[types.Erasure]:
+    """How far an erasure is."""
+    full = names.ERASURE.format(erasure=name.removeprefix("erasures/"))
+    names.ERASURE.parse(full, "erasure")
+    request = personal_data_pb2.GetErasureRequest(name=full)
+    message = yield Call(_ERASURE, request, config.timeouts.call_seconds)
+    return _decode.erasure(message)
+
+
+def _lines(config: Config, rpc: Rpc, request: Any) -> Operation[None]:
+    stream = yield Open(rpc, request, config.timeouts.transfer_seconds)
+    try:
+        while (message := (yield Read(stream))) is not None:
+            for line in message.lines:
+                yield Emit(line)
+    finally:
+        stream.cancel()
+
+
+def _job_line(job: jobs_pb2.Job) -> str:
+    return personal_data.job_line(json_format.MessageToDict(job, preserving_proto_field_name=True))
+
+
+def _named_user(user: str) -> str:
+    name = names.USER.format(user=user.removeprefix("users/"))
+    names.USER.parse(name, "user")
+    return name
+
+
 def _user(config: Config, user: str) -> Operation[str]:
     """The name of a user, by id or name; of the caller without either."""
     subject = user.removeprefix("users/") or (yield from whoami(config)).subject
@@ -151,3 +230,12 @@ def whoami(config: Config) -> Operation[types.Identity]:
     """The caller, as the server sees it."""
     message = yield Call(_WHO_AM_I, identity_pb2.WhoAmIRequest(), config.timeouts.call_seconds)
     return _decode.identity(message)
+
+
+def usage(config: Config) -> Operation[types.Usage]:
+    """What is the caller's."""
+    stored = yield Call(_USAGE, usage_pb2.GetUsageRequest(), config.timeouts.call_seconds)
+    # Without force it only counts.
+    counting = jobs_pb2.PurgeJobsRequest(parent=f"projects/{config.project}")
+    jobs = yield Call(_COUNT_JOBS, counting, config.timeouts.call_seconds)
+    return _decode.usage(stored, jobs)

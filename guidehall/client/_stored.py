@@ -33,6 +33,7 @@ _MODEL_VERSIONS = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "ListModelVe
 _DOWNLOAD_MODEL = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "DownloadModelVersion")
 _RESULT = Rpc("storage", results_pb2_grpc.ResultsServiceStub, "GetResult")
 _ARTIFACT = Rpc("storage", results_pb2_grpc.ResultsServiceStub, "DownloadArtifact")
+_JOB_LOG = Rpc("storage", results_pb2_grpc.ResultsServiceStub, "DownloadJobLog")
 
 
 def datasets(config: Config, filter: str, limit: int | None) -> Operation[None]:
@@ -185,3 +186,9 @@ def download_artifact(config: Config, job: str, filename: str, path: str | Path)
         )
     request = results_pb2.DownloadArtifactRequest(name=artifact.name)
     return (yield from download(config, _ARTIFACT, request, path))
+
+
+def download_log(config: Config, job: str, path: str | Path) -> Operation[Path]:
+    """Writes the log of a job that has ended."""
+    name = yield from _jobs.resolve(config, job)
+    return (yield from download(config, _JOB_LOG, results_pb2.DownloadJobLogRequest(job=name), path))

@@ -547,6 +547,49 @@ class NewWorkerCredential:
 
 
 @dataclass(frozen=True)
+class AuditEvent:
+    """One thing that somebody did or tried, or `count` like ones within a minute."""
+
+    # Place in the log, from 1.
+    sequence: int
+    time: datetime | None
+    service: str
+    subject: str
+    kind: str
+    actor: str
+    method: str
+    resource: str
+    # A code such as "OK" or "PERMISSION_DENIED".
+    outcome: str
+    etag_before: str
+    etag_after: str
+    job: str
+    request_id: str
+    trace_id: str
+    count: int
+    # Number of the batch that it is sealed in; 0 while that is open.
+    seal: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The erasure of what is kept about a user."""
+
+    name: str
+    # Empty when it is done.
+    user: str
+    # What the audit log calls the person.
+    pseudonym: str
+    hand_over_to: str
+    steps_done: tuple[str, ...]
+    steps_left: tuple[str, ...]
+    create_time: datetime | None
+    # When anything but the account goes.
+    due_time: datetime | None
+    done_time: datetime | None
+
+
+@dataclass(frozen=True)
 class ApiKey:
     """What programs call by in a user's name."""
 
@@ -635,6 +678,30 @@ class ServiceAccount:
     group: str
     roles: tuple[str, ...]
     disabled: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the caller has stored, in bytes, and the caller's jobs. What was deleted counts as long as it is
+    kept.
+
+    Attributes:
+        artifact_bytes: files of results.
+        log_bytes: logs of jobs without a result.
+        allowed_bytes: uploads beyond it are refused; 0 is no limit.
+        queued_jobs: paused ones too.
+        ended_jobs: those that have not been deleted.
+    """
+
+    dataset_bytes: int
+    model_bytes: int
+    artifact_bytes: int
+    log_bytes: int
+    total_bytes: int
+    allowed_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    ended_jobs: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -797,7 +864,8 @@ class Analysis:
     # None without dr.
     chi_square: float | None
     reduced_chi_square: float | None
-    # Mean of |log10 measured - log10 calculated| over used points with positive reflectivity.
+    # Mean of |log10 measured - log10 calculated| over used points where both are positive and, with error
+    # bars, the measured one is above three of them; NaN without any.
     mean_abs_log10_error: float
     notes: tuple[Note, ...]
     analysis_version: str

@@ -76,11 +76,16 @@ def reads_all(principal: Principal, project: str) -> bool:
     )
 
 
+def user_reader(user: str) -> str:
+    """What things are shared with that a user may read."""
+    return f"user:{user}"
+
+
 def reader_names(principal: Principal) -> list[str]:
     """What things are shared with that `principal` may read."""
     if principal.kind not in _HOLDERS:
         return []
-    return [f"user:{principal.subject}", *(f"group:{group}" for group in sorted(principal.groups))]
+    return [user_reader(principal.subject), *(f"group:{group}" for group in sorted(principal.groups))]
 
 
 def may_read(principal: Principal, resource: Resource) -> bool:

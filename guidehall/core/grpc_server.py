@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from guidehall.core.audit import Counts
 from guidehall.core.auth import Authenticator, Policy
 from guidehall.core.rpc_chain import Chain, Limits
 from guidehall.core.settings import GrpcSettings
@@ -42,6 +43,7 @@ class GrpcServer:
         authenticator: who calls.
         policies: who may call what, by full method name or by "/package.Service/*". What neither names is
             refused.
+        counts: of calls for the audit log; none are kept without.
 
     Raises:
         ValueError: a policy names a method that is not served.
@@ -53,6 +55,7 @@ class GrpcServer:
         services: Sequence[Service],
         authenticator: Authenticator,
         policies: Mapping[str, Policy],
+        counts: Counts | None = None,
     ) -> None:
         _check_methods(services, policies)
         self._settings = settings
@@ -61,7 +64,7 @@ class GrpcServer:
         limits = Limits(
             settings.default_deadline_seconds, settings.max_deadline_seconds, settings.max_struct_bytes
         )
-        self._chain = Chain(authenticator, policies, limits)
+        self._chain = Chain(authenticator, policies, limits, counts)
         self._server = grpc.aio.server(interceptors=[self._chain], options=_options(settings))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

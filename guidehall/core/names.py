@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from guidehall.core.errors import InvalidArgument
 
 DEFAULT_PROJECT = "default"
+# Characters of what people call a job, or an entry of a history.
+LONGEST_DISPLAY_NAME = 80
 
 # One segment: letters, digits and . _ ~ @ + -, not starting with a dot. "-" alone means "any" in a few list
 # calls.
@@ -57,7 +59,9 @@ USER = Pattern("users/{user}")
 GROUP = Pattern("groups/{group}")
 API_KEY = Pattern("users/{user}/apiKeys/{key}")
 SESSION = Pattern("users/{user}/sessions/{session}")
+IDENTITY = Pattern("users/{user}/identities/{identity}")
 INVITATION = Pattern("invitations/{invitation}")
+ERASURE = Pattern("erasures/{erasure}")
 UPLOAD_ROLES = Pattern("users/{user}/uploadRoles")
 HISTORY_ENTRY = Pattern("users/{user}/history/{entry}")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-# With every alias counted as often as it stands: a few lines of nested aliases could mean billions.
+# With every alias counted as often as it stands: a few lines of nested aliases or merge keys could mean
+# billions.
 MAX_VALUES = 100_000
 
 
@@ -34,22 +36,48 @@ def load(data: bytes) -> Any:
         yaml.YAMLError: it is not YAML of plain data, or means more than it may.
         UnicodeDecodeError: it is no text.
     """
+    loader = _Loader(data)
     try:
-        document = yaml.load(data, _Loader)  # noqa: S506 (a safe loader)
-        values = _count(document, {})
+        # As it is written: an alias is the node that it names, and nothing is written out yet.
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_VALUES} values, an alias counted where it stands"
+            )
+        return _constructed(loader, node)
     except RecursionError:
         raise yaml.MarkedYAMLError(problem="nested too deep") from None
-    if values > MAX_VALUES:
-        raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values, an alias counted where it stands")
-    return document
+    finally:
+        loader.dispose()
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
-    """How many values there are if aliases are written out; what holds itself has too many."""
-    if not isinstance(value, (dict, list, tuple)):
+def _constructed(loader: _Loader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, OverflowError, KeyError, AttributeError):
+        # What yaml lets through of `!!int x`, `!!bool x` and numbers beyond all bounds.
+        raise yaml.MarkedYAMLError(problem="a value that is not what its tag says") from None
+
+
+def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values there are if aliases and merge keys are written out, at most one more than may be; what
+    holds itself has too many."""
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in known:
-        known[id(value)] = MAX_VALUES + 1
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
-    return known[id(value)]
+    if node not in known:
+        known[node] = MAX_VALUES + 1
+        known[node] = min(1 + sum(_count(part, known) for part in _parts(node)), MAX_VALUES + 1)
+    return known[node]
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+        return
+    for key, value in node.value:
+        # A name is none of the values, unless it holds some.
+        if not isinstance(key, yaml.ScalarNode):
+            yield key
+        yield value

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
-from guidehall.core.auth import Authenticator, Policy, require_scope, set_principal
+from guidehall.core.audit import Counts
+from guidehall.core.auth import Authenticator, Policy, known_principal, require_scope, set_principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import (
     AppError,
@@ -71,7 +72,14 @@ class _HungUp(Exception):
 class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every method once. gRPC answers each call in a task of its own: context set here ends with it."""
 
-    def __init__(self, authenticator: Authenticator, policies: Mapping[str, Policy], limits: Limits) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        policies: Mapping[str, Policy],
+        limits: Limits,
+        counts: Counts | None = None,
+    ) -> None:
+        self._counts = counts
         self._authenticator = authenticator
         self._policies = policies
         self._limits = limits
@@ -109,7 +117,8 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
         }[streams]
         if method.startswith(_OPEN):
-            wrapped = self._watched(behaviour) if handler.response_streaming else behaviour
+            legible = _legible(behaviour, handler.request_streaming)
+            wrapped = self._watched(legible) if handler.response_streaming else legible
         else:
             wrapped = self._guarded(behaviour, method, streams)
         return make(wrapped, _reader(handler.request_deserializer), handler.response_serializer)
@@ -160,6 +169,8 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     raise asyncio.CancelledError from left
             finally:
                 measured.end()
+                if self._counts is not None:
+                    self._counts.call(known_principal(), method, request, measured.code)
 
         return guarded
 
@@ -176,13 +187,14 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         }
         begin_request(metadata, method)
         principal = await self._authenticator.authenticate(metadata, context.peer())
+        # Before the policy is asked: whom it refuses is counted, too.
+        set_principal(principal)
         if policy is None:
             raise PermissionDenied(
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}
             )
         policy.check(principal, method)
         require_scope(principal, method)
-        set_principal(principal)
         job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()
         if seconds is not None and seconds <= 0:
@@ -218,6 +230,28 @@ def _reader(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Messag
             return None
 
     return read
+
+
+def _legible(behaviour: Any, streams_requests: bool) -> Callable[[Any, Any], Any]:
+    """A method that others wrote, which does not expect requests that could not be read."""
+
+    async def one(request: Message | None, context: Any) -> Any:
+        await _refuse_unreadable(request, context)
+        return await behaviour(request, context)
+
+    async def each(requests: AsyncIterator[Message | None], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            await _refuse_unreadable(request, context)
+            yield request
+
+    if streams_requests:
+        return lambda requests, context: behaviour(each(requests, context), context)
+    return one
+
+
+async def _refuse_unreadable(request: Message | None, context: Any) -> None:
+    if request is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of its kind")
 
 
 async def _validate(request: Message | None, max_struct_bytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from guidehall.local.errors import AlreadyRunning, StackError, UnknownService
 from guidehall.local.files import read_json
 from guidehall.local.logfiles import follow, last_lines
 from guidehall.local.postgres import home_elsewhere
-from guidehall.local.probes import is_ready, metric_label
+from guidehall.local.probes import is_ready, metric_label, unreached
 from guidehall.local.stack import ENDPOINTS, SUPERVISOR_LOG, Options, summary
 from guidehall.local.supervisor import Report
 
@@ -42,6 +43,8 @@ class ServiceStatus:
         address: URL that it was asked by.
         reflectometry_engine: what calculates reflectivities in it, such as "c (avx2)" or "torch"; empty where
             nothing does.
+        unreached: services that it does not reach yet, of the gateway: after one was started again its
+            connection takes a moment longer than the service.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ServiceStatus:
     restarts: int
     exit_status: int | None
     reflectometry_engine: str = ""
+    unreached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ class StackStatus:
 
     @property
     def healthy(self) -> bool:
-        """Whether it runs and every part answers."""
-        return self.stage == "ready" and all(service.answers for service in self.services)
+        """Whether it runs, every part answers, and the gateway reaches the services."""
+        reached = all(service.answers and not service.unreached for service in self.services)
+        return self.stage == "ready" and reached
 
 
 def status(data: Path) -> StackStatus:
@@ -93,6 +98,7 @@ def status(data: Path) -> StackStatus:
     with ThreadPoolExecutor(max(1, 2 * len(names))) as pool:
         engines = pool.map(lambda name: _reflectometry_engine(name, ops), names)
         answers = list(pool.map(lambda service: is_ready(service.probe), known.services))
+    missing = unreached(endpoints["gateway"]) if "gateway" in endpoints else ()
     services = tuple(
         ServiceStatus(
             service.name,
@@ -103,6 +109,7 @@ def status(data: Path) -> StackStatus:
             service.restarts,
             service.exit_status,
             engine,
+            missing if service.name == "gateway" else (),
         )
         for service, ready, engine in zip(known.services, answers, engines, strict=True)
     )
@@ -233,6 +240,15 @@ def up_detached(options: Options, report: Report = print) -> None:
     # It is meant to live on: not an abandoned child.
     supervisor.returncode = 0
     report(summary(read_json(data / ENDPOINTS)))
+    report(f"  {how_to_stop(data)} stops it; what it keeps stays\n")
+
+
+def how_to_stop(data: Path) -> str:
+    """The command that stops the stack of a data folder."""
+    from guidehall.client._endpoints import data_folder
+
+    named = "" if data == data_folder().resolve() else f" --data {shlex.quote(str(data))}"
+    return f"guidehall down{named}"
 
 
 def _lines(path: Path, lines: int, following: bool) -> Iterator[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from guidehall.local.files import write_json
+from guidehall.local.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from guidehall.core.auth import KeyPair
 
 # What the key of each service may vouch for: storage for people, the trainer for workers and jobs, each
 # service for itself; the gateway alone speaks for somebody else.
@@ -15,6 +20,8 @@ _MAY_ISSUE = {
     "inference": ("service",),
     "gateway": ("service",),
 }
+# Whose key signs for people.
+_PEOPLE = "storage"
 _MAY_DELEGATE = ("gateway",)
 # The name that single mode gives to everybody, so that jobs keep their owner when the mode changes.
 _ADMINISTRATOR = "local"
@@ -41,7 +48,10 @@ class Identity:
         from guidehall.core.auth import KeyPair, TrustStore
 
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trust: dict[str, object] = {}
+        # Those that were replaced, until they end, and one that is to sign next.
+        trust = {kid: entry for kid, entry in read_json(self.trust_file).items() if _holds(entry)}
+        if self._next_key.exists():
+            trust |= self._entry(KeyPair.load(self._next_key))
         for service, kinds in _MAY_ISSUE.items():
             path = self.key_file(service)
             if not path.exists():
@@ -49,9 +59,48 @@ class Identity:
             trust |= TrustStore.entry(KeyPair.load(path), service, kinds, service in _MAY_DELEGATE)
         write_json(self.trust_file, trust)
 
+    @property
+    def _next_key(self) -> Path:
+        return self.folder / f"{_PEOPLE}.next.key"
+
+    def announce_key(self) -> None:
+        """Has another key trusted, which is to sign for people next; once more changes nothing."""
+        from guidehall.core.auth import KeyPair
+
+        if not self._next_key.exists():
+            KeyPair.generate().save(self._next_key)
+        self.ensure()
+
+    def change_key(self, keep_seconds: float) -> None:
+        """Has the announced key sign for people, such as their access tokens; what the one before has signed
+        holds so much longer, at most."""
+        from guidehall.core.auth import KeyPair
+
+        self.announce_key()
+        path = self.key_file(_PEOPLE)
+        old, new = KeyPair.load(path), KeyPair.load(self._next_key)
+        trust = read_json(self.trust_file)
+        trust |= self._entry(new)
+        trust[old.kid]["until"] = time.time() + keep_seconds
+        # First trusted, then used: each of the two files is there whole at any time.
+        write_json(self.trust_file, trust)
+        self._next_key.replace(path)
+
+    @staticmethod
+    def _entry(key: KeyPair) -> dict[str, Any]:
+        from guidehall.core.auth import TrustStore
+
+        return TrustStore.entry(key, _PEOPLE, _MAY_ISSUE[_PEOPLE], _PEOPLE in _MAY_DELEGATE)
+
     def administrator_token(self) -> str:
         """A new token of an administrator for a year, in the name of storage, which speaks for people."""
         from guidehall.core.auth import KeyPair, Role, TokenIssuer
 
         issuer = TokenIssuer("storage", KeyPair.load(self.key_file("storage")))
         return issuer.mint(_ADMINISTRATOR, "user", ttl_seconds=_TOKEN_SECONDS, roles=[Role.ADMIN])
+
+
+def _holds(entry: Any) -> bool:
+    """Whether an entry is of a key that was replaced and is not over."""
+    until = entry.get("until") if isinstance(entry, dict) else None
+    return isinstance(until, (int, float)) and until > time.time()

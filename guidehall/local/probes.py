@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import socket
 import struct
@@ -12,6 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 Address = tuple[str, int]
 
 _LARGEST_METRICS = 4 << 20
+_LARGEST_HEALTH = 64 << 10
 
 
 def is_ready(url: str, timeout: float = 1.0) -> bool:
@@ -43,6 +45,19 @@ def metric_label(url: str, metric: str, label: str, timeout: float = 1.0) -> str
         connection.close()
     found = re.search(rf'^{re.escape(metric)}\{{[^}}]*\b{re.escape(label)}="([^"]*)"', text, re.MULTILINE)
     return found[1] if found else ""
+
+
+def unreached(url: str, timeout: float = 3.0) -> tuple[str, ...]:
+    """The services that the gateway at `url` says it does not reach; none where it says nothing."""
+    connection = http.client.HTTPConnection(*_address(urlsplit(url)), timeout=timeout)
+    try:
+        connection.request("GET", "/api/v1/health")
+        services = json.loads(connection.getresponse().read(_LARGEST_HEALTH))["services"]
+        return tuple(name for name, serves in services.items() if not serves)
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError):
+        return ()
+    finally:
+        connection.close()
 
 
 def _http_status(parts: SplitResult, timeout: float) -> int:

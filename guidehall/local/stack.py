@@ -203,6 +203,7 @@ def up(options: Options, report: Report = print, ready: Callable[[], None] = lam
 
     def started() -> None:
         report(summary(stack.endpoints))
+        report("  Ctrl-C stops everything; what it keeps stays\n")
         ready()
 
     run_until_told(stack, started, "stopping", report)

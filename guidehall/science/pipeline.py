@@ -8,6 +8,7 @@ module never imports torch.
 
 from __future__ import annotations
 
+import difflib
 import enum
 import importlib
 import json
@@ -345,7 +346,19 @@ def field_errors(error: ValidationError, prefix: str = "") -> list[tuple[str, st
 
 def first_fault(error: ValidationError, prefix: str = "") -> UserError:
     """The first fault, as an error that names the field, what it was and what is allowed."""
-    fault = error.errors(include_url=False, include_context=False)[0]
+    faults = error.errors(include_url=False, include_context=False)
+    # A name that was mistyped is also missed under its right one, of which there would be nothing to show.
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    if unknown:
+        *parent, name = loc = unknown[0]["loc"]
+        missed = [str(f["loc"][-1]) for f in faults if f["type"] == "missing" and [*f["loc"][:-1]] == parent]
+        near = difflib.get_close_matches(str(name), missed, 1)
+        return UserError(
+            _path(loc, prefix),
+            "this",
+            f"there is no such field; did you mean {near[0]}?" if near else "no such field",
+        )
+    fault = faults[0]
     whole = isinstance(fault["input"], dict | list | BaseModel)
     return UserError(_path(fault["loc"], prefix), "this" if whole else fault["input"], fault["msg"])
 

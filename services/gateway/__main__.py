@@ -32,10 +32,14 @@ def serve() -> None:
         raise SettingsError(
             "GUIDEHALL_GATEWAY__AUTH__SERVICE_KEY_FILE: the gateway needs its key to call other services"
         )
-    tokens = ServiceTokens(TokenIssuer(NAME, KeyPair.load(settings.auth.service_key_file)))
+    key = KeyPair.load(settings.auth.service_key_file)
+    tokens = ServiceTokens(TokenIssuer(NAME, key))
     identity = HttpIdentity(settings.auth, Authenticator(settings.auth, NAME))
     app = create_app(
-        settings, identity, lambda: Backends(settings, credentials_interceptors(tokens, delegate=True))
+        settings,
+        identity,
+        lambda: Backends(settings, credentials_interceptors(tokens, delegate=True)),
+        key.derive("browsers"),
     )
     http = settings.http
     context = server_context(http.tls) if http.tls.enabled else None

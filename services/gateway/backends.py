@@ -10,12 +10,20 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
-from guidehall.contracts.identity.v1 import accounts_pb2_grpc, groups_pb2_grpc, identity_pb2_grpc
+from guidehall.contracts.identity.v1 import (
+    accounts_pb2_grpc,
+    audit_pb2_grpc,
+    groups_pb2_grpc,
+    identity_pb2_grpc,
+    log_ins_pb2_grpc,
+    personal_data_pb2_grpc,
+)
 from guidehall.contracts.jobs.v1 import jobs_pb2_grpc
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.prediction.v1 import prediction_pb2_grpc
 from guidehall.contracts.reflectometry.v1 import reflectometry_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc
+from guidehall.contracts.usage.v1 import usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2_grpc
 from guidehall.core import directory
 from guidehall.core.channels import open_channel
@@ -54,6 +62,10 @@ class Backends:
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
         self.groups = groups_pb2_grpc.GroupsServiceStub(storage)
         self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
+        self.audit = audit_pb2_grpc.AuditServiceStub(storage)
+        self.personal_data = personal_data_pb2_grpc.PersonalDataServiceStub(storage)
+        self.usage = usage_pb2_grpc.UsageServiceStub(storage)
+        self.log_ins = log_ins_pb2_grpc.LogInsServiceStub(storage)
         self.directory = directory.RemoteDirectory(storage, settings.auth.lookups.call_seconds)
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(inference)
         self.reflectometry = reflectometry_pb2_grpc.ReflectometryServiceStub(inference)

@@ -33,6 +33,11 @@ def access_token(connection: HTTPConnection) -> str:
     return token
 
 
+def access_token_of_form(connection: HTTPConnection) -> str:
+    """The same for a page's form, which cannot send a header: the form has a secret of its own instead."""
+    return connection.cookies.get(_ACCESS, "")
+
+
 def refresh_token(connection: HTTPConnection) -> str:
     """The refresh token of a browser's session; empty without one.
 

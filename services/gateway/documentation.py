@@ -6,7 +6,10 @@ asked, and while it is away the description shows what it said last, or no pipel
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,11 +17,12 @@ from typing import Any, cast
 
 import grpc
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from google.protobuf.descriptor import Descriptor
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
 from guidehall import __version__
@@ -31,6 +35,8 @@ from services.gateway.messages import Json, schema, struct_json
 DESCRIPTION = "Measured curves in, physics out. Errors are problem details (RFC 9457)."
 PATH = "/openapi.json"
 _SCHEMAS = "#/components/schemas/"
+_FILES = "/static-offline-docs"
+_WRITTEN_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 # A page about the interface neither waits long for the trainer nor asks it again for every reader.
 _ASK_SECONDS = 2.0
 _KEEP_SECONDS = 60.0
@@ -45,11 +51,58 @@ def documented(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]])
         description=DESCRIPTION,
         lifespan=lifespan,
         openapi_url=PATH,
+        static_url=_FILES,
+        docs_url=None,
+        redoc_url=None,
     )
+    app.add_api_route("/docs", _docs, include_in_schema=False)
+    app.add_api_route("/redoc", _redoc, include_in_schema=False)
     app.openapi = lambda: _own(app)  # type: ignore[method-assign]
     # Before FastAPI's own route, which cannot wait for the trainer.
     app.router.routes.insert(0, Route(PATH, _Served(app).answer, include_in_schema=False))
     return app
+
+
+async def _docs(request: Request) -> HTMLResponse:
+    root = request.scope.get("root_path", "")
+    page = get_swagger_ui_html(
+        openapi_url=root + PATH,
+        title="Guidehall: HTTP interface",
+        swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+    )
+    return _held_to_its_own(page)
+
+
+async def _redoc(request: Request) -> HTMLResponse:
+    root = request.scope.get("root_path", "")
+    page = get_redoc_html(
+        openapi_url=root + PATH,
+        title="Guidehall: HTTP interface",
+        redoc_js_url=f"{root}{_FILES}/redoc.standalone.js",
+        redoc_favicon_url=f"{root}{_FILES}/favicon.png",
+        with_google_fonts=False,
+    )
+    return _held_to_its_own(page)
+
+
+def _held_to_its_own(page: HTMLResponse) -> HTMLResponse:
+    """A page that runs nothing but our files and the scripts that are written in it, and asks nobody else.
+
+    Both libraries write styles into the page as they draw, and one searches in a worker that it makes of its
+    own text. The address of a logo elsewhere, which is in the other's files, leads nowhere.
+    """
+    written = (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        for script in _WRITTEN_SCRIPT.findall(bytes(page.body).decode())
+    )
+    scripts = " ".join(["'self'", *(f"'sha256-{digest}'" for digest in written)])
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+        " connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page
 
 
 class _Served:

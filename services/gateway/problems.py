@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # Where Python's names differ between its versions.
 _REASONS = {413: "BODY_TOO_LARGE"}
 # Fields whose values no answer repeats.
-_SECRET = frozenset({"password", "current", "new", "refresh_token", "invitation"})
+_SECRET = frozenset({"password", "current", "new", "refresh_token", "invitation", "device_code"})
 # As many violations as a person reads.
 _MAX_VIOLATIONS = 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -16,6 +17,7 @@ from guidehall.core.settings import (
     TelemetrySettings,
     TlsSettings,
 )
+from services.gateway.log_in.settings import LogInSettings
 
 
 class HttpSettings(BaseModel):
@@ -51,7 +53,7 @@ class HttpSettings(BaseModel):
         None,
         description="whose pages may call; where not set, in single mode those of port 3000 of this machine",
     )
-    cors_origin_regex: str | None = Field(
+    cors_origin_regex: re.Pattern[str] | None = Field(
         None,
         description="more such pages: those whose whole origin matches, such as https://.*[.]lab[.]example",
     )
@@ -105,6 +107,7 @@ class GatewaySettings(ServiceSettings):
     legacy: LegacySettings = LegacySettings()
     ops: OpsSettings = OpsSettings(port=7204)
     auth: AuthSettings = AuthSettings()
+    log_in: LogInSettings = LogInSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     trainer: ChannelSettings = ChannelSettings(target="127.0.0.1:7101")

@@ -18,6 +18,7 @@ from guidehall.contracts.reflectometry.v1.reflectometry_pb2_grpc import (
     add_ReflectometryServiceServicer_to_server,
 )
 from guidehall.core import directory
+from guidehall.core.audit import Counts, sender
 from guidehall.core.auth import Authenticator, KeyPair, Policy, Role, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
@@ -80,8 +81,10 @@ async def serve(settings: InferenceSettings) -> None:
         services = _services(plane, analysis, log, settings)
         known = directory.RemoteDirectory(channel, settings.auth.lookups.call_seconds)
         authenticator = Authenticator(settings.auth, SERVICE_NAME, known)
-        server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
+        counts = Counts(SERVICE_NAME, sender(channel, settings.repository.list_timeout_seconds))
+        server = GrpcServer(settings.grpc, services, authenticator, POLICIES, counts)
         port = await server.start()
+        stack.push_async_callback(counts.close)
         stack.push_async_callback(server.stop)
         await server.set_serving(open_inference.FULL_NAME, False)
         calculates = reflectometry_engine.name()
@@ -98,6 +101,7 @@ async def serve(settings: InferenceSettings) -> None:
             },
         )
         background = [tasks.create_task(repository.run()), tasks.create_task(_announce(repository, server))]
+        background.append(tasks.create_task(counts.run()))
         if settings.nats.url is not None:
             bus = await EventBus.connect(settings.nats, SERVICE_NAME)
             stack.push_async_callback(bus.close)

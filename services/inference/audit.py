@@ -10,7 +10,7 @@ import grpc
 from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2
 from guidehall.core.auth import Principal
 from guidehall.core.errors import Unavailable, from_rpc_error
-from guidehall.core.telemetry import current_trace_id
+from guidehall.core.telemetry import current_trace_id, request_id
 
 # Each event counts once, by its id.
 IDEMPOTENT = (f"{audit_pb2.DESCRIPTOR.services_by_name['AuditService'].full_name}/AppendAuditEvents",)
@@ -41,6 +41,7 @@ class AuditLog:
             resource=resource,
             outcome="OK",
             trace_id=current_trace_id() or "",
+            request_id=request_id.get(),
             count=1,
         )
         event.time.GetCurrentTime()

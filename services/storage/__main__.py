@@ -1,11 +1,12 @@
-"""`python -m services.storage migrate|serve|verify-audit|config`"""
+"""`python -m services.storage migrate|serve|audit|config`"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
@@ -17,10 +18,15 @@ from guidehall.contracts.identity.v1 import (
     audit_pb2_grpc,
     groups_pb2_grpc,
     identity_pb2_grpc,
+    log_ins_pb2_grpc,
+    personal_data_pb2_grpc,
 )
 from guidehall.contracts.models.v1 import models_pb2_grpc
 from guidehall.contracts.results.v1 import history_pb2_grpc, results_pb2_grpc, staging_pb2_grpc
-from guidehall.core.auth import Authenticator, KeyPair, TokenIssuer
+from guidehall.contracts.usage.v1 import usage_pb2_grpc
+from guidehall.core import audit_chain
+from guidehall.core.audit import Counts
+from guidehall.core.auth import Authenticator, KeyFile, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import AppError
 from guidehall.core.grpc_server import GrpcServer, Service, until_signalled
@@ -28,7 +34,8 @@ from guidehall.core.migrations import migrate
 from guidehall.core.postgres import create_engine, wait_until_ready
 from guidehall.core.settings import SettingsError, config_command, log_settings
 from guidehall.core.telemetry import OpsServer, configure_logging, configure_tracing
-from services.storage.audit import log
+from services.storage.audit.export import export
+from services.storage.audit.sealer import Sealer
 from services.storage.audit.use_cases import AuditLog
 from services.storage.database import Database
 from services.storage.datasets import Datasets
@@ -37,16 +44,22 @@ from services.storage.garbage import Collector
 from services.storage.health import Health
 from services.storage.history import History
 from services.storage.identity.accounts import Accounts
+from services.storage.identity.admissions import Admissions
 from services.storage.identity.api_keys import ApiKeys
+from services.storage.identity.devices import Devices
 from services.storage.identity.directory import LocalDirectory
 from services.storage.identity.groups import Groups
+from services.storage.identity.providers import Providers
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
 from services.storage.intake import Intake
+from services.storage.job_logs import JobLogs
 from services.storage.limits import Transfers
 from services.storage.models import Models
 from services.storage.objects import ObjectStore
 from services.storage.outbox import Relay
+from services.storage.personal_data.eraser import Eraser
+from services.storage.personal_data.erasures import Erasures
 from services.storage.policy import POLICIES
 from services.storage.promotion import Promotion
 from services.storage.results import Results
@@ -55,17 +68,22 @@ from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, Datasets
 from services.storage.servicers.groups import GROUPS, GroupsServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
+from services.storage.servicers.log_ins import LOG_INS, LogInsServicer
 from services.storage.servicers.models import MODELS, ModelsServicer
+from services.storage.servicers.personal_data import PERSONAL_DATA, PersonalDataServicer
 from services.storage.servicers.results import RESULTS, STAGING, ResultsServicer, StagingServicer
+from services.storage.servicers.usage import USAGE_SERVICE, UsageServicer
 from services.storage.settings import StorageSettings
 from services.storage.staging import Staging
 from services.storage.sweep import Sweeper
 from services.storage.upload_roles import UploadRolesUseCases
+from services.storage.usage import Quota
 
 NAME = "storage"
 _PACKAGE = "services.storage"
 USAGE = (
-    "usage: python -m services.storage serve | migrate [--down-to REVISION] | verify-audit | config [show]"
+    "usage: python -m services.storage serve | migrate [--down-to REVISION] | "
+    "audit verify [--expect NUMBER:SEAL] | audit export | config [show]"
 )
 
 logger = logging.getLogger("services.storage")
@@ -78,6 +96,9 @@ def _services(
     collector: Collector,
     sessions: Sessions,
     accounts: Accounts,
+    job_logs: JobLogs,
+    audit_log: AuditLog,
+    log_ins: LogInsServicer,
 ) -> list[Service]:
     limits = settings.limits
     transfers = Transfers(limits)
@@ -85,12 +106,13 @@ def _services(
     intake = Intake(database, store, collector, transfers, limits, settings.transfer)
     staging = Staging(database, intake, collector, limits)
     promotion = Promotion(database, collector)
+    quota = Quota(database, limits.max_user_bytes)
     most = limits.max_document_bytes
     return [
         Service(
             DATASETS,
             datasets_pb2_grpc.add_DatasetsServiceServicer_to_server,
-            DatasetsServicer(Datasets(database, intake), downloads, settings.transfer),
+            DatasetsServicer(Datasets(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             UPLOAD_ROLES,
@@ -100,12 +122,12 @@ def _services(
         Service(
             MODELS,
             models_pb2_grpc.add_ModelsServiceServicer_to_server,
-            ModelsServicer(Models(database, intake), downloads, settings.transfer),
+            ModelsServicer(Models(database, intake, quota), downloads, settings.transfer),
         ),
         Service(
             RESULTS,
             results_pb2_grpc.add_ResultsServiceServicer_to_server,
-            ResultsServicer(Results(database), downloads),
+            ResultsServicer(Results(database), job_logs, downloads),
         ),
         Service(
             STAGING,
@@ -120,7 +142,7 @@ def _services(
         Service(
             IDENTITY,
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
-            IdentityServicer(Users(database), ApiKeys(database)),
+            IdentityServicer(Users(database), ApiKeys(database), Admissions(database)),
         ),
         Service(
             GROUPS,
@@ -132,7 +154,14 @@ def _services(
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
             AccountsServicer(accounts, sessions),
         ),
-        Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(AuditLog(database))),
+        Service(AUDIT, audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(audit_log)),
+        Service(
+            PERSONAL_DATA,
+            personal_data_pb2_grpc.add_PersonalDataServiceServicer_to_server,
+            PersonalDataServicer(database, Erasures(database, settings.accounts.erase_after_seconds)),
+        ),
+        Service(USAGE_SERVICE, usage_pb2_grpc.add_UsageServiceServicer_to_server, UsageServicer(quota)),
+        Service(LOG_INS, log_ins_pb2_grpc.add_LogInsServiceServicer_to_server, log_ins),
     ]
 
 
@@ -158,13 +187,22 @@ async def _run(
     database = Database(engine)
     collector = Collector(database, store, settings.upkeep)
     key_file = settings.auth.service_key_file
-    issuer = None if key_file is None else TokenIssuer(NAME, KeyPair.load(key_file))
+    issuer = None if key_file is None else TokenIssuer(NAME, KeyFile(key_file))
     sessions = Sessions(database, settings.accounts, issuer)
     offered = settings.auth.mode == "token" and issuer is not None
     accounts = Accounts(database, settings.accounts, sessions, offered=offered)
-    services = _services(settings, database, store, collector, sessions, accounts)
+    job_logs = JobLogs(database, settings.upkeep.job_log_max_age_seconds)
+    audit_log = AuditLog(database)
+    providers = Providers(database, settings.accounts.providers, sessions, offered=offered)
+    devices = Devices(database, settings.accounts, sessions, offered=offered)
+    log_ins = LogInsServicer(providers, devices)
+    services = _services(
+        settings, database, store, collector, sessions, accounts, job_logs, audit_log, log_ins
+    )
     authenticator = Authenticator(settings.auth, NAME, LocalDirectory(ApiKeys(database)))
-    server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
+    sealer = Sealer(database, settings.audit)
+    counts = Counts(NAME, audit_log.append_own)
+    server = GrpcServer(settings.grpc, services, authenticator, POLICIES, counts)
     with_objects = [DATASETS, MODELS, RESULTS, STAGING]
     without_objects = [service.full_name for service in services if service.full_name not in with_objects]
     health = Health(database, store, settings.probe_seconds, without_objects, with_objects)
@@ -179,8 +217,15 @@ async def _run(
                 health.run(server),
                 collector.run(),
                 Sweeper(
-                    database, store, collector, settings.upkeep, (sessions.forget, accounts.forget)
+                    database,
+                    store,
+                    collector,
+                    settings.upkeep,
+                    (sessions.forget, accounts.forget, devices.forget, job_logs.forget, sealer.retain),
                 ).run(),
+                sealer.run(),
+                counts.run(),
+                Eraser(database, collector, settings.upkeep.sweep_seconds).run(),
             ]
             if bus is not None:
                 relay = Relay(
@@ -195,6 +240,7 @@ async def _run(
             await until_signalled()
             logger.info("draining")
             await server.stop()
+            await counts.close()
             for task in running:
                 task.cancel()
             await collector.settle()
@@ -202,13 +248,30 @@ async def _run(
         ops.stop()
 
 
-async def verify_audit(settings: StorageSettings) -> None:
-    """Checks the seals of the audit log."""
+async def verify_audit(settings: StorageSettings, expect: str = "") -> None:
+    """Checks the audit log in the database, and that it still has a seal that was noted earlier."""
+    noted = audit_chain.parse_seal(expect) if expect else None
+    verifier = audit_chain.Verifier(noted)
+    async with _database(settings) as database:
+        async for lines in export(database):
+            for line in lines:
+                verifier.read(line)
+    print(verifier.finish())
+
+
+async def export_audit(settings: StorageSettings) -> None:
+    """Writes the audit log with its seals to standard output."""
+    async with _database(settings) as database:
+        async for lines in export(database):
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+@asynccontextmanager
+async def _database(settings: StorageSettings) -> AsyncIterator[Database]:
     engine = create_engine(settings.postgres)
     try:
         await wait_until_ready(engine, settings.start_seconds)
-        async with Database(engine).transaction() as connection:
-            print(f"the audit log holds: {await log.verify(connection)} rows")
+        yield Database(engine)
     finally:
         await engine.dispose()
 
@@ -226,8 +289,12 @@ def main() -> None:
                 _start(lambda settings: migrate(settings, _PACKAGE))
             case ["migrate", "--down-to", revision]:
                 _start(lambda settings: migrate(settings, _PACKAGE, revision))
-            case ["verify-audit"]:
+            case ["audit", "verify"] | ["verify-audit"]:
                 _start(verify_audit)
+            case ["audit", "verify", "--expect", seal]:
+                _start(lambda settings: verify_audit(settings, seal))
+            case ["audit", "export"]:
+                _start(export_audit)
             case _:
                 raise SystemExit(USAGE)
     except (SettingsError, AppError, OSError) as error:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from guidehall.core.auth import Principal
 from guidehall.core.postgres import transaction
-from guidehall.core.telemetry import current_trace_id
+from guidehall.core.telemetry import current_trace_id, request_id
 from services.storage import outbox
 from services.storage.audit import log
 
@@ -57,6 +57,7 @@ class Mutation:
             etag_after=etag_after,
             trace_id=current_trace_id() or "",
             count=1,
+            request_id=request_id.get(),
         )
         self._entries.append(entry)
 

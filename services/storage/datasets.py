@@ -24,6 +24,7 @@ from services.storage.requests import Request
 from services.storage.series import Series, SeriesTable
 from services.storage.sniff import DataInspector
 from services.storage.tables import dataset_versions, datasets, objects
+from services.storage.usage import Quota
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class Upload:
 class Datasets:
     """The use cases."""
 
-    def __init__(self, database: Database, intake: Intake) -> None:
+    def __init__(self, database: Database, intake: Intake, quota: Quota) -> None:
         self._database = database
         self._intake = intake
+        self._quota = quota
         self._series = SeriesTable(datasets, names.DATASET, "dataset", {})
 
     def name(self, series: Series) -> str:
@@ -122,6 +124,17 @@ class Datasets:
         async with self._database.transaction() as connection:
             return await self._series.page(connection, principal, project, filter_text, show_deleted, paging)
 
+    async def update(self, caller: Caller, name: str, values: Mapping[str, Any], etag: str) -> Series:
+        """Changes what is said about a series.
+
+        Raises:
+            NotFound: there is none for the caller, or it is deleted.
+            Aborted: it has changed since.
+        """
+        ids = names.DATASET.parse(name, "dataset.name")
+        async with self._database.mutation(caller) as mutation:
+            return await self._series.update(mutation, ids["project"], ids["dataset"], values, etag)
+
     async def delete(self, caller: Caller, name: str, etag: str) -> Series:
         """Hides a series. Versions that jobs pinned stay readable to these jobs.
 
@@ -167,10 +180,12 @@ class Datasets:
             InvalidArgument: a field or the content is not as it may be or as it was said.
             AlreadyExists: the series is somebody else's.
             FailedPrecondition: the series is deleted.
+            ResourceExhausted: it would be more than the caller may have stored.
         """
         self.check(upload)
         require_project(caller.principal, upload.project)
         owner = owner_for(caller.principal)
+        await self._quota.require_room_soon(caller.principal, upload.claim.size_bytes)
         inspector = DataInspector()
         async with self._intake.receive(upload.claim, pieces, inspector, expects_end=True) as stored:
             info = inspector.finish(stored.size_bytes)
@@ -187,6 +202,7 @@ class Datasets:
                     owner,
                     of_others=sees_everything(caller.principal) or group_of(upload.project) != "",
                 )
+                await self._quota.require_room(connection, series.owner, stored.size_bytes)
                 version = await self._series.advance(connection, series)
                 await self._insert(connection, upload, version, stored, info)
                 name = names.DATASET_VERSION.format(

@@ -16,14 +16,13 @@ from guidehall.core import names
 from guidehall.core.access import require_visible
 from guidehall.core.auth import Principal
 from guidehall.core.errors import NotFound
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.storage import fields
 from services.storage.database import Caller, Database
 from services.storage.documents import Document, without_large_arrays
 from services.storage.lists import Field, Paging, SearchField, TextField, conditions, page
 from services.storage.requests import Request
 from services.storage.tables import history
-
-MAX_NAME_CHARACTERS = 80
 
 _ID = re.compile(r"[0-9a-f]{24}")
 _FILTERS: dict[str, Field] = {
@@ -78,7 +77,7 @@ class History:
         """
         parent = names.USER.format(user=new.user)
         require_visible(caller.principal, new.user, parent)
-        fields.text("entry.display_name", new.display_name, MAX_NAME_CHARACTERS)
+        fields.text("entry.display_name", new.display_name, LONGEST_DISPLAY_NAME)
         if new.job:
             names.JOB.parse(new.job, "entry.job")
         if new.model_version:
@@ -146,7 +145,7 @@ class History:
         Raises:
             NotFound: there is none for the caller.
         """
-        fields.text("display_name", display_name, MAX_NAME_CHARACTERS)
+        fields.text("display_name", display_name, LONGEST_DISPLAY_NAME)
         user, id = _ids(caller.principal, name)
         async with self._database.mutation(caller) as mutation:
             renamed = update(history).filter_by(user_id=user, id=id)

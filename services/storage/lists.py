@@ -113,7 +113,7 @@ async def page(
     size = pages.page_size(paging.size)
     cursor = pages.cursor_of(paging.token, *arguments)
     if cursor is not None:
-        query = query.where(key < _position(cursor, paging.token))
+        query = query.where(key < position(cursor, paging.token))
     query = query.order_by(key.desc())
     if weight is not None:
         weights = query.limit(size).with_only_columns(weight, maintain_column_froms=True)
@@ -134,7 +134,12 @@ def _fitting(weights: Sequence[int]) -> int:
     return max(1, len(weights))
 
 
-def _position(cursor: list[Any], token: str) -> int:
+def position(cursor: list[Any], token: str) -> int:
+    """The integer key in a cursor.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
     match cursor:
         case [int(position)] if 0 <= position < 2**63:
             return position

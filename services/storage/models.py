@@ -24,6 +24,7 @@ from services.storage.manifests import Manifest
 from services.storage.requests import Request
 from services.storage.series import Series, SeriesTable, visible
 from services.storage.tables import model_versions, models, objects
+from services.storage.usage import Quota
 from services.storage.weights import WeightsInspector
 
 WEIGHTS_FILENAME = "model.safetensors"
@@ -146,9 +147,10 @@ async def hand_over(mutation: Mutation, job: str, versions: Sequence[str], owner
 class Models:
     """The use cases."""
 
-    def __init__(self, database: Database, intake: Intake) -> None:
+    def __init__(self, database: Database, intake: Intake, quota: Quota) -> None:
         self._database = database
         self._intake = intake
+        self._quota = quota
 
     async def get(self, principal: Principal, name: str) -> Series:
         """One series, deleted or not.
@@ -168,6 +170,17 @@ class Models:
             return await series_of_models.page(
                 connection, principal, project, filter_text, show_deleted, paging
             )
+
+    async def update(self, caller: Caller, name: str, values: Mapping[str, Any], etag: str) -> Series:
+        """Changes what is said about a model.
+
+        Raises:
+            NotFound: there is none for the caller, or it is deleted.
+            Aborted: it has changed since.
+        """
+        ids = names.MODEL.parse(name, "model.name")
+        async with self._database.mutation(caller) as mutation:
+            return await series_of_models.update(mutation, ids["project"], ids["model"], values, etag)
 
     async def set_deleted(self, caller: Caller, name: str, deleted: bool, etag: str = "") -> Series:
         """Hides a model from lists and serving, or brings it back.
@@ -224,9 +237,11 @@ class Models:
             InvalidArgument: a field or the weights are not as they may be or as was said.
             AlreadyExists: the series is somebody else's.
             FailedPrecondition: the series is deleted.
+            ResourceExhausted: it would be more than the caller may have stored.
         """
         self.check(publication)
         require_project(caller.principal, publication.project)
+        await self._quota.require_room_soon(caller.principal, publication.claim.size_bytes)
         async with self._intake.receive(
             publication.claim, pieces, WeightsInspector(), expects_end=False
         ) as stored:
@@ -244,6 +259,7 @@ class Models:
             owner = owner_for(caller.principal)
             of_others = sees_everything(caller.principal) or group_of(project) != ""
             series = await series_of_models.open(connection, project, model, owner, of_others=of_others)
+            await self._quota.require_room(connection, series.owner, stored.size_bytes)
             await keep(connection, stored)
             name = await add_version(
                 mutation, series, document.value, document.sha256, stored.key, labels=publication.labels

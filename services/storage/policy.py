@@ -25,6 +25,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "CreateDataset": _WRITE,
         "GetDataset": _READ,
         "ListDatasets": _READ,
+        "UpdateDataset": _WRITE,
         "DeleteDataset": _WRITE,
         "ShareDataset": _WRITE,
         "UploadDatasetVersion": _WRITE,
@@ -37,6 +38,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
     "models.v1.ModelsService": {
         "GetModel": _READ,
         "ListModels": _READ,
+        "UpdateModel": _WRITE,
         "DeleteModel": _WRITE,
         "ShareModel": _WRITE,
         "UndeleteModel": _WRITE,
@@ -51,6 +53,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListResults": _READ,
         "DownloadArtifact": _READ,
         "CreateArtifactUrl": _READ,
+        "DownloadJobLog": _READ,
         "ShareResult": _WRITE,
     },
     "results.v1.StagingService": {
@@ -68,6 +71,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "UpdateHistoryEntry": _WRITE,
         "DeleteHistoryEntry": _WRITE,
     },
+    "usage.v1.UsageService": {"GetUsage": _READ},
     "identity.v1.IdentityService": {
         "WhoAmI": Policy(frozenset(get_args(Kind))),
         "CreateUser": _ADMIN,
@@ -80,6 +84,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "RevokeApiKey": _USER,
         "IntrospectApiKey": _SERVICE,
         "ResolveUser": _GATEWAY,
+        "AdmitCall": _GATEWAY,
     },
     "identity.v1.GroupsService": {
         "CreateGroup": _ADMIN,
@@ -113,7 +118,31 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListInvitations": _ADMIN,
         "DeleteInvitation": _ADMIN,
     },
-    "identity.v1.AuditService": {"AppendAuditEvents": _SERVICE, "ListAuditEvents": _OPERATOR},
+    "identity.v1.LogInsService": {
+        "LogInWithProvider": _GATEWAY,
+        "CreateIdentity": _ADMIN,
+        "ListIdentities": _USER,
+        "DeleteIdentity": _ADMIN,
+        "BeginDeviceLogIn": _GATEWAY,
+        "FinishDeviceLogIn": _GATEWAY,
+        # With a session, which the servicer sees to.
+        "GetDeviceLogIn": _USER,
+        "DecideDeviceLogIn": _USER,
+    },
+    "identity.v1.AuditService": {
+        "AppendAuditEvents": _SERVICE,
+        # What concerns oneself; operators see everything.
+        "ListAuditEvents": _READ,
+        "ExportAuditEvents": _OPERATOR,
+    },
+    "identity.v1.PersonalDataService": {
+        # Of oneself; administrators of anybody.
+        "ExportPersonalData": _USER,
+        "ErasePerson": _ADMIN,
+        "GetErasure": _ADMIN,
+        "ListErasures": Policy(_PEOPLE_AND_SERVICES, Role.ADMIN, services=frozenset({"trainer"})),
+        "CompleteErasureStep": _TRAINER,
+    },
 }
 
 POLICIES: dict[str, Policy] = {

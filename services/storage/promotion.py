@@ -102,6 +102,8 @@ class Promotion:
             if versions is not None:
                 await hand_over(mutation, job.name, versions, owner)
                 mutation.record(names.RESULT.format(project=job.project, result=job.id))
+            fault_point("storage.claim.stored")
+        fault_point("storage.claim.committed")
 
     async def _publish(
         self, mutation: Mutation, commit: Commit, document: Any, outputs: Sequence[Any]
@@ -168,7 +170,8 @@ async def _take_outputs(connection: AsyncConnection, commit: Commit) -> tuple[li
     )
     columns = (*staged_objects.c, objects.c.sha256, objects.c.size_bytes)
     rows = (await connection.execute(taken.returning(*columns))).all()
-    staged = {row.object_id: row for row in rows if row.epoch == commit.epoch and row.kind != "checkpoint"}
+    outputs_of_epoch = (row for row in rows if row.epoch == commit.epoch)
+    staged = {row.object_id: row for row in outputs_of_epoch if row.kind in ("artifact", "model")}
     chosen = [name for name in commit.outputs if name != staging.RESULT]
     for name in chosen:
         _require_same(commit, name, staged.get(name))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from datetime import datetime
 from typing import Any
 
@@ -20,8 +21,9 @@ from guidehall.core.access import (
     require_readable,
 )
 from guidehall.core.auth import Principal
-from guidehall.core.errors import AlreadyExists, FailedPrecondition, NotFound
+from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from guidehall.core.names import Pattern
+from services.storage import fields
 from services.storage.database import Mutation
 from services.storage.etags import require_etag
 from services.storage.lists import Field, LabelField, Paging, SearchField, TextField, conditions, page
@@ -109,10 +111,13 @@ class SeriesTable:
             NotFound: there is none, it is deleted, or it is somebody else's.
         """
         series = await self.find(connection, principal, project, id)
+        self._require_living(series)
+        return series
+
+    def _require_living(self, series: Series) -> None:
         if series.delete_time is not None:
             name = self.name(series)
             raise NotFound(f"{name} was deleted", reason="DELETED", metadata={"resource": name})
-        return series
 
     async def page(
         self,
@@ -229,6 +234,23 @@ class SeriesTable:
         mutation.record(self.name(series), series.etag, changed.etag)
         return changed, True
 
+    async def update(
+        self, mutation: Mutation, project: str, id: str, values: Mapping[str, Any], etag: str
+    ) -> Series:
+        """Changes what is said about a series.
+
+        Raises:
+            NotFound: there is none for the caller, or it is deleted.
+            PermissionDenied: the caller may only read it.
+            Aborted: it is not the one that the caller has seen.
+        """
+        series = await self.lock(mutation, project, id)
+        self._require_living(series)
+        require_etag(etag, series.etag)
+        changed = await self._change(mutation.connection, series, **values)
+        mutation.record(self.name(series), series.etag, changed.etag)
+        return changed
+
     async def _read(self, connection: AsyncConnection, project: str, id: str, lock: bool) -> Series | None:
         query = select(self._table).filter_by(project=project, id=id)
         row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
@@ -249,6 +271,34 @@ class SeriesTable:
         return AlreadyExists(f"the name {name} is taken", metadata={"resource": name})
 
 
+def changes(
+    part: str, paths: Sequence[str], display_name: str, description: str | None, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is to change of a series, as columns.
+
+    Args:
+        part: the field that holds the series, such as "dataset".
+        paths: of the update mask.
+        display_name: the new one, if the mask names it, as are the others.
+        description: None where there is none of the kind.
+        labels: all of them.
+
+    Raises:
+        InvalidArgument: the mask is empty or names something else, or a field is not as it may be.
+    """
+    checked: dict[str, Callable[[], Any]] = {
+        "display_name": lambda: fields.text(f"{part}.display_name", display_name, 200),
+        "labels": lambda: fields.labels(f"{part}.labels", labels),
+    }
+    if description is not None:
+        checked["description"] = lambda: fields.text(f"{part}.description", description, 10_000)
+    unknown = [path for path in paths if path not in checked]
+    if unknown or not paths:
+        shown = unknown[0] if unknown else ""
+        raise InvalidArgument.field("update_mask", shown, f"one or more of {', '.join(checked)}")
+    return {path: checked[path]() for path in paths}
+
+
 def visible(principal: Principal, project: str, table: Table) -> list[ColumnElement[bool]]:
     """`access.may_read` as SQL conditions on a table with the columns `owner` and `readers`."""
     if reads_all(principal, project):
@@ -261,4 +311,4 @@ def visible(principal: Principal, project: str, table: Table) -> list[ColumnElem
 
 
 def _series(row: Any) -> Series:
-    return Series(**{field.name: row[field.name] for field in fields(Series)})
+    return Series(**{field.name: row[field.name] for field in fields_of(Series)})

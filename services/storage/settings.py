@@ -45,6 +45,9 @@ class LimitSettings(_Group):
     """How large things may be, and how many."""
 
     max_object_bytes: int = Field(2_000_000_000, ge=1, description="of one uploaded or staged file")
+    max_user_bytes: int = Field(
+        0, ge=0, description="of all that one user has stored; uploads beyond it are refused; 0 is no limit"
+    )
     max_document_bytes: int = Field(4 * _MIB, ge=1024, description="of one JSON document, as canonical text")
     max_staged_objects: int = Field(1000, ge=1, description="of one attempt of a job")
     max_transfers: int = Field(
@@ -80,6 +83,25 @@ class TransferSettings(_Group):
     max_url_seconds: int = Field(86_400, ge=1, le=604_800, description="how long a presigned URL may live")
 
 
+class ProviderSettings(_Group):
+    """Whom a provider may log in here, and as what. Where it is and how it is asked, the gateway knows."""
+
+    provisioning: bool = Field(
+        True, description="who logs in for the first time becomes a user; else an administrator links them"
+    )
+    role: Literal["VIEWER", "SCIENTIST", "OPERATOR"] = Field("SCIENTIST", description="of a new user")
+    allowed_groups: tuple[str, ...] = Field(
+        (), description="of the provider: who is in none of them is refused; empty allows everybody"
+    )
+    allowed_domains: tuple[str, ...] = Field(
+        (), description="of checked e-mail addresses: who has none of them is refused; empty allows everybody"
+    )
+    groups: dict[str, str] = Field(
+        default_factory=dict, description="groups of the provider that count, and what they are called here"
+    )
+    all_groups: bool = Field(False, description="whether its other groups count, too, by their own names")
+
+
 class AccountSettings(_Group):
     """Local accounts and their sessions, in mode "token"."""
 
@@ -102,7 +124,18 @@ class AccountSettings(_Group):
     max_account_attempts: int = Field(10, ge=1, description="that fail, for one account")
     max_address_attempts: int = Field(50, ge=1, description="that fail, from one address")
     invitation_seconds: float = Field(7 * _DAY, gt=0, description="how long an invitation usually holds")
+    # Above access_seconds, what other services remember of callers, and the minute that reads are counted in.
+    erase_after_seconds: float = Field(
+        900.0, gt=0, description="how long after the end of an account the rest of its user's data is erased"
+    )
     ended_keep_seconds: float = Field(7 * _DAY, gt=0, description="how long an ended session is listed")
+    providers: dict[str, ProviderSettings] = Field(
+        {}, description="whom each provider that the gateway knows may log in; others log in nobody"
+    )
+    device_seconds: float = Field(600.0, gt=0, description="in which a program's log-in is to be approved")
+    device_interval_seconds: float = Field(
+        5.0, gt=0, description="at least so long a program waits between two questions"
+    )
 
 
 class UpkeepSettings(_Group):
@@ -118,6 +151,9 @@ class UpkeepSettings(_Group):
     writing_max_age_seconds: float = Field(2 * 3600.0, gt=0)
     # A job that has staged nothing for so long was forgotten. Long, for a paused one keeps its checkpoint.
     staging_max_age_seconds: float = Field(30 * _DAY, gt=0)
+    job_log_max_age_seconds: float = Field(
+        30 * _DAY, gt=0, description="how long the log of a job is kept that ended without a result"
+    )
     request_max_age_seconds: float = Field(
         7 * _DAY, gt=0, description="how long a repeated request id is recognised"
     )
@@ -130,6 +166,18 @@ class UpkeepSettings(_Group):
     )
     # A bucket with more of them is more likely somebody else's, or the database a wrong one.
     max_strays: int = Field(1000, ge=0)
+
+
+class AuditSettings(_Group):
+    """The audit log's batches, and how long they are kept."""
+
+    seal_seconds: float = Field(
+        10.0, gt=0, description="how often a batch is closed: as long an event may be unsealed"
+    )
+    seal_events: int = Field(1000, ge=1, le=100_000, description="of one batch at most")
+    keep_days: float = Field(
+        0.0, ge=0, description="how old batches get before they are removed whole; 0 keeps all"
+    )
 
 
 class StorageSettings(ServiceSettings):
@@ -146,6 +194,7 @@ class StorageSettings(ServiceSettings):
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     accounts: AccountSettings = AccountSettings()
+    audit: AuditSettings = AuditSettings()
     limits: LimitSettings = LimitSettings()
     transfer: TransferSettings = TransferSettings()
     upkeep: UpkeepSettings = UpkeepSettings()

@@ -34,7 +34,7 @@ from guidehall.core.errors import (
     ResourceExhausted,
 )
 from guidehall.core.faults import fault_point
-from services.storage import fields, garbage
+from services.storage import fields, garbage, job_logs
 from services.storage.database import Database
 from services.storage.documents import Document
 from services.storage.downloads import Content
@@ -46,7 +46,9 @@ from services.storage.settings import LimitSettings
 from services.storage.tables import objects, requests, results, staged_objects, staged_results
 from services.storage.weights import WeightsInspector
 
-Kind = Literal["artifact", "model", "checkpoint"]
+Kind = Literal["artifact", "model", "checkpoint", "log"]
+# Of no success: not among the outputs that the trainer names.
+_APART = ("checkpoint", "log")
 # The name of the result document among the outputs of a job.
 RESULT = "result"
 # Any number, the same everywhere: together with the job's name, whoever changes its outputs waits in line.
@@ -117,6 +119,9 @@ class Staging:
         async with received as stored, self._database.transaction() as connection:
             await lock(connection, output.job)
             await drop(connection, _this(output))
+            if output.kind == "log":
+                # However often a job is tried, it has one.
+                await drop(connection, and_(_logs(output.job), staged_objects.c.epoch < output.epoch))
             await self._require_room(connection, output)
             await keep(connection, stored)
             row = {
@@ -181,11 +186,14 @@ class Staging:
             row.key, row.size_bytes, row.sha256, row.media_type, f"{checkpoint.ordinal}.checkpoint"
         )
 
-    async def discard(self, job: Job, keep_checkpoint: Checkpoint | None, job_ended: bool) -> None:
+    async def discard(
+        self, job: Job, keep_checkpoint: Checkpoint | None, job_ended: bool, log_owner: str | None
+    ) -> None:
         """Drops what a job staged: all of it, or what is older than the checkpoint from which it may go on.
 
         What is newer than that checkpoint stays while the job goes on: the attempt that made it may be
-        finishing just now. A job that has ended, or keeps no checkpoint, can stage nothing any more.
+        finishing just now. So do logs, for no later attempt may leave one. A job that has ended, or keeps no
+        checkpoint, can stage nothing any more; its log is kept for its owner, unless `log_owner` is None.
         """
         over = job_ended or keep_checkpoint is None
         objects_gone, results_gone = of_job(staged_objects, job), of_job(staged_results, job)
@@ -194,10 +202,15 @@ class Staging:
             objects_gone = and_(objects_gone, not_(_is_checkpoint(job, keep_checkpoint)))
         elif keep_checkpoint is not None:
             epoch = keep_checkpoint.epoch
-            objects_gone = and_(objects_gone, or_(staged_objects.c.epoch < epoch, _earlier(keep_checkpoint)))
+            older = or_(staged_objects.c.epoch < epoch, _earlier(keep_checkpoint))
+            objects_gone = and_(objects_gone, older, staged_objects.c.kind != "log")
             results_gone = and_(results_gone, staged_results.c.epoch < epoch)
         async with self._database.transaction() as connection:
             await lock(connection, job)
+            if over and log_owner is not None:
+                await job_logs.keep_newest(connection, job, fields.text("log_owner", log_owner, 256))
+            elif over:
+                await job_logs.drop_kept(connection, job)
             await drop(connection, objects_gone)
             await connection.execute(delete(staged_results).where(results_gone))
             if over:
@@ -210,6 +223,8 @@ class Staging:
     async def _require_room(self, connection: AsyncConnection, output: Output) -> None:
         """Raises unless the output can be added to what its attempt has staged."""
         await _require_open(connection, output.job)
+        if output.kind == "log":
+            return
         attempt = and_(of_job(staged_objects, output.job), staged_objects.c.epoch == output.epoch)
         most = self._limits.max_staged_objects
         if (await connection.scalar(select(func.count()).where(attempt)) or 0) >= most:
@@ -218,7 +233,7 @@ class Staging:
         if output.kind == "checkpoint":
             return
         # The trainer names outputs by id alone.
-        others = staged_objects.c.kind.not_in([output.kind, "checkpoint"])
+        others = staged_objects.c.kind.not_in([output.kind, *_APART])
         same_id = staged_objects.c.object_id == output.object_id
         kind = await connection.scalar(select(staged_objects.c.kind).where(attempt, same_id, others))
         if kind is not None:
@@ -266,6 +281,10 @@ def _this(output: Output) -> ColumnElement[bool]:
     )
 
 
+def _logs(job: Job) -> ColumnElement[bool]:
+    return and_(of_job(staged_objects, job), staged_objects.c.kind == "log")
+
+
 def _is_checkpoint(job: Job, checkpoint: Checkpoint) -> ColumnElement[bool]:
     return and_(
         of_job(staged_objects, job),
@@ -288,6 +307,9 @@ def _check_id(kind: Kind, object_id: str) -> None:
                 raise InvalidArgument.field("header.object_id", object_id, "an ordinal in decimal, from 1")
         case "model":
             fields.identifier("header.object_id", object_id)
+        case "log":
+            if object_id != job_logs.NAME:
+                raise InvalidArgument.field("header.object_id", object_id, job_logs.NAME)
         case "artifact":
             # It becomes the last part of a name.
             parts = {"project": names.DEFAULT_PROJECT, "result": "-", "artifact": object_id}

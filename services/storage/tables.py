@@ -147,13 +147,13 @@ staged_objects = Table(
     Column("job", UUID(as_uuid=False), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("kind", Text, primary_key=True),
-    # Artifact file name, model id, or checkpoint ordinal.
+    # Artifact file name, model id, checkpoint ordinal, or the one name of a log.
     Column("object_id", Text, primary_key=True),
     Column("object_key", ForeignKey(objects.c.key), nullable=False, unique=True),
     # Of a model.
     Column("manifest", JSONB(none_as_null=True)),
     moment("create_time"),
-    CheckConstraint("kind IN ('artifact', 'model', 'checkpoint')", name="kind"),
+    CheckConstraint("kind IN ('artifact', 'model', 'checkpoint', 'log')", name="kind"),
     CheckConstraint("(kind = 'model') = (manifest IS NOT NULL)", name="manifest"),
     Index("staged_objects_create_time_idx", "create_time"),
 )
@@ -170,6 +170,18 @@ staged_results = Table(
     Column("size_bytes", BigInteger, nullable=False),
     moment("create_time"),
     Index("staged_results_create_time_idx", "create_time"),
+)
+
+# Of jobs that ended without a result: the log of the newest attempt that left one.
+job_logs = Table(
+    "job_logs",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("job", UUID(as_uuid=False), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("object_key", ForeignKey(objects.c.key), nullable=False, unique=True),
+    moment("create_time"),
+    Index("job_logs_create_time_idx", "create_time"),
 )
 
 history = Table(

@@ -11,6 +11,7 @@ from guidehall.contracts.workers.v1.workers_pb2_grpc import (
     add_PoolsServiceServicer_to_server,
     add_WorkerServiceServicer_to_server,
 )
+from guidehall.core.audit import Counts, sender
 from guidehall.core.auth import Authenticator, TokenIssuer
 from guidehall.core.bus import EventBus
 from guidehall.core.channels import ServiceTokens, credentials_interceptors, open_channel
@@ -25,6 +26,7 @@ from services.trainer.control import Control
 from services.trainer.credentials import Credentials
 from services.trainer.database import Database
 from services.trainer.datasets import Datasets
+from services.trainer.erasures import Erasures
 from services.trainer.jobs import Jobs
 from services.trainer.journal import Journal
 from services.trainer.launcher import Launches
@@ -92,11 +94,14 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         leases = Leases(database, journal, workers_table, issuer, settings)
         datasets = Datasets(channel, settings.storage_seconds)
         launches = Launches(database, workers_table, settings)
+        choosing = Pools(database, workers_table, settings)
+        control = Control(database, journal, choosing, Queues(settings), settings)
         services = _services(database, journal, workers_table, leases, datasets, settings)
         services.append(_for_operators(database, workers_table, launches, issuer, settings))
         directory = RemoteDirectory(channel, settings.auth.lookups.call_seconds)
         authenticator = Authenticator(settings.auth, SERVICE, directory)
-        server = GrpcServer(settings.grpc, services, authenticator, POLICIES)
+        counts = Counts(SERVICE, sender(channel, settings.storage_seconds))
+        server = GrpcServer(settings.grpc, services, authenticator, POLICIES, counts)
         readiness = Readiness(server)
         ops = OpsServer(settings.ops, lambda: readiness.ready)
         ops.start()
@@ -120,6 +125,9 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             sweeper = Sweeper(database, journal, leases, workers_table, settings, readiness.tell)
             tasks.create_task(sweeper.run())
             tasks.create_task(launches.run())
+            counting = tasks.create_task(counts.run())
+            erasures = Erasures(database, control, channel, settings)
+            asking = tasks.create_task(erasures.run())
             if bus is not None:
                 tasks.create_task(_provision(bus))
             await until_signalled()
@@ -127,7 +135,10 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
             # Held calls and streams end now, with word to ask again; then what is left may finish.
             database.wakes.close()
             await server.stop()
+            await counts.close()
             listening.cancel()
+            counting.cancel()
+            asking.cancel()
 
 
 def _services(
@@ -141,7 +152,7 @@ def _services(
     """What the api answers to owners and workers."""
     queues = Queues(settings)
     choosing = Pools(database, workers_table, settings)
-    submissions = Submissions(database, journal, datasets, choosing, queues, settings)
+    submissions = Submissions(database, journal, datasets, choosing, queues, leases, settings)
     for_owners = jobs.JobsServicer(
         submissions,
         Batches(submissions, settings.jobs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from guidehall.core.auth import Principal
-from guidehall.core.telemetry import current_trace_id
+from guidehall.core.telemetry import current_trace_id, request_id
 from services.trainer.database import Unit
 
 JOBS_SERVICE = "/guidehall.jobs.v1.JobsService"
@@ -38,5 +38,6 @@ def audit(
             "etag_before": etag_before,
             "etag_after": etag_after,
             "trace_id": current_trace_id() or "",
+            "request_id": request_id.get(),
         },
     )

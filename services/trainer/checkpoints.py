@@ -59,13 +59,24 @@ def with_kept(error: Document | None, kept: Checkpoint) -> Document:
     return told | {"message": f"{told['message']}; {hint}"}
 
 
-def discard(unit: Unit, job_name: str, keep: Checkpoint | None = None, *, job_ended: bool = True) -> None:
-    """Has storage drop what a job staged: all of it, or, while it goes on, what is older than `keep`."""
+def discard(
+    unit: Unit,
+    job_name: str,
+    keep: Checkpoint | None = None,
+    *,
+    job_ended: bool = True,
+    log_owner: str | None = None,
+) -> None:
+    """Has storage drop what a job staged: all of it, or, while it goes on, what is older than `keep`.
+
+    The log of a job that has ended stays for `log_owner`, unless that is None.
+    """
     payload = {
         "job": job_name,
         "keep_epoch": keep.epoch if keep else 0,
         "keep_ordinal": keep.ordinal if keep else 0,
         "job_ended": job_ended,
+        "log_owner": log_owner,
     }
     unit.send("discard", names.JOB.parse(job_name)["job"], payload)
 
@@ -98,6 +109,6 @@ async def _drop_kept(unit: Unit, condition: ColumnElement[bool]) -> None:
     retry = jobs.alias()
     needed = exists().where(retry.c.checkpoint_from == jobs.c.id, retry.c.end_reason.is_(None))
     kept = and_(checkpoints.c.job_id == jobs.c.id, jobs.c.end_reason.is_not(None), ~needed)
-    statement = delete(checkpoints).where(kept, condition).returning(jobs.c.project, jobs.c.id)
+    statement = delete(checkpoints).where(kept, condition).returning(jobs.c.project, jobs.c.id, jobs.c.owner)
     for row in set(await unit.connection.execute(statement)):
-        discard(unit, names.JOB.format(project=row.project, job=row.id))
+        discard(unit, names.JOB.format(project=row.project, job=row.id), log_owner=row.owner)

@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement, and_, case, delete, false, func, select
 from guidehall.core.access import changed_readers, owner_for, require_project, require_readable
 from guidehall.core.auth import Principal
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
+from guidehall.core.faults import fault_point
 from services.trainer.audit import audit
-from services.trainer.checkpoints import discard, newest_checkpoints
+from services.trainer.checkpoints import discard, newest_checkpoint
 from services.trainer.database import Database, Unit
 from services.trainer.jobs import conditions, lock_changeable
 from services.trainer.journal import Journal, append, lock_job
@@ -182,7 +183,7 @@ class Control:
         return moved_rank(job, priority, self._settings.ageing_seconds)
 
     async def delete(self, principal: Principal, name: str, etag: str) -> None:
-        """Forgets a job that has ended, its events and its kept checkpoint; its result and models stay.
+        """Forgets a job that has ended, its events, log and kept checkpoint; its result and models stay.
 
         Raises:
             NotFound: the caller sees no job of this name, also when it was deleted before.
@@ -270,8 +271,14 @@ class Control:
                 if job.result is not None:
                     # What is published later is published for the owner.
                     unit.send("claim", job.id, {"job": job.name, "owner": owner})
+                elif job.state in FINAL - {State.SUCCEEDED}:
+                    # Its log was kept for nobody, or will be: in whatever order the two arrive.
+                    kept = await newest_checkpoint(unit.connection, job.id)
+                    discard(unit, job.name, kept, log_owner=owner)
                 audit(unit, principal, "ClaimJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
+            fault_point("trainer.claim.stored")
+        fault_point("trainer.claim.committed")
         return (await self._queues.see_stored(self._database, [job]))[0]
 
 
@@ -296,12 +303,11 @@ def _require_complete(job: Job) -> None:
 
 
 async def _delete(unit: Unit, principal: Principal, method: str, ended: Sequence[Job]) -> None:
-    """Deletes jobs that have ended, and what they kept for a retry."""
+    """Deletes jobs that have ended, their logs, and what they kept for a retry."""
     ids = [job.id for job in ended]
-    keeping = await newest_checkpoints(unit.connection, ids)
     for job in ended:
         audit(unit, principal, method, job.name, etag_before=job.etag)
-        if job.id in keeping:
+        if job.state is not State.SUCCEEDED and job.lease_epoch:
             discard(unit, job.name)
         # Its watchers look, and find that it is gone.
         unit.wake(job_topic(job.id))

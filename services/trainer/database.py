@@ -81,7 +81,8 @@ class Unit:
         # Kinds of messages that were put into the outbox.
         self.sent: set[str] = set()
         self._begun: list[dict[str, Any]] = []
-        self._changed: list[dict[str, Any]] = []
+        # One row for each attempt: a statement changes a row only once.
+        self._changed: dict[tuple[str, int], dict[str, Any]] = {}
         self._forgotten: list[str] = []
         self._seen: list[str] = []
         self._events: list[dict[str, Any]] = []
@@ -96,6 +97,12 @@ class Unit:
         message = {"kind": kind, "subject": subject, "payload": payload, "delay_seconds": delay_seconds}
         self._messages.append(message)
         self.sent.add(kind)
+
+    def unsend(self, kind: str, subject: str) -> None:
+        """Takes back what was to be told of a subject."""
+        self._messages = [
+            message for message in self._messages if (message["kind"], message["subject"]) != (kind, subject)
+        ]
 
     def append_events(self, job_id: str, last_seq: int, notes: Sequence[Note]) -> None:
         """Appends events to a locked job, numbered after `last_seq`, and has them fanned out."""
@@ -113,7 +120,8 @@ class Unit:
 
     def change_attempt(self, job_id: str, epoch: int, values: Document) -> None:
         """Sets columns of an attempt at a locked job; None leaves one as it is, and `NOW` is a time."""
-        self._changed.append({"job_id": job_id, "epoch": epoch, **values})
+        row = self._changed.setdefault((job_id, epoch), {"job_id": job_id, "epoch": epoch})
+        row |= values
 
     def forget_checkpoints(self, job_id: str) -> None:
         """Drops the rows of a locked job's checkpoints."""
@@ -132,7 +140,7 @@ class Unit:
         if any(collected) or self.topics:
             values = {
                 "begun": self._begun,
-                "changed": self._changed,
+                "changed": list(self._changed.values()),
                 "forgotten": self._forgotten,
                 "seen": self._seen,
                 "events": self._events,

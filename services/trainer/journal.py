@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +36,7 @@ from services.trainer.lifecycle import (
     PushDesired,
     RingDoorbell,
     StartAttempt,
+    Started,
     State,
     Submitted,
     transition,
@@ -70,6 +71,24 @@ class Cause:
 
 
 NOTHING = Cause()
+
+
+@dataclass(frozen=True)
+class Untold:
+    """What came before an event and is told together with it.
+
+    Attributes:
+        start_time: when the pipeline began, if it did and that is news.
+        notes: events since then.
+        values: what these change in the row of the job.
+    """
+
+    start_time: datetime | None = None
+    notes: Sequence[Note] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+NOTHING_UNTOLD = Untold()
 
 
 @dataclass(frozen=True)
@@ -119,7 +138,9 @@ class Journal:
             made.append(job)
         return made
 
-    async def apply(self, unit: Unit, job: Job, event: Event, cause: Cause = NOTHING) -> Job:
+    async def apply(
+        self, unit: Unit, job: Job, event: Event, cause: Cause = NOTHING, untold: Untold = NOTHING_UNTOLD
+    ) -> Job:
         """Carries out what `event` does to a job that the transaction has locked.
 
         Returns:
@@ -128,18 +149,27 @@ class Journal:
         Raises:
             StaleEpoch, FailedPrecondition: the lifecycle refuses the event.
         """
-        facts, effects = transition(job.facts(), event)
+        before = job.facts()
+        begun: tuple[Effect, ...] = ()
+        if untold.start_time is not None and job.state is State.LEASED:
+            before, begun = transition(before, Started(job.lease_epoch))
+        facts, effects = transition(before, event)
         if not effects and facts == job.facts():
             return job
         if Discard(keep_checkpoint=True) in effects:
             kept = await newest_checkpoint(unit.connection, job.id)
             if kept is not None:
                 cause = replace(cause, kept=kept, error=with_kept(cause.error, kept))
-        notes = [_state_note(job, facts, cause)] if AppendEvent() in effects else []
-        values = self._columns(job, facts, effects, cause)
-        after = await append(unit, job, notes, values)
-        for effect in effects:
-            await self._carry_out(unit, after, effect, cause)
+        notes = list(untold.notes)
+        values = dict(untold.values)
+        if begun:
+            notes.insert(0, _state_note(job, before, NOTHING, untold.start_time))
+            values["start_time"] = job.start_time or untold.start_time
+        if AppendEvent() in effects:
+            notes.append(_state_note(job, facts, cause))
+        after = await append(unit, job, notes, values | self._columns(job, facts, effects, cause))
+        for effect in (*begun, *effects):
+            await self._carry_out(unit, after, effect, cause, untold)
         if facts.end_reason is not None and job.end_reason is None:
             _ENDED.labels(job.pool, facts.state.value, facts.end_reason.value).inc()
         return after
@@ -179,12 +209,15 @@ class Journal:
         settings = self._settings
         return min(settings.retry_first_seconds * 2.0 ** (failures - 1), settings.retry_longest_seconds)
 
-    async def _carry_out(self, unit: Unit, job: Job, effect: Effect, cause: Cause) -> None:
+    async def _carry_out(
+        self, unit: Unit, job: Job, effect: Effect, cause: Cause, untold: Untold = NOTHING_UNTOLD
+    ) -> None:
         match effect:
             case BeginAttempt():
                 unit.begin_attempt(job.id, job.lease_epoch, job.attempt_count, cause.worker_id)
             case StartAttempt(epoch):
-                unit.change_attempt(job.id, epoch, {"start_time": NOW})
+                time = untold.start_time.isoformat() if untold.start_time else NOW
+                unit.change_attempt(job.id, epoch, {"start_time": time})
             case EndAttempt(epoch, reason):
                 ended = {"end_time": NOW, "end_reason": reason.value, "error": cause.error}
                 unit.change_attempt(job.id, epoch, ended | {"finished": cause.reported})
@@ -200,7 +233,7 @@ class Journal:
                 unit.forget_checkpoints(job.id)
                 await drop_predecessors(unit, job)
             case Discard():
-                discard(unit, job.name, cause.kept)
+                discard(unit, job.name, cause.kept, log_owner=job.owner)
                 if cause.kept is None:
                     unit.forget_checkpoints(job.id)
             case AppendEvent() | PushDesired():
@@ -268,7 +301,13 @@ def ring(unit: Unit, pool: str, delay_seconds: float = 0.0) -> None:
         unit.wake(pool_topic(pool))
 
 
-def _state_note(job: Job, facts: JobFacts, cause: Cause) -> Note:
+def unring(unit: Unit, pool: str) -> None:
+    """Takes that back: what waited is in somebody's hands before the transaction commits."""
+    unit.unsend("doorbell", pool)
+    unit.topics.discard(pool_topic(pool))
+
+
+def _state_note(job: Job, facts: JobFacts, cause: Cause, time: datetime | None = None) -> Note:
     payload: Document = {
         "state": facts.state.value,
         "desired_state": facts.desired.value,
@@ -277,7 +316,7 @@ def _state_note(job: Job, facts: JobFacts, cause: Cause) -> Note:
         "lease_epoch": facts.lease_epoch,
         "worker": worker_name(job.pool, cause.worker_id or job.worker_id),
     }
-    return Note("state_change", payload)
+    return Note("state_change", payload, time)
 
 
 def seconds(count: float) -> Any:

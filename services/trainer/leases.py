@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from prometheus_client import Counter, Histogram
-from sqlalchemy import and_, bindparam, case, select, text
+from sqlalchemy import and_, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import UUID
 
 from guidehall.core import names
 from guidehall.core.auth import Principal, TokenIssuer
 from guidehall.core.deadlines import time_remaining
-from guidehall.core.errors import Aborted, AppError, NotFound
+from guidehall.core.errors import Aborted, AppError, Code, NotFound
 from guidehall.core.faults import fault_point
 from services.trainer.checkpoints import starting_point
 from services.trainer.credentials import require_credential
@@ -41,6 +44,8 @@ _LOST = Counter("guidehall_leases_lost", "Leases whose worker was not heard of i
 _WAIT = Histogram("guidehall_queue_wait_seconds", "From submission to the first lease", ["pool"])
 # Left for the answer when a request for a job comes with a deadline: what a network takes.
 _ANSWER_SECONDS = 0.5
+# His registration is gone, or his credential was revoked.
+_WRONG_ASKER = frozenset({Code.NOT_FOUND, Code.UNAUTHENTICATED})
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Held:
         finished: whether the attempt reported its end before: it may not have heard our answer.
         worker_id: whose attempt it is.
         stored_number: number, given by the worker, of the attempt's newest event that is stored.
+        time: of the transaction.
     """
 
     job: Job
@@ -86,6 +92,7 @@ class Held:
     finished: bool
     worker_id: str
     stored_number: int
+    time: datetime
 
 
 # Both rows are locked: what is read of the attempt must be as new as what is read of the job.
@@ -95,6 +102,7 @@ _ATTEMPT = (
         attempts.c.finished,
         attempts.c.worker_id.label("attempt_worker_id"),
         attempts.c.last_event_number,
+        func.now().label("now"),
     )
     .join(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.epoch == bindparam("epoch")))
     .join(workers, workers.c.id == attempts.c.worker_id)
@@ -122,7 +130,7 @@ async def find_attempt(unit: Unit, principal: Principal, name: str, epoch: int) 
         raise await _reason_for_none(unit, principal, name, epoch)
     job = Job.of(row)
     current = job.state in HELD and job.lease_epoch == epoch
-    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"])
+    return Held(job, current, row["finished"], row["attempt_worker_id"], row["last_event_number"], row["now"])
 
 
 async def hold(unit: Unit, principal: Principal, name: str, epoch: int) -> Held:
@@ -171,6 +179,53 @@ def given(grant: Grant) -> None:
         _WAIT.labels(job.pool).observe((job.update_time - job.create_time).total_seconds())
 
 
+class Offer:
+    """A request for a job that waits here, as a transaction that puts jobs into its pool sees it.
+
+    The transaction gives it the next job before it commits: that is one commit less than to wake it for that.
+    """
+
+    def __init__(self, leases: Leases, request: _Request | None) -> None:
+        self._leases = leases
+        self._request = request
+        self._grant: Grant | None = None
+
+    async def give(self, unit: Unit) -> Job | None:
+        """Gives the next job of the pool, in its usual order, if there is who waits for one.
+
+        Returns:
+            The job that was given, as it is now.
+        """
+        if self._request is not None:
+            self._grant = await self._leases.give_waiting(unit, self._request)
+        return None if self._grant is None else self._grant.job
+
+    def committed(self) -> None:
+        """The transaction is."""
+        if self._request is not None:
+            self._request.answer(self._grant)
+
+
+class _Request:
+    """A request for a job while it waits."""
+
+    def __init__(self, principal: Principal, worker: str) -> None:
+        self.principal = principal
+        self.worker = worker
+        # Whether somebody still wants the answer.
+        self.wanted = True
+        self._answer: asyncio.Future[Grant | None] = asyncio.get_running_loop().create_future()
+
+    def answer(self, grant: Grant | None) -> None:
+        """Says what it was given; once."""
+        if not self._answer.done():
+            self._answer.set_result(grant)
+
+    async def answered(self) -> Grant | None:
+        """Waits for that."""
+        return await asyncio.shield(self._answer)
+
+
 class Leases:
     """Gives jobs to workers and keeps them theirs."""
 
@@ -189,6 +244,8 @@ class Leases:
         self._trainer_settings = settings
         self._settings = settings.lease
         self._looking: dict[str, asyncio.Lock] = {}
+        # Requests that wait, by pool; the longest first.
+        self._waiting: dict[str, list[_Request]] = {}
 
     async def lease(
         self, principal: Principal, worker: str, wait_seconds: float
@@ -218,7 +275,60 @@ class Leases:
                 remaining = give_up - loop.time()
                 if remaining <= 0 or self._database.wakes.closed:
                     return grant
-                await ear.listen(min(remaining, self._settings.recheck_seconds))
+                grant = await self._wait(
+                    principal, worker, ear, min(remaining, self._settings.recheck_seconds)
+                )
+                if grant is not None:
+                    given(grant)
+                    return grant
+
+    async def _wait(self, principal: Principal, worker: str, ear: Ear, seconds: float) -> Grant | None:
+        """Waits to be rung, or for a job that is given meanwhile."""
+        request = _Request(principal, worker)
+        waiting = self._waiting.setdefault(principal.pool or "", [])
+        waiting.append(request)
+        answered = asyncio.ensure_future(request.answered())
+        rung = asyncio.ensure_future(ear.wait())
+        try:
+            await asyncio.wait((answered, rung), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if request in waiting:
+                return None
+            # Somebody is about to give it a job.
+            return await answered
+        finally:
+            request.wanted = False
+            if request in waiting:
+                waiting.remove(request)
+            for task in (answered, rung):
+                task.cancel()
+            await asyncio.gather(answered, rung, return_exceptions=True)
+
+    @contextmanager
+    def offer(self, pool: str) -> Iterator[Offer]:
+        """Takes a request that waits for a job of a pool, for the length of a transaction."""
+        waiting = self._waiting.get(pool)
+        request = waiting.pop(0) if waiting else None
+        try:
+            yield Offer(self, request)
+        finally:
+            if request is not None:
+                # Unless it was given one.
+                request.answer(None)
+
+    async def give_waiting(self, unit: Unit, request: _Request) -> Grant | None:
+        """The next job for who waits; None when he is gone or may have none."""
+        try:
+            asking = await self._workers.asking(unit.connection, request.principal, request.worker)
+        except AppError as error:
+            if error.code in _WRONG_ASKER:
+                # He will hear of it himself.
+                return None
+            raise
+        # Looked at behind the pool's lock: a worker that leaves asks what it holds behind that, too.
+        if asking.holds_job or not request.wanted:
+            return None
+        grant = await self._give(unit, asking.worker)
+        return grant if isinstance(grant, Grant) else None
 
     def _longest_wait(self, wait_seconds: float) -> float:
         deadline = time_remaining()

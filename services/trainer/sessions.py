@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Unavailable
@@ -15,6 +16,8 @@ from services.trainer.records import Note
 from services.trainer.reports import Reports
 from services.trainer.settings import LeaseSettings
 from services.trainer.wakes import Ear, Wakes, job_topic
+
+Answered = TypeVar("Answered")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Sessions:
         job, epoch = hello.job, hello.epoch
         # Taken before asking: the worker must not believe in the lease for longer than the database does.
         asked = loop.time()
-        standing = await self._leases.heartbeat(principal, job, epoch)
+        standing = await _whole(self._leases.heartbeat(principal, job, epoch))
         lease_end = asked + standing.lease_seconds
         stored, wish = standing.stored_number, standing.desired
         yield Ack(stored, lease_end - loop.time())
@@ -127,7 +130,7 @@ class Sessions:
                 match report:
                     case None:
                         self._wakes.require_open()
-                        desired = await self._leases.desired(job, epoch)
+                        desired = await _whole(self._leases.desired(job, epoch))
                         if desired is None:
                             yield Lost("another attempt holds the job, or it has ended")
                             return
@@ -137,19 +140,28 @@ class Sessions:
                         continue
                     case Heartbeat():
                         asked = loop.time()
-                        standing = await self._leases.heartbeat(principal, job, epoch)
+                        standing = await _whole(self._leases.heartbeat(principal, job, epoch))
                         lease_end = asked + standing.lease_seconds
                         # Whoever wished it may have gone before anybody was rung.
                         if standing.desired is not wish:
                             wish = standing.desired
                             yield Wish(wish)
                     case Begun():
-                        await self._leases.started(principal, job, epoch, ear)
+                        await _whole(self._leases.started(principal, job, epoch, ear))
                     case Batch(first, notes):
-                        stored = await self._reports.events(principal, job, epoch, first, notes, ear)
+                        storing = self._reports.events(principal, job, epoch, first, notes, ear)
+                        stored = await _whole(storing)
                     case Hello():
                         raise InvalidArgument.field("message", "Hello", "a hello, first and once")
                 yield Ack(stored, lease_end - loop.time())
+
+
+async def _whole(work: Coroutine[Any, Any, Answered]) -> Answered:
+    """Does `work` to its end even when the worker hangs up, as it does whenever a job has ended.
+
+    A transaction that is torn costs a connection to the database, and opening one costs more than a job.
+    """
+    return await asyncio.shield(asyncio.ensure_future(work))
 
 
 async def _merged(incoming: AsyncIterator[Report], ear: Ear) -> AsyncGenerator[Report | None, None]:

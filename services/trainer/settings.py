@@ -228,6 +228,9 @@ class SweepSettings(_Group):
     interval_seconds: float = Field(1.0, gt=0)
     batch: int = Field(100, ge=1)
     ring_again_seconds: float = Field(15.0, gt=0, description="idle workers are rung again while jobs wait")
+    erasure_seconds: float = Field(
+        30.0, gt=0, description="how often storage is asked whose jobs are to be erased"
+    )
 
 
 class WatchSettings(_Group):

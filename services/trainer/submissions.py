@@ -17,13 +17,15 @@ from guidehall.core.access import owner_for, require_project, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
 from guidehall.core.faults import fault_point
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from guidehall.science import registry
 from guidehall.science.pipeline import Pipeline, UserError, field_errors
 from services.trainer.audit import audit
 from services.trainer.database import Database, Unit
 from services.trainer.datasets import Datasets
 from services.trainer.documents import EXACT_INTEGERS, Document, canonical, digest, plain
-from services.trainer.journal import Journal
+from services.trainer.journal import Journal, unring
+from services.trainer.leases import Leases, Offer
 from services.trainer.notifications import Target, check_targets
 from services.trainer.pools import Pools
 from services.trainer.queues import Queues, Seen
@@ -32,7 +34,6 @@ from services.trainer.request_keys import RequestKey
 from services.trainer.scheduler import HIGHEST_PRIORITY, NORMAL_PRIORITY, head_start
 from services.trainer.settings import TrainerSettings
 
-LONGEST_DISPLAY_NAME = 80
 MOST_LABELS = 32
 LABEL_KEY = r"[a-z0-9][a-z0-9._/-]{0,62}"
 LONGEST_LABEL = 255
@@ -83,10 +84,12 @@ class Submissions:
         datasets: Datasets,
         pools: Pools,
         queues: Queues,
+        leases: Leases,
         settings: TrainerSettings,
     ) -> None:
         self._database = database
         self._journal = journal
+        self._leases = leases
         self._datasets = datasets
         self._pools = pools
         self._queues = queues
@@ -140,6 +143,13 @@ class Submissions:
             InvalidArgument: the request id came before with other content.
             ResourceExhausted: too many of the owner's jobs would wait.
         """
+        # Of jobs that go to several pools, one is given at once.
+        with self._leases.offer(new[0].values["pool"]) as offer:
+            return await self._store(principal, method, key, new, offer)
+
+    async def _store(
+        self, principal: Principal, method: str, key: RequestKey, new: Sequence[NewJob], offer: Offer
+    ) -> list[Seen]:
         async with self._database.unit() as unit:
             if key.request_id and not await key.claim(unit.connection, new[0].values["id"]):
                 # The same request came before, or twice at a time and the other one was first.
@@ -149,8 +159,12 @@ class Submissions:
             made = await self._take_in(unit, principal, new)
             for job in made:
                 audit(unit, principal, method, job.name, etag_after=job.etag)
+            given = await offer.give(unit)
+            if given is not None and [given.id] == [job.id for job in made]:
+                unring(unit, given.pool)
             fault_point("trainer.submit.stored")
         fault_point("trainer.submit.committed")
+        offer.committed()
         for job in made:
             _SUBMITTED.labels(job.pipeline).inc()
         # Afterwards: workers need not wait for what is only told.

@@ -205,20 +205,24 @@ class StorageTellers:
 
     async def _claim(self, job: str, owner: str) -> None:
         request = staging_pb2.ClaimRequest(job=job, owner=owner)
+        fault_point("trainer.claim.before_call")
         try:
             await self._staging.Claim(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        fault_point("trainer.claim.answered")
 
     async def discard(self, endings: Sequence[Message]) -> None:
-        """What a job staged is of no use any more, but perhaps for one checkpoint."""
-        # Each asks for more to go than the one before it.
+        """What a job staged is of no use any more, but perhaps for one checkpoint and the log."""
+        # Each asks for more to go than the one before it, or names an owner after nobody.
         payload = endings[-1].payload
         request = staging_pb2.DiscardRequest(
             job=payload["job"],
             keep_checkpoint_epoch=payload["keep_epoch"],
             keep_checkpoint_ordinal=payload["keep_ordinal"],
             job_ended=payload["job_ended"],
+            # An earlier version sent none.
+            log_owner=payload.get("log_owner"),
         )
         fault_point("trainer.discard.before_call")
         try:

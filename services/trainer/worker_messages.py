@@ -19,6 +19,7 @@ from services.trainer.leases import Grant
 from services.trainer.lifecycle import EndReason, Outcome
 from services.trainer.messages import desired_state, document, struct, timestamp
 from services.trainer.records import Checkpoint, Note, ObjectRef, Worker
+from services.trainer.reports import Rest
 from services.trainer.settings import LauncherSettings, LeaseSettings
 from services.trainer.workers import Pool, Registration
 
@@ -27,6 +28,8 @@ _LONGEST_ERROR = 4000
 _MOST_VIOLATIONS = 50
 _MOST_METRICS = 100
 _LONGEST_NAME = 200
+# Ten years.
+_LONGEST_RUN_SECONDS = 3.2e8
 
 
 def registration(request: workers_pb2.RegisterRequest) -> Registration:
@@ -277,6 +280,19 @@ def outputs(request: workers_pb2.FinishRequest) -> dict[str, ObjectRef]:
             raise InvalidArgument.field("outputs", key, f"names of 1 to {_LONGEST_NAME} characters")
         found[key] = object_ref(f"outputs.{key}", reference)
     return found
+
+
+def rest(request: workers_pb2.FinishRequest, settings: LeaseSettings) -> Rest:
+    """What no session was told of a finished attempt.
+
+    Raises:
+        InvalidArgument: as `notes`, or the start makes no sense.
+    """
+    ago = request.started_seconds_ago
+    if not 0 <= ago <= _LONGEST_RUN_SECONDS:
+        raise InvalidArgument.field("started_seconds_ago", ago, f"0 to {_LONGEST_RUN_SECONDS:g}")
+    started = ago if request.HasField("started_seconds_ago") else None
+    return Rest(started, request.events.first_number, notes(request.events, settings))
 
 
 def outcome(number: workers_pb2.Outcome.ValueType) -> Outcome:

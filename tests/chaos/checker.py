@@ -37,7 +37,7 @@ _UNCOUNTED = {"RELEASED", "PAUSED"}
 TABLES = {
     "trainer": ("jobs", "attempts", "job_events", "checkpoints", "outbox", "request_ids"),
     "storage": (
-        "objects", "staged_objects", "staged_results", "results", "artifacts", "model_versions",
+        "objects", "staged_objects", "staged_results", "results", "artifacts", "job_logs", "model_versions",
         "dataset_versions", "requests", "outbox",
     ),
 }  # fmt: skip
@@ -357,6 +357,10 @@ def _left_over(seen: Observation) -> Iterator[str]:
     for row in seen.tables["storage.staged_objects"]:
         yield f"{row['kind']} {row['object_id']} of job {row['job']} at epoch {row['epoch']} is still staged"
     succeeded = {row["id"] for row in seen.tables["trainer.jobs"] if row["state"] == "SUCCEEDED"}
+    ended = {row["id"] for row in seen.tables["trainer.jobs"] if row["state"] in {"FAILED", "CANCELLED"}}
+    for row in seen.tables["storage.job_logs"]:
+        if row["job"] not in ended:
+            yield f"the log of job {row['job']} is kept, which has not ended without a result"
     for row in seen.tables["storage.requests"]:
         if row["method"] == "Discard" and row["request_id"] in succeeded:
             yield f"job {row['request_id']} succeeded and its outputs were discarded"
@@ -369,7 +373,7 @@ def _objects(seen: Observation) -> Iterator[str]:
     """Every object of the bucket is kept for exactly one purpose, and whatever is kept is in the bucket."""
     uses = Counter(
         row["object_key"]
-        for table in ("staged_objects", "artifacts", "model_versions", "dataset_versions")
+        for table in ("staged_objects", "artifacts", "job_logs", "model_versions", "dataset_versions")
         for row in seen.tables[f"storage.{table}"]
     )
     rows = {row["key"]: row for row in seen.tables["storage.objects"]}

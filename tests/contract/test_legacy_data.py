@@ -157,7 +157,22 @@ class Trained:
     job: str
 
 
-def _train(site: Site, owner: str | None) -> Trained:
+# Of the old app's jobs.
+LABELLED = {"guidehall-legacy": "generate"}
+
+
+def _job(site: Site, owner: str | None, pipeline: str, params: dict[str, Any], **fields: Any) -> str:
+    """A job that has succeeded; its full name."""
+    body = {"pipeline": pipeline, "params": params, **fields}
+    submitted = site.shared.post("/api/v1/jobs", json=body, headers=site.headers(owner))
+    assert submitted.status_code == 201, submitted.text
+    job = str(submitted.json()["name"])
+    with site.platform.client() as client:
+        assert client.wait(job.rpartition("/")[2], timeout=WAIT_SECONDS).state is JobState.SUCCEEDED
+    return job
+
+
+def _train(site: Site, owner: str | None, **fields: Any) -> Trained:
     id = str(uuid.uuid4())
     params = {
         "model_name": id,
@@ -166,12 +181,8 @@ def _train(site: Site, owner: str | None) -> Trained:
         "training": {"epochs": 1},
         "profile_points": 20,
     }
-    body = {"pipeline": "reflectometry.pyreflect_cnn", "params": params}
-    submitted = site.shared.post("/api/v1/jobs", json=body, headers=site.headers(owner))
-    assert submitted.status_code == 201, submitted.text
-    job = submitted.json()["name"]
+    job = _job(site, owner, "reflectometry.pyreflect_cnn", params, **fields)
     with site.platform.client() as client:
-        assert client.wait(job.rpartition("/")[2], timeout=WAIT_SECONDS).state is JobState.SUCCEEDED
         (version,) = client.result(job.rpartition("/")[2]).model_versions
     return Trained(owner or "", id, version, job)
 
@@ -314,6 +325,19 @@ def test_status_of_somebody_without_files(site: Site) -> None:
         assert _leaves(found["settings_status"]) == dict.fromkeys(keys, False)
 
 
+def test_status_of_the_user_who_was_named_last_for_the_page_does_not_say_who_it_is(site: Site) -> None:
+    ada = site.page()
+    assert ada.upload("nr.npy", npy(5, 2, 8), "nr_train").status_code == 200
+    assert ada("GET", "/limits").status_code == 200
+    assert site.page(None).status()["curve_files"] == ["nr.npy"]
+    assert site.page(None, production=True).status()["curve_files"] == []
+    # Others are shown their own.
+    assert site.page().status()["curve_files"] == []
+    # Whoever comes next has none.
+    assert site.page()("GET", "/limits").status_code == 200
+    assert site.page(None).status()["curve_files"] == []
+
+
 # 1.6 Upload
 
 
@@ -324,12 +348,12 @@ def test_status_of_somebody_without_files(site: Site) -> None:
         ("sld_train", "sld.npy", npy(5, 2, 9), "data/curves/sld.npy", {"shape": [5, 2, 9]}),
         ("experimental_nr", "e.npy", npy(1, 2, 8), "data/curves/expt/e.npy", {"shape": [1, 2, 8]}),
         (
-            "normalization_stats", "s.json", json.dumps({"x": [0, 1], "y": [2]}).encode(), "data/s.json",
-            {"type": "dict", "stored_as": "s.json"},
+            "normalization_stats", "s.json", json.dumps({"x": [0, 1], "y": [2]}).encode(), "data/s.npy",
+            {"type": "dict", "stored_as": "s.npy"},
         ),
         (
-            "normalization_stats", "s.npz", npz(x=np.arange(2), y=np.ones(3)), "data/s.json",
-            {"type": "dict", "stored_as": "s.json"},
+            "normalization_stats", "s.npz", npz(x=np.arange(2), y=np.ones(3)), "data/s.npy",
+            {"type": "dict", "stored_as": "s.npy"},
         ),
         ("nr_sld_model", "m.pth", pth(), "data/models/m.pth", {}),
         ("nr_sld_model", "m.pt", pth(), "data/models/m.pt", {}),
@@ -603,6 +627,44 @@ def test_the_list_says_which_models_are_there(site: Site, trained: Trained) -> N
     assert listed[id] is True
 
 
+def test_a_run_whose_model_is_gone_is_kept_without_it(site: Site) -> None:
+    page = site.page()
+    gone = _train(site, page.user, labels=LABELLED)
+    assert page("DELETE", f"/models/{gone.id}").status_code == 200
+    other = _train(site, page.user, labels=LABELLED)
+    listed = page("GET", "/history")
+    assert listed.status_code == 200, listed.text
+    assert [run["result"]["model_id"] for run in listed.json()] == [other.id, None]
+    looked = page("GET", f"/jobs/{gone.job.rpartition('/')[2]}")
+    assert looked.status_code == 200, looked.text
+    assert looked.json()["result"]["model_id"] is None
+    assert looked.json()["result"]["model_size_mb"] is None
+
+
+def test_jobs_of_other_pipelines_are_none_of_the_old_app_whatever_their_labels(site: Site) -> None:
+    page = site.page()
+    foreign = _job(site, page.user, "toy.line", {}, labels=LABELLED | {"guidehall-legacy-call": "submit"})
+    trained = _train(site, page.user, labels=LABELLED | {"guidehall-legacy-call": "submit"})
+    listed = page("GET", "/history")
+    assert listed.status_code == 200, listed.text
+    assert [run["result"]["model_id"] for run in listed.json()] == [trained.id]
+    assert page("GET", f"/jobs/{foreign.rpartition('/')[2]}").status_code == 404
+    shown = page("GET", "/queue").json()["job_ids"]
+    assert trained.job.rpartition("/")[2] in shown
+    assert foreign.rpartition("/")[2] not in shown
+
+
+def test_a_run_that_cannot_be_marked_as_kept_hides_no_other(site: Site) -> None:
+    page = site.page()
+    # As many labels as a job may have: there is no place for one more.
+    full = _train(site, page.user, labels=LABELLED | {f"film-{number}": "x" for number in range(31)})
+    other = _train(site, page.user, labels=LABELLED)
+    for _ in range(2):
+        listed = page("GET", "/history")
+        assert listed.status_code == 200, listed.text
+        assert [run["result"]["model_id"] for run in listed.json()] == [other.id, full.id]
+
+
 def test_a_run_is_renamed(page: Page) -> None:
     id = _import(page)
     for name, kept in (("another", "another"), ("x" * 80, "x" * 80), ("  ", None), (None, None)):
@@ -796,6 +858,15 @@ def test_weights_of_a_worker_elsewhere_are_put_down(site: Site) -> None:
     assert site.page()("GET", f"/models/{id}").status_code == 403
     assert page("DELETE", f"/models/{id}").status_code == 200
     assert page("GET", f"/models/{id}").status_code == 404
+
+
+def test_weights_that_somebody_else_put_down_stay_when_a_model_is_deleted(site: Site) -> None:
+    page, trained = site.page(), _train(site, None)
+    fields = [("model_id", (None, trained.id)), ("user_id", (None, page.user)), ("file", ("m.pth", pth()))]
+    assert _put(site.page(None), *fields).status_code == 200
+    assert site.page(None)("DELETE", f"/models/{trained.id}").status_code == 200
+    state = torch.load(io.BytesIO(page("GET", f"/models/{trained.id}").content), weights_only=True)
+    assert state.keys() == NETWORK.keys()
 
 
 def test_with_statistics_weights_become_a_model(site: Site) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +21,7 @@ import pytest
 from guidehall.client import Client, JobState
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.core.auth import KeyPair, Role, TokenIssuer
+from guidehall.local import control
 from guidehall.local.identity import Identity
 from guidehall.science.pipeline import LocalContext
 from guidehall.science.reflectometry.cnn import train
@@ -131,6 +134,10 @@ def test_a_run_is_submitted_polled_and_finished(guest: httpx.Client) -> None:
     assert job["meta"]["progress"]["epoch"] == job["meta"]["progress"]["total"] == 1
     assert job["meta"]["generation"] == {"done": 20, "total": 20}
     assert 0 < len(job["meta"]["logs"]) <= 20
+    # The page shows the last line, whole: that of the errors of every parameter is cut off.
+    assert job["meta"]["logs"][-1] == "done; the result is saved"
+    assert any(line.startswith("test: ") for line in job["meta"]["logs"])
+    assert max(len(line) for line in job["meta"]["logs"]) <= 200
 
 
 def test_the_result_has_the_fields_and_lengths_of_the_old_document(done: Json) -> None:
@@ -307,7 +314,28 @@ def test_a_finished_job_of_a_guest_is_claimed_and_goes_into_the_history(
         assert client.job(job_id).labels["guidehall-legacy-kept"] == "1"
 
 
-def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(ada: httpx.Client) -> None:
+def test_a_run_that_is_run_again_begins_with_marks_of_its_own(
+    platform: Platform, grace: httpx.Client, guest: httpx.Client
+) -> None:
+    job_id = _submit(guest)
+    _finished(guest, job_id)
+    grace.post(f"/jobs/{job_id}/claim")
+    marks = {"guidehall-legacy-kept", "guidehall-legacy-no-checkpoint"}
+    with platform.client() as client:
+        labels = client.job(job_id).labels
+        assert "guidehall-legacy-kept" in labels
+        client.update(job_id, labels={**labels, "guidehall-legacy-no-checkpoint": "1"})
+        again = grace.post(f"/jobs/{job_id}/retry").json()["job_id"]
+        assert not marks & set(client.job(again).labels)
+        assert marks <= set(client.job(job_id).labels)
+        model = _finished(grace, again)["result"]["model_id"]
+    kept = [run["result"]["model_id"] for run in grace.get("/history").json()]
+    assert model in kept
+
+
+def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(
+    ada: httpx.Client, guest: httpx.Client
+) -> None:
     job_id = _submit(ada, {**LONG, "name": "long"})
     started = _until(ada, job_id, _training)
     assert started["status"] == "started"
@@ -320,6 +348,9 @@ def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(ada: httpx.
     assert paused["result"]["paused"] is True
     assert ada.post(f"/jobs/{job_id}/stop").status_code == 400
     assert job_id in ada.get("/checkpoints").json()["checkpoints"]
+    # That would end it, and who it is was not said.
+    assert guest.delete(f"/jobs/{job_id}/delete").status_code == 403
+    assert guest.get(f"/jobs/{job_id}").json()["meta"]["status"] == "paused"
 
     resumed = ada.post(f"/checkpoints/{job_id}/resume").json()
     assert (resumed["job_id"], resumed["resumed_from"], resumed["status"]) == (job_id, job_id, "queued")
@@ -329,6 +360,7 @@ def test_a_run_is_paused_resumed_stopped_with_its_best_and_run_again(ada: httpx.
     assert (soft["status"], soft["hard_stop"]) == ("stop_requested", False)
     stopped = _finished(ada, job_id)
     assert stopped["meta"]["status"] == "stopped"
+    assert stopped["meta"]["logs"][-1] == "stopped early; the best so far is saved"
     assert stopped["meta"]["stop_requested"]
     assert stopped["result"]["stopped"] is True
     # What it had by then is there.
@@ -378,6 +410,34 @@ def test_what_waits_has_a_place_is_cancelled_and_not_listed_then(
         assert (purged["success"], purged["removed_from"]) == (True, ["started"])
         assert ada.get(f"/jobs/{started}").status_code == 404
     assert guest.post("/queue/spawn").json()["remote_worker"]["triggered"] is False
+
+
+def test_a_run_that_tells_nothing_for_long_is_ended_by_the_cleanup(
+    platform: Platform, ada: httpx.Client
+) -> None:
+    job_id = _submit(ada, LONG)
+    _until(ada, job_id, _training)
+    workers = [part.pid for part in control.status(platform.data).services if part.name.startswith("worker")]
+    asked = {"threshold_seconds": "1"}
+    # Silent, until its lease runs out in four seconds.
+    for pid in workers:
+        os.kill(pid or 0, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (told := ada.post("/queue/cleanup", params=asked | {"dry_run": "true"}).json())["stale"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ([job["job_id"] for job in told["stale"]], told["cleaned"]) == ([job_id], [])
+        told = ada.post("/queue/cleanup", params=asked).json()
+    finally:
+        for pid in workers:
+            os.kill(pid or 0, signal.SIGCONT)
+    assert ([job["job_id"] for job in told["stale"]], told["cleaned"], told["errors"]) == (
+        [job_id],
+        [job_id],
+        [],
+    )
+    _until(ada, job_id, lambda job: bool(job["status"] == "stopped"))
 
 
 def test_a_user_purges_own_jobs(grace: httpx.Client, guest: httpx.Client, done: Json) -> None:
@@ -592,7 +652,7 @@ def shared(platform: Platform) -> Iterator[Gateway]:
         AUTH__PROXY_SECRET="s3cret",
         LEGACY__ADMIN_TOKEN="t0ken",
         LEGACY__LIMITS_WHITELIST_USER_IDS='["grace"]',
-        LEGACY__JOBS_SUBMIT_PER_MINUTE=2,
+        LEGACY__JOBS_SUBMIT_PER_MINUTE=3,
         TRAINER__TARGET=ends["trainer"],
         STORAGE__TARGET=ends["storage"],
         INFERENCE__TARGET=ends["inference"],
@@ -642,15 +702,20 @@ def test_in_production_guests_neither_stop_nor_pause_and_administration_needs_th
     assert bare.status_code == 401
 
 
-def test_submissions_of_one_user_are_limited_and_polls_are_not(shared: Gateway, done: Json) -> None:
-    with _behind_proxy(shared, "heidi") as heidi:
-        wrong = {**SMALL, "layers": FILM, "generator": {"layerBound": [BOUND]}}
-        answers = [heidi.post("/jobs/submit", json=wrong) for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [400, 400, 429]
-        assert int(answers[2].headers["retry-after"]) > 0
+def test_all_that_makes_jobs_is_limited_together_and_polls_are_not(shared: Gateway, done: Json) -> None:
+    wrong = {**SMALL, "layers": FILM, "generator": {"layerBound": [BOUND]}}
+    with _behind_proxy(shared, "ada") as ada:
+        ways = ("/jobs/submit", "/generate", "/generate/stream")
+        answers = [ada.post(path, json=wrong) for path in ways]
+        assert [answer.status_code for answer in answers] == [400, 400, 200]
+        refused = [ada.post(path, json=wrong) for path in ways]
+        refused.append(ada.post(f"/jobs/{done['job_id']}/retry"))
+        for answer in refused:
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
         # What has the wrong shape is told first.
-        assert heidi.post("/jobs/submit", json={}).status_code == 422
-        assert {heidi.get("/queue").status_code for _ in range(50)} == {200}
+        assert ada.post("/jobs/submit", json={}).status_code == 422
+        assert {ada.get("/queue").status_code for _ in range(50)} == {200}
 
 
 def test_without_the_trainer_the_queue_says_so_and_jobs_are_503(platform: Platform) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -53,6 +54,12 @@ def test_every_variable_is_a_setting(file: str, tmp_path: Path) -> None:
     program: type[ServiceSettings] = PROGRAMS[file]
     variables = yaml.safe_load((BASE / file).read_text())["data"]
     assert program.load(with_secrets(variables, tmp_path)).redacted()
+
+
+def test_whose_forwarded_headers_count_is_said_and_is_nobody_else() -> None:
+    variables = yaml.safe_load((BASE / "gateway" / "config.yaml").read_text())["data"]
+    trusted = [ipaddress.ip_network(item) for item in variables["FORWARDED_ALLOW_IPS"].split(",")]
+    assert all(network.is_loopback for network in trusted)
 
 
 @pytest.fixture

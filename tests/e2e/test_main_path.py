@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -170,6 +173,26 @@ def test_http_sees_the_same_job_its_events_and_its_result(platform: Platform) ->
         assert result["document"]["slope"] == pytest.approx(SLOPE, abs=1e-3)
         content = http.get(f"/results/{job}/artifacts/points.npy")
         assert content.content.startswith(b"\x93NUMPY")
+
+
+def test_a_result_comes_whole_as_an_archive(platform: Platform) -> None:
+    with platform.client() as client:
+        line = client.submit("toy.line", {**LINE, "model_name": "bundled"}).id
+        client.wait(line, timeout=60)
+    with httpx.Client(base_url=platform.endpoints["gateway"] + "/api/v1", timeout=30) as http:
+        answer = http.get(f"/results/{line}/bundle").raise_for_status()
+        result = http.get(f"/results/{line}").json()
+        assert http.get(f"/results/{uuid.uuid4()}/bundle").status_code == 404
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{line}.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert json.loads(archive.read("result.json")) == result
+        assert json.loads(archive.read("job.json"))["name"] == result["job"]
+        for artifact in result["artifacts"]:
+            content = archive.read(f"artifacts/{artifact['filename']}")
+            assert hashlib.sha256(content).hexdigest() == artifact["object"]["sha256"]
+        assert len(archive.namelist()) == 2 + len(result["artifacts"])
 
 
 def test_one_trace_leads_from_the_request_to_the_model_that_it_brings(platform: Platform) -> None:

@@ -20,7 +20,13 @@ from guidehall.contracts.identity.v1 import accounts_pb2, accounts_pb2_grpc, aud
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
 from guidehall.core.auth import Role
 from guidehall.core.channels import credentials_interceptors
-from guidehall.core.errors import PermissionDenied, ResourceExhausted, Unauthenticated
+from guidehall.core.errors import (
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    from_rpc_error,
+)
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import Facility, StartFacility, facilities
 from tests.fixtures.storage import eventually
@@ -423,8 +429,35 @@ async def test_who_registers_gets_what_the_invitation_says_and_chooses_nothing(
     late = await register(f"max-{uuid.uuid4().hex[:6]}", invitation=taken_back["secret"])
     assert late.json()["reason"] == "BAD_INVITATION"
     assert (await anybody.get("/auth/methods")).json() == {
-        "mode": "token", "methods": ["password"], "registration": "invite", "endpoints": {},
+        "mode": "token", "methods": ["password"], "providers": [], "registration": "invite", "endpoints": {},
     }  # fmt: skip
+
+
+async def test_an_invitation_ends_in_time_to_come_and_is_good_no_longer(
+    facility: Facility, admin: httpx.AsyncClient, anybody: httpx.AsyncClient
+) -> None:
+    token = facility.token("root", Role.ADMIN)
+    async with calling(facility.storage.target, token) as channel:
+        stub: Any = accounts_pb2_grpc.AccountsServiceStub(channel)
+        for seconds_ago in (0, 3600):
+            invitation = accounts_pb2.Invitation()
+            invitation.expire_time.FromSeconds(int(time.time()) - seconds_ago)
+            request = accounts_pb2.CreateInvitationRequest(invitation=invitation)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await stub.CreateInvitation(request, timeout=10)
+            error = from_rpc_error(refusal.value)
+            assert isinstance(error, InvalidArgument)
+            assert [violation.field for violation in error.violations] == ["invitation.expire_time"]
+
+    made = (await admin.post("/api/v1/invitations", json={"ttl": 3600})).json()
+    invitation_id = made["invitation"]["name"].rpartition("/")[2]
+    await facility.storage.fetch(
+        "UPDATE identity.invitations SET expire_time = now() - interval '1 second' WHERE id = $1",
+        uuid.UUID(invitation_id),
+    )
+    body = {"user": f"late-{uuid.uuid4().hex[:6]}", "password": PASSWORD, "invitation": made["secret"]}
+    late = await anybody.post("/auth/register", json=body)
+    assert (late.status_code, late.json()["reason"]) == (403, "BAD_INVITATION")
 
 
 async def test_a_browser_keeps_its_session_in_cookies_that_no_other_site_writes_with(

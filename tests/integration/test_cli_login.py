@@ -148,6 +148,48 @@ def test_keys_are_made_listed_used_and_revoked(facility: Facility, person: Perso
     assert program.types(*words, said=f"{key}\n").returncode in (0, 5)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"current": "x", "serv', "not JSON, line 1 column"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b"[]", "not a JSON object"),
+        (b'{"servers": {"https://a.example": []}}', "servers.'https://a.example' is no object"),
+        (b'{"servers": {"https://a.example": {}}}', "subject is missing"),
+        (
+            b'{"servers": {"https://a.example": {"subject": "a", "refresh_token": 7654321}}}',
+            "refresh_token is of the wrong type",
+        ),
+    ],
+)
+def test_a_damaged_file_of_profiles_is_refused_and_left_as_it_is(
+    facility: Facility, person: Person, content: bytes, problem: str
+) -> None:
+    person.profiles.parent.mkdir(parents=True)
+    person.profiles.write_bytes(content)
+    for refused in (person.logs_in("ann"), person.types("logout"), person.types("jobs")):
+        assert refused.returncode == 1, refused.stderr
+        assert f"{person.profiles}: " in refused.stderr
+        assert problem in refused.stderr
+        assert "remove it and log in again" in refused.stderr
+        assert "7654321" not in refused.stderr
+        assert "Password" not in refused.stderr
+    assert person.profiles.read_bytes() == content
+
+
+def test_services_that_are_called_in_the_clear_are_named_at_the_log_in(
+    facility: Facility, person: Person
+) -> None:
+    make_account(facility, "kim")
+    endpoints = "storage=storage.example:7102,trainer=grpcs://trainer.example:7101,inference=[::1]:7103"
+    words = ("--endpoints", endpoints, "login", "--server", facility.url, "--user", "kim")
+    done = person.types(*words, said=f"{PASSWORD}\n")
+    assert done.returncode == 0, done.stderr
+    (warning,) = (line for line in done.stderr.splitlines() if line.startswith("warning: "))
+    assert "storage at storage.example:7102 is not encrypted" in warning
+    assert "warning" not in person.logs_in("kim").stderr
+
+
 def test_what_cannot_be_is_said_before_a_password_is_asked_for(facility: Facility, person: Person) -> None:
     for words, said in (
         (("login",), "none runs on this machine"),

@@ -7,14 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from guidehall.client import AsyncClient, JobState, Priority, Progress
+from guidehall.client import AsyncClient, Client, JobState, LogLine, Priority, Progress
 from guidehall.client.errors import InvalidArgument, NotFound
 from guidehall.local.stack import ENDPOINTS
 from tests.fixtures.platform import Platform
@@ -102,6 +105,15 @@ def test_the_twin_for_asyncio_answers_the_same(platform: Platform, done: str, tm
         assert set(answers["models"]) <= {model.id for model in client.models()}
         assert answers["whoami"] == client.whoami()
     assert np.load(tmp_path / "points.npy", allow_pickle=False).shape == (200, 2)
+
+
+def test_what_is_the_callers_is_told_alike_over_http(platform: Platform, done: str) -> None:
+    with platform.client() as client:
+        result, mine = client.result(done), client.usage()
+    assert mine.artifact_bytes >= sum(artifact.object.size_bytes for artifact in result.artifacts) > 0
+    assert mine.total_bytes >= mine.artifact_bytes
+    assert (mine.allowed_bytes, mine.ended_jobs >= 1) == (0, True)
+    assert httpx.get(f"{platform.endpoints['gateway']}/api/v1/usage", timeout=20).json() == asdict(mine)
 
 
 def test_watch_misses_nothing_when_the_trainer_is_killed(platform: Platform) -> None:
@@ -229,8 +241,57 @@ def test_a_whole_job_on_the_command_line(platform: Platform, tmp_path: Path) -> 
     result = guidehall(platform, "result", job["id"][:8], "--artifacts", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "points.npy").is_file()
-    for command in (["queue"], ["workers"], ["models"], ["datasets"], ["whoami"], ["pipelines"], ["status"]):
+    for command in (
+        ["usage"],
+        ["queue"],
+        ["workers"],
+        ["models"],
+        ["datasets"],
+        ["whoami"],
+        ["pipelines"],
+        ["status"],
+    ):
         assert guidehall(platform, *command).returncode == 0, command
+
+
+def test_the_log_of_a_cancelled_job_is_read_by_every_way(platform: Platform, tmp_path: Path) -> None:
+    with platform.client() as client:
+        job = client.submit("toy.line", LINE | {"steps": 10_000, "step_seconds": 0.02}).id
+        paused = False
+        for event in client.watch(job):
+            if isinstance(event.payload, Progress) and not paused:
+                client.pause(job)
+                paused = True
+            elif paused and client.job(job).state is JobState.PAUSED:
+                client.resume(job)
+            elif isinstance(event.payload, LogLine):
+                client.cancel(job)
+        with pytest.raises(NotFound):
+            client.download_log("0" * 8 + job[8:], tmp_path)
+        # A moment after the end.
+        give_up = time.monotonic() + 30
+        while not (path := _log(client, job, tmp_path)):
+            assert time.monotonic() < give_up
+        content = path.read_text()
+        assert path.name == f"{job}.log"
+        assert content.startswith("goes on at step ")
+    shown = guidehall(platform, "job-log", job[:8])
+    assert (shown.returncode, shown.stdout) == (0, content)
+    assert (
+        json.loads(guidehall(platform, "job-log", job[:8], "--json").stdout)["lines"] == content.splitlines()
+    )
+    written = guidehall(platform, "job-log", job[:8], "--output", str(tmp_path / "mine.log"))
+    assert (written.returncode, (tmp_path / "mine.log").read_text()) == (0, content)
+    answer = httpx.get(f"{platform.endpoints['gateway']}/api/v1/jobs/{job}/log?offset=5", timeout=10)
+    assert (answer.status_code, answer.text) == (200, content[5:])
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def _log(client: Client, job: str, folder: Path) -> Path | None:
+    try:
+        return client.download_log(job, folder)
+    except NotFound:
+        return None
 
 
 def test_refusals_on_the_command_line_name_flags(platform: Platform) -> None:

@@ -421,6 +421,22 @@ async def test_a_request_that_cannot_be_read_is_refused(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_what_others_wrote_gets_no_request_that_cannot_be_read(
+    channel: grpc.aio.Channel, method: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [answer async for answer in channel.stream_stream(f"/{method}")(iter([b"\xff\xff"]))]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def _params_nested(depth: int) -> bytes:
     """A request as it travels, with lists in lists in its parameters: deeper than Python could write it."""
     value = b""

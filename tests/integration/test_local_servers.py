@@ -29,10 +29,18 @@ from guidehall.local.files import Secrets
 from guidehall.local.postgres import PostgresServer
 from guidehall.local.s3 import create_bucket
 from tests.fixtures.backing import backing_servers
+from tests.missing import missing
 
 _ROOT = Path(__file__).parents[2]
 _NOBODY = 65_534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to another account")
+needs_root = pytest.mark.usefixtures("root")
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        missing("only root can change to another account")
+
 
 _START = """
 import json, sys, time
@@ -189,7 +197,7 @@ def ordinary() -> dict[str, Any]:
                 return account | {"interpreter": interpreter}
         except OSError:
             continue
-    pytest.skip("no interpreter that an ordinary user may run")
+    return missing("no interpreter that an ordinary user may run")
 
 
 def _owner(pid: int) -> int | None:

@@ -387,3 +387,17 @@ async def test_whatever_a_filter_holds_it_is_refused_as_a_filter(people: People,
         await people.user().datasets.ListDatasets(request)
 
     assert refusal[0].violations[0].field == "filter"
+
+
+async def test_name_description_and_labels_change(people: People) -> None:
+    ada, name = people.user("ada"), dataset_name(people.name("d"))
+    await ada.upload(people.name("d"), b"1 2\n")
+    request = datasets_pb2.UpdateDatasetRequest(
+        dataset={"name": name, "display_name": "Curves", "description": "of films", "labels": {"tag": "x"}}
+    )
+    request.update_mask.paths.extend(("display_name", "description"))
+
+    changed = await ada.datasets.UpdateDataset(request)
+
+    assert (changed.display_name, changed.description, dict(changed.labels)) == ("Curves", "of films", {})
+    assert changed == await ada.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=name))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2
 from guidehall.core.auth import Role
 from guidehall.core.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, PermissionDenied
-from tests.fixtures.storage import People, StorageSite, Stubs, dataset_name
+from tests.fixtures.storage import People, Stubs, dataset_name
 from tests.fixtures.trainer import refused
 
 ADMIN, OPERATOR, SCIENTIST, VIEWER = (
@@ -213,8 +210,7 @@ async def test_mutations_are_written_down_and_failures_are_not(people: People) -
     assert len(oldest.trace_id) == 32
     assert (newest.etag_before, newest.etag_after) == (created.etag, deleted.etag)
     assert newest.sequence > oldest.sequence
-    async with refused(PermissionDenied):
-        await audited(ada, "")
+    assert await audited(ada, f'resource = "{dataset_name(name)}"') == [newest, oldest]
 
 
 async def test_services_report_each_event_once(people: People) -> None:
@@ -245,31 +241,3 @@ async def test_services_report_each_event_once(people: People) -> None:
             await trainer.audit.AppendAuditEvents(audit_pb2.AppendAuditEventsRequest(events=[event(**wrong)]))
     async with refused(PermissionDenied):
         await people.user().audit.AppendAuditEvents(audit_pb2.AppendAuditEventsRequest(events=events))
-
-
-@pytest.mark.slow
-async def test_the_audit_log_shows_what_was_done_to_it(own_storage: Callable[..., StorageSite]) -> None:
-    site = own_storage()
-    site.start()
-    async with site.service("trainer") as trainer:
-        batches = [[event() for _ in range(3)] for _ in range(8)]
-        await asyncio.gather(
-            *(
-                trainer.audit.AppendAuditEvents(audit_pb2.AppendAuditEventsRequest(events=batch))
-                for batch in batches
-            )
-        )
-    whole = site.run("verify-audit")
-    rows = await site.fetch("SELECT sequence FROM audit.events ORDER BY sequence")
-
-    assert [row["sequence"] for row in rows] == list(range(1, 25))
-    assert whole.stdout == "the audit log holds: 24 rows\n", whole.stderr
-    for damage in (
-        "UPDATE audit.events SET subject = 'eve' WHERE sequence = 7",
-        "DELETE FROM audit.events WHERE sequence = 7",
-    ):
-        await site.fetch(damage)
-        broken = site.run("verify-audit")
-        assert broken.returncode != 0
-        assert "from row 7 on" in broken.stderr
-        await site.fetch("UPDATE audit.events SET subject = 'ada' WHERE sequence = 7")

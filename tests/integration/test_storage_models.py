@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import json_format
 
 from guidehall.contracts.models.v1 import models_pb2
-from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from guidehall.core.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from tests.fixtures.storage import (
     People,
     chunks,
@@ -204,3 +204,37 @@ async def test_versions_of_all_models_come_newest_first_and_filtered(people: Peo
         await bob.publish(first, weights(fill=5))
     async with refused(NotFound):
         await bob.models.GetModel(models_pb2.GetModelRequest(name=model_name(first)))
+
+
+async def test_name_and_labels_change_and_versions_do_not(people: People) -> None:
+    ada, bob, film = people.user("ada"), people.user("bob"), people.name("film")
+    version = await ada.publish(film, weights(), labels={"side": "air"})
+    before = await ada.models.GetModel(models_pb2.GetModelRequest(name=model_name(film)))
+
+    def wish(*paths: str, etag: str = "", **fields: Any) -> models_pb2.UpdateModelRequest:
+        request = models_pb2.UpdateModelRequest(model={"name": model_name(film), "etag": etag, **fields})
+        request.update_mask.paths.extend(paths)
+        return request
+
+    both = wish("display_name", "labels", etag=before.etag, display_name="Film", labels={"tag": "x"})
+    changed = await ada.models.UpdateModel(both)
+    assert (changed.display_name, dict(changed.labels)) == ("Film", {"tag": "x"})
+    assert changed.etag != before.etag
+    async with refused(Aborted):
+        await ada.models.UpdateModel(both)
+    kept = await ada.models.UpdateModel(wish("display_name", labels={"gone": "y"}))
+    assert (kept.display_name, dict(kept.labels)) == ("", {"tag": "x"})
+    assert await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=version.name)) == version
+    async with refused(NotFound):
+        await bob.models.UpdateModel(wish("display_name", display_name="mine"))
+    for wrong in (wish(), wish("owner"), wish("labels", labels={"no key": "x"})):
+        async with refused(InvalidArgument):
+            await ada.models.UpdateModel(wrong)
+    rows = await people.site.fetch(
+        "SELECT count(*) AS n FROM audit.events WHERE resource = $1 AND method LIKE '%/UpdateModel'",
+        model_name(film),
+    )
+    assert rows[0]["n"] == 2
+    await ada.models.DeleteModel(models_pb2.DeleteModelRequest(name=model_name(film)))
+    async with refused(NotFound):
+        await ada.models.UpdateModel(wish("display_name"))

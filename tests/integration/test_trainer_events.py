@@ -52,6 +52,62 @@ async def test_events_are_stored_in_order_and_show_in_the_job(cast: Cast) -> Non
     assert {event.job for event in events} == {job.name}
 
 
+async def test_an_end_brings_the_start_and_the_events_that_no_session_was_told(cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    rest = workers_pb2.EventBatch(first_number=1, events=[log_line("begins"), progress(1, train_loss=0.5)])
+    ending = {"started_seconds_ago": 0.01, "events": rest}
+    assert await worker.finish(lease, "FAILED", "USER_ERROR", **ending) == "FAILED"
+    # It did not hear the answer.
+    assert await worker.finish(lease, "FAILED", "USER_ERROR", **ending) == "FAILED"
+
+    events = [event async for event in owner.watch(job.name)]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    kinds = [event.WhichOneof("payload") for event in events]
+    state = "state_change"
+    assert kinds == [state, state, state, "log_line", "progress", state]
+    assert events[2].state_change.state == jobs_pb2.JOB_STATE_RUNNING
+    shown = await owner.get(job.name)
+    assert shown.progress.step == 1
+    assert shown.last_log_line == "begins"
+    times = (shown.create_time, shown.start_time, shown.end_time)
+    assert sorted(time.ToNanoseconds() for time in times) == [time.ToNanoseconds() for time in times]
+    assert events[2].time == shown.start_time
+    request = jobs_pb2.ListAttemptsRequest(parent=job.name)
+    attempt = (await owner.jobs.ListAttempts(request, timeout=10)).attempts[0]
+    assert attempt.start_time == shown.start_time
+
+
+async def test_an_end_tells_nothing_twice_that_a_session_was_told(cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    lines = [log_line(str(number)) for number in range(1, 4)]
+    async with worker.session(lease) as session:
+        await session.start()
+        assert await session.report(1, lines[:2]) == 2
+    rest = workers_pb2.EventBatch(first_number=1, events=lines)
+    await worker.finish(lease, "FAILED", "USER_ERROR", started_seconds_ago=1e6, events=rest)
+    events = [event async for event in owner.watch(job.name)]
+    assert [event.log_line.line for event in events if event.HasField("log_line")] == ["1", "2", "3"]
+    assert len(events) == 4 + 3
+
+
+async def test_an_end_that_leaves_a_gap_is_refused(cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    job = await owner.submit()
+    lease = await worker.must_lease()
+    gap = workers_pb2.EventBatch(first_number=2, events=[log_line("x")])
+    async with refused(InvalidArgument) as found:
+        await worker.finish(lease, "FAILED", "USER_ERROR", events=gap)
+    assert found[0].violations[0].field == "events.first_number"
+    async with refused(InvalidArgument) as found:
+        await worker.finish(lease, "FAILED", "USER_ERROR", started_seconds_ago=float("nan"))
+    assert found[0].violations[0].field == "started_seconds_ago"
+    assert (await owner.get(job.name)).last_seq == 2
+
+
 async def test_a_batch_that_comes_again_is_stored_once(cast: Cast) -> None:
     owner, worker = cast.owner(), await cast.worker()
     job = await owner.submit()

@@ -89,6 +89,33 @@ async def test_a_request_that_is_held_gets_a_job_as_soon_as_there_is_one(cast: C
     assert time.monotonic() - began < 1.0
 
 
+async def test_a_submission_gives_who_waits_the_job_whose_turn_it_is(cast: Cast) -> None:
+    owner = cast.owner()
+    narrow = await cast.worker(capabilities=workers_pb2.Capabilities(device_memory_bytes=1000))
+    waiting = asyncio.create_task(narrow.lease(5.0))
+    done, _ = await asyncio.wait({waiting}, timeout=0.3)
+    assert not done
+    # Not for this worker, which goes on waiting.
+    await owner.submit(memory_hint_bytes=2000)
+    fits = await owner.submit(memory_hint_bytes=1000)
+    lease = await waiting
+    assert lease is not None
+    assert lease.job == fits.name
+    events = await owner.watch_until(fits.name, "state_change", 2)
+    assert [event.seq for event in events] == [1, 2]
+
+
+async def test_a_submission_gives_nothing_to_a_worker_that_has_gone(cast: Cast) -> None:
+    owner, worker = cast.owner(), await cast.worker()
+    waiting = asyncio.create_task(worker.lease(5.0))
+    done, _ = await asyncio.wait({waiting}, timeout=0.3)
+    assert not done
+    waiting.cancel()
+    await worker.call("Lease", workers_pb2.LeaseRequest(worker=worker.name, leaving=True))
+    job = await owner.submit()
+    assert (await owner.get(job.name)).state == jobs_pb2.JOB_STATE_QUEUED
+
+
 async def test_a_request_without_a_job_is_answered_when_its_time_is_over(cast: Cast) -> None:
     worker = await cast.worker()
     began = time.monotonic()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
@@ -19,7 +20,7 @@ from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import Role
 from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from guidehall.local.backing import BackingServers
-from tests.fixtures.storage import StorageSite, Stubs, eventually, storage_site, weights
+from tests.fixtures.storage import StorageSite, Stubs, eventually, received, storage_site, weights
 from tests.fixtures.trainer import Cast, Owner, TrainerSite, guest_at, refused, trainer_site
 
 DOCUMENT = {"model_name": "line", "slope": 2.0}
@@ -265,6 +266,42 @@ async def test_who_claims_a_guests_job_owns_its_result_and_models(
 
 
 # What is dropped ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before its end", "after its end"])
+async def test_who_claims_a_guests_job_that_failed_reads_its_log_until_it_is_deleted(
+    pair: Pair, cast: Cast, ada: Stubs, when: str
+) -> None:
+    guest, owner, worker = guest_at(cast), cast.owner(), await cast.worker()
+    job = await guest("SubmitJob", jobs_pb2.SubmitJobRequest(pipeline="toy.line", pool=cast.pool))
+    claim = jobs_pb2.ClaimJobRequest(name=job.name)
+    lease = await worker.must_lease()
+    async with attempt(pair, lease) as token:
+        await token.stage(id_of(lease.job), lease.lease_epoch, "log", "job.log", b"why\n")
+    if when == "before its end":
+        await owner.jobs.ClaimJob(claim, timeout=10)
+    assert await worker.finish(lease, "FAILED", "USER_ERROR") == "FAILED"
+    await eventually(lambda: nothing_staged(pair, job))
+    await owner.jobs.ClaimJob(claim, timeout=10)
+
+    async def log() -> bytes:
+        request = results_pb2.DownloadJobLogRequest(job=job.name)
+        return (await received(ada.results.DownloadJobLog(request, timeout=5)))[1]
+
+    async def is_hers() -> bool:
+        try:
+            return await log() == b"why\n"
+        except grpc.aio.AioRpcError:
+            return False
+
+    await eventually(is_hers)
+    await owner.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=job.name), timeout=10)
+
+    async def is_gone() -> bool:
+        return not await is_hers()
+
+    await eventually(is_gone)
+    await pair.storage.without_leaks()
 
 
 async def test_a_cancelled_job_keeps_nothing(pair: Pair, cast: Cast) -> None:

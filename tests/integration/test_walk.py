@@ -47,6 +47,8 @@ _STATES = {
         "identity.api_keys",
         "identity.sessions",
         "identity.passwords",
+        "identity.identities",
+        "identity.erasures",
     ],
     "trainer": ["trainer.jobs", "trainer.worker_credentials"],
 }
@@ -199,12 +201,14 @@ def _fields(
         for part in ("jobs.v1.JobsService", "datasets.v1.DatasetsService", "models.v1.ModelsService")
     )
     results, history = "guidehall.results.v1.ResultsService", "guidehall.results.v1.HistoryService"
-    identity, accounts, groups = (
-        f"guidehall.identity.v1.{part}Service" for part in ("Identity", "Accounts", "Groups")
+    identity, accounts, groups, log_ins, personal = (
+        f"guidehall.identity.v1.{part}Service"
+        for part in ("Identity", "Accounts", "Groups", "LogIns", "PersonalData")
     )
     user, group, robot = f"users/{OWNER}", f"groups/{GROUP}", f"users/robot-{MARKER}"
     me = {"add": ["user:scientist", "user:viewer", "group:other"]}
     new = {"display_name": "taken over", "name": job}
+    taken, named = {"display_name": "taken over"}, {"update_mask": {"paths": ["display_name"]}}
     versions = ("GetDatasetVersion", "DownloadDatasetVersion", "CreateDatasetVersionUrl")
     of_versions = ("GetModelVersion", "DownloadModelVersion", "CreateModelVersionUrl")
     return {
@@ -214,6 +218,7 @@ def _fields(
         f"{jobs}/SubmitJob": {"parent": parent, "pipeline": "toy.line", "pool": pool, "validate_only": True},
         data: {"name": of_dataset, "parent": parent, "dataset_id": of_dataset.rpartition("/")[2], **me},
         **{f"{data}/{method}": {"name": dataset} for method in versions},
+        f"{data}/UpdateDataset": {"dataset": {**taken, "name": of_dataset}, **named},
         f"{data}/ListDatasetVersions": {"parent": of_dataset},
         f"{data}/UploadDatasetVersion": {"header": {"parent": of_dataset, "filename": "taken.txt"}},
         "guidehall.datasets.v1.UploadRolesService": {
@@ -221,9 +226,10 @@ def _fields(
         },
         models: {"name": of_model, "parent": parent, **me},
         **{f"{models}/{method}": {"name": model} for method in of_versions},
+        f"{models}/UpdateModel": {"model": {**taken, "name": of_model}, **named},
         f"{models}/ListModelVersions": {"parent": of_model},
         f"{models}/PublishModelVersion": {"header": {"parent": of_model}},
-        results: {"name": result, "parent": parent, **me},
+        results: {"name": result, "parent": parent, "job": job, **me},
         history: {"name": entry, "parent": user, "entry": {"name": entry, "display_name": "taken over"}},
         "guidehall.results.v1.StagingService": {"job": job, "lease_epoch": 1, "owner": "scientist"},
         identity: {
@@ -239,6 +245,10 @@ def _fields(
         },
         f"{groups}/SetServiceAccountDisabled": {"name": robot, "disabled": True},
         f"{groups}/DeleteServiceAccount": {"name": robot},
+        log_ins: {"name": f"{user}/identities/{uuid.uuid4()}", "parent": user, "provider": "facility",
+            "subject": OWNER, "user_code": "BCDF-GHJK", "approve": True, "username": OWNER},
+        personal: {"name": user, "hand_over_to": "users/scientist"},
+        "guidehall.usage.v1.UsageService": {"user": user},
         "guidehall.workers.v1.PoolsService": {"name": f"pools/{pool}", "parent": f"pools/{pool}"},
         "guidehall.workers.v1.WorkerService": {"job": job, "lease_epoch": 1},
         "guidehall.prediction.v1.PredictionService": {"model": of_model},
@@ -321,6 +331,8 @@ jobs.v1.JobsService: GetJob ListJobs WatchJob
 datasets.v1.DatasetsService: GetDataset ListDatasets GetDatasetVersion DownloadDatasetVersion
 models.v1.ModelsService: GetModel ListModels GetModelVersion ListModelVersions
 results.v1.ResultsService: GetResult ListResults
+identity.v1.PersonalDataService: ExportPersonalData
+usage.v1.UsageService: GetUsage
 """
 
 

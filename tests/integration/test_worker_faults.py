@@ -25,6 +25,7 @@ from guidehall.contracts.results.v1 import results_pb2
 from guidehall.local.backing import BackingServers
 from tests.fixtures.trainer import Cast, Owner
 from tests.fixtures.worker import Sites, WorkerMaker, running_workers
+from tests.missing import missing
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +132,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"may not mount a file system: {done.stderr.strip()}")
+        missing(f"may not mount a file system: {done.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -193,10 +194,10 @@ def island() -> Iterator[Island]:
     """An island; skips where none may be made."""
     name = f"guidehall-{uuid.uuid4().hex[:8]}"
     if shutil.which("ip") is None:
-        pytest.skip("there is no program ip, which makes networks")
+        missing("there is no program ip, which makes networks")
     done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"may not make a network: {done.stderr.strip()}")
+        missing(f"may not make a network: {done.stderr.strip()}")
     try:
         subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
         yield Island(name)

@@ -256,6 +256,40 @@ async def test_a_cancel_ends_a_step_at_once_and_keeps_nothing(sites: Sites, owne
     await sites.storage.without_leaks()
 
 
+@pytest.mark.parametrize("end", ["FAILED", "TIMEOUT", "CANCELLED"])
+async def test_the_whole_log_of_a_job_without_a_result_can_be_read(
+    sites: Sites, lone_owner: Owner, stubs: Stubs, workers: WorkerMaker, end: str
+) -> None:
+    workers(LOG_LINES_PER_SECOND=1)
+    if end == "FAILED":
+        # The first attempt too leaves one, which the second replaces.
+        job = await lone_owner.submit(
+            pipeline="odd.complain_and_break", params={"amount": 1000}, max_attempts=2
+        )
+        expected = [f"line {number}" for number in range(1000)]
+    else:
+        job = await lone_owner.submit(
+            pipeline="odd.sleep_on", max_attempts=1, timeout_seconds=2 if end == "TIMEOUT" else 0
+        )
+        expected = ["asleep"]
+        if end == "CANCELLED":
+            await until(lone_owner, job.name, "log_line")
+            await lone_owner.cancel(job.name)
+    told = await events(lone_owner, job.name)
+    assert states(told)[-1] == ("CANCELLED" if end == "CANCELLED" else "FAILED")
+
+    async def is_kept() -> bool:
+        return bool(await sites.storage.fetch("SELECT FROM storage.job_logs WHERE job = $1", job.name[-36:]))
+
+    await eventually(is_kept)
+    request = results_pb2.DownloadJobLogRequest(job=job.name)
+    content = (await received(stubs.results.DownloadJobLog(request, timeout=10)))[1]
+    assert content.decode().splitlines() == expected
+    # Events need not have the last lines once more.
+    assert not any("all of them" in event.log_line.line for event in told)
+    await sites.storage.without_leaks()
+
+
 async def test_a_stopped_worker_saves_its_state_for_the_next(
     lone_owner: Owner, stubs: Stubs, workers: WorkerMaker
 ) -> None:

@@ -12,11 +12,18 @@ import pytest
 
 from guidehall.science.reflectometry import engine
 from hatch_build import EngineHook
+from tests.missing import missing
 
 ROOT = Path(__file__).parents[2]
 NATIVE = Path("guidehall/science/reflectometry/native")
 
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.usefixtures("compiler")
+
+
+@pytest.fixture
+def compiler() -> None:
+    if shutil.which("cc") is None:
+        missing("there is no C compiler")
 
 
 @pytest.fixture

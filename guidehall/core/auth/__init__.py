@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from guidehall.core.auth.api_keys import API_KEY_PREFIX, KeyDirectory
 from guidehall.core.auth.authenticator import DELEGABLE, ON_BEHALF_OF, Authenticator, encode_delegation
-from guidehall.core.auth.keys import KeyPair, TrustedKey, TrustStore
+from guidehall.core.auth.keys import KeyFile, KeyPair, TrustedKey, TrustStore
 from guidehall.core.auth.lookups import Answer, Lookups
 from guidehall.core.auth.principals import (
     Kind,
@@ -19,6 +19,7 @@ from guidehall.core.auth.principals import (
     Principal,
     Role,
     current_principal,
+    known_principal,
     set_principal,
 )
 from guidehall.core.auth.scopes import SCOPES, covers, require_scope
@@ -33,6 +34,7 @@ __all__ = [
     "Answer",
     "Authenticator",
     "KeyDirectory",
+    "KeyFile",
     "KeyPair",
     "Kind",
     "Lookups",
@@ -45,6 +47,7 @@ __all__ = [
     "covers",
     "current_principal",
     "encode_delegation",
+    "known_principal",
     "require_scope",
     "set_principal",
 ]

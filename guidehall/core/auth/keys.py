@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from types import MappingProxyType
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from guidehall.core.settings import SettingsError
 
@@ -66,23 +68,60 @@ class KeyPair:
             file.write(pem)
         Path(name).replace(path)
 
+    def derive(self, purpose: str) -> bytes:
+        """32 secret bytes for one purpose, which follow from the private half: the same wherever it is."""
+        raw = self._private.private_bytes_raw()
+        return HKDF(hashes.SHA256(), 32, None, f"guidehall {purpose}".encode()).derive(raw)
+
     def sign(self, claims: Mapping[str, Any]) -> str:
         """A token that makes these claims."""
         return jwt.encode(dict(claims), self._private, algorithm=ALGORITHM, headers={"kid": self.kid})
 
 
+class KeyFile:
+    """The key in a file, read again when the file changes, so that another key signs without a new start.
+
+    Raises:
+        SettingsError: it cannot be read or holds no such key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path, "key")
+        self._pair = KeyPair.load(path)
+
+    def sign(self, claims: Mapping[str, Any]) -> str:
+        """A token that makes these claims. A file that has become unreadable changes nothing."""
+        try:
+            stamp = _stamp(self._path, "key")
+            if stamp != self._stamp:
+                self._pair = KeyPair.load(self._path)
+                self._stamp = stamp
+                logger.info("key file read again: key %s signs", self._pair.kid)
+        except SettingsError as error:
+            logger.error("key file not taken over: %s", error)
+        return self._pair.sign(claims)
+
+
 @dataclass(frozen=True)
 class TrustedKey:
-    """One entry of the trust file."""
+    """One entry of the trust file.
+
+    Attributes:
+        until: when it ends, and all that it has signed, in seconds since 1970.
+    """
 
     issuer: str
     public_key: Ed25519PublicKey
     may_issue: frozenset[str]
     may_delegate: bool
+    until: float = math.inf
 
 
 class TrustStore:
     """The trust file: `{key id: {issuer, public_key, may_issue, may_delegate}}`, read again when it changes.
+
+    A key that was replaced has `until`, too: its end, in seconds since 1970.
 
     Raises:
         SettingsError: the file cannot be read, or is no trust file.
@@ -90,7 +129,7 @@ class TrustStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = self._look()
+        self._stamp = _stamp(path, "trust")
         self._keys = self._read()
 
     @staticmethod
@@ -113,7 +152,7 @@ class TrustStore:
         A file that has become unreadable changes nothing, so that no half-written one locks everybody out.
         """
         try:
-            stamp = self._look()
+            stamp = _stamp(self._path, "trust")
             if stamp != self._stamp:
                 # In this order: what could not be read is tried again.
                 self._keys = self._read()
@@ -123,13 +162,6 @@ class TrustStore:
             logger.error("trust file not taken over: %s", error)
         return self._keys
 
-    def _look(self) -> tuple[int, int, int]:
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            raise SettingsError(f"the trust file {self._path} cannot be read: {error.strerror}") from None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
     def _read(self) -> Mapping[str, TrustedKey]:
         try:
             entries = json.loads(self._path.read_bytes())
@@ -138,6 +170,15 @@ class TrustStore:
             raise SettingsError(f"the trust file {self._path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SettingsError(f"the file {self._path} is no trust file") from None
+
+
+def _stamp(path: Path, what: str) -> tuple[int, int, int]:
+    """Changes whenever the file does."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SettingsError(f"the {what} file {path} cannot be read: {error.strerror}") from None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _trusted_key(entry: Mapping[str, Any]) -> TrustedKey:
@@ -151,4 +192,5 @@ def _trusted_key(entry: Mapping[str, Any]) -> TrustedKey:
         public_key=Ed25519PublicKey.from_public_bytes(raw),
         may_issue=frozenset(may_issue),
         may_delegate=entry.get("may_delegate") is True,
+        until=float(entry.get("until", math.inf)),
     )

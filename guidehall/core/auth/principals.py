@@ -98,6 +98,11 @@ def current_principal() -> Principal:
     return principal
 
 
+def known_principal() -> Principal | None:
+    """The caller of the request at hand, if anybody is known."""
+    return _principal.get()
+
+
 def set_principal(principal: Principal | None) -> None:
     """Makes `principal` the caller for the rest of the task that handles its request.
 

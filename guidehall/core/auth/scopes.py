@@ -51,7 +51,8 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
             "datasets:read",
         ),
         **dict.fromkeys(
-            ("CreateDataset", "DeleteDataset", "UploadDatasetVersion", "ShareDataset"), "datasets:write"
+            ("CreateDataset", "UpdateDataset", "DeleteDataset", "UploadDatasetVersion", "ShareDataset"),
+            "datasets:write",
         ),
     },
     "guidehall.datasets.v1.UploadRolesService": {
@@ -71,12 +72,14 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
             "models:read",
         ),
         **dict.fromkeys(
-            ("DeleteModel", "UndeleteModel", "PublishModelVersion", "ShareModel"), "models:write"
+            ("UpdateModel", "DeleteModel", "UndeleteModel", "PublishModelVersion", "ShareModel"),
+            "models:write",
         ),
     },
     "guidehall.results.v1.ResultsService": {
         **dict.fromkeys(
-            ("GetResult", "ListResults", "DownloadArtifact", "CreateArtifactUrl"), "results:read"
+            ("GetResult", "ListResults", "DownloadArtifact", "CreateArtifactUrl", "DownloadJobLog"),
+            "results:read",
         ),
         "ShareResult": "results:write",
     },
@@ -119,6 +122,7 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
                 "RevokeApiKey",
                 "IntrospectApiKey",
                 "ResolveUser",
+                "AdmitCall",
             ),
             _NONE,
         ),
@@ -165,7 +169,27 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("DrainWorker", "ReinstateWorker"), "pools:write"),
         **dict.fromkeys(("CreateWorkerCredential", "RevokeWorkerCredential"), _NONE),
     },
-    "guidehall.identity.v1.AuditService": {"ListAuditEvents": "audit:read", "AppendAuditEvents": _NONE},
+    "guidehall.identity.v1.AuditService": {
+        **dict.fromkeys(("ListAuditEvents", "ExportAuditEvents"), "audit:read"),
+        "AppendAuditEvents": _NONE,
+    },
+    "guidehall.identity.v1.LogInsService": dict.fromkeys(
+        (
+            "LogInWithProvider",
+            "CreateIdentity",
+            "DeleteIdentity",
+            "ListIdentities",
+            "GetDeviceLogIn",
+            "DecideDeviceLogIn",
+            "BeginDeviceLogIn",
+            "FinishDeviceLogIn",
+        ),
+        _NONE,
+    ),
+    "guidehall.identity.v1.PersonalDataService": dict.fromkeys(
+        ("ErasePerson", "ExportPersonalData", "GetErasure", "ListErasures", "CompleteErasureStep"), _NONE
+    ),
+    "guidehall.usage.v1.UsageService": {"GetUsage": _ANY},
 }
 
 # By full name, such as "/guidehall.jobs.v1.JobsService/GetJob".

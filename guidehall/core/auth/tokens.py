@@ -10,7 +10,7 @@ from typing import Any
 
 import jwt
 
-from guidehall.core.auth.keys import ALGORITHM, KeyPair, TrustedKey, TrustStore
+from guidehall.core.auth.keys import ALGORITHM, KeyFile, KeyPair, TrustedKey, TrustStore
 from guidehall.core.auth.principals import Kind, Principal, Role
 from guidehall.core.errors import Unauthenticated
 
@@ -27,7 +27,7 @@ class TokenIssuer:
     """Mints tokens in the name of one service."""
 
     issuer: str
-    key: KeyPair
+    key: KeyPair | KeyFile
 
     def mint(
         self,
@@ -97,6 +97,8 @@ class TokenVerifier:
         elif verified.expires + self._leeway_seconds <= time.time():
             del self._remembered[token]
             raise _expired()
+        if verified.key.until <= time.time():
+            raise _bad("the token's key is trusted no longer")
         return verified
 
     def _verify(self, token: str) -> VerifiedToken:

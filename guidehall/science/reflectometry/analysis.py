@@ -168,7 +168,8 @@ def analyse(model: PhysicalPredictor, curve: Curve, field: str = "curve") -> Ana
         found = model.unit(row(prepared.q), row(prepared.r), dr, relative, f"{field}.q")
         unit = found[0].double().cpu().numpy()
     prior = Prior(model.arguments.stack, model.arguments.probe)
-    return describe(prior, prepared, model.arguments.probe.resolution_mode, unit, "network")
+    exact = target_of(prior, prepared, model.arguments.probe.resolution_mode, exact=True)
+    return describe(prepared, exact, exact, unit, "network")
 
 
 def refine(
@@ -201,7 +202,7 @@ def refine(
     posterior = None
     if samples and prepared.dr is not None:
         posterior = sample(watched, modes, samples, seed)
-    analysis = describe(prior, prepared, mode, modes[0].unit, "refined", modes, posterior)
+    analysis = describe(prepared, target, exact, modes[0].unit, "refined", modes, posterior)
     more = () if prepared.dr is None else tuple(doubts(exact, modes[0]))
     return replace(analysis, notes=(*analysis.notes, *more))
 
@@ -275,8 +276,13 @@ def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, li
     if curve.relative_dq is not None:
         return curve.relative_dq * curve.q, []
     relative = sigma_of(0.5 * (probe.resolution.min + probe.resolution.max), probe.resolution_convention)
-    message = f"the curve has no dq; {relative:.4g} q (one standard deviation) was assumed"
-    return relative * curve.q, [Note("RESOLUTION_ASSUMED", message)]
+    return relative * curve.q, [assumed_resolution(relative)]
+
+
+def assumed_resolution(relative_sigma: float) -> Note:
+    """RESOLUTION_ASSUMED, of a curve without dq."""
+    message = f"the curve has no dq; {relative_sigma:.4g} q (one standard deviation) was assumed"
+    return Note("RESOLUTION_ASSUMED", message)
 
 
 def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray, list[Note]]:
@@ -293,19 +299,24 @@ def _resolution(arguments: PhysicalArguments, curve: Curve) -> tuple[np.ndarray,
 
 @torch.inference_mode()
 def describe(
-    prior: Prior,
     prepared: Prepared,
-    mode: ResolutionMode,
+    target: CurveTarget,
+    exact: CurveTarget,
     unit: np.ndarray,
     stage: Stage,
     modes: tuple[Mode, ...] = (),
     posterior: Posterior | None = None,
     pulse: Pulse = nothing,
 ) -> Analysis:
-    """What the point `unit` of the prior's cube, [P], says of a curve; `pulse` is called now and then."""
-    point = torch.from_numpy(unit)[None]
+    """What the point `unit` of the prior's cube, [P], says of a curve.
+
+    Args:
+        target, exact: `target_of` the points of `prepared`; one is for the curves of samples, the other for
+            that of the answer.
+        pulse: called now and then.
+    """
+    prior, point = exact.prior, torch.from_numpy(unit)[None]
     values = prior.values(point)
-    coarse, exact = (target_of(prior, prepared, mode, exact=exact) for exact in (False, True))
     calculated = exact.curves(point)[0].numpy()
     films = prior.films(values)
     residuals = None if prepared.dr is None else (prepared.r - calculated) / prepared.dr
@@ -324,12 +335,12 @@ def describe(
     profiles = curves = None
     if posterior is not None and sampled is not None:
         drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        size = max(1, _AT_ONCE // (coarse.points + len(z)))
+        size = max(1, _AT_ONCE // (target.points + len(z)))
         for first in range(0, len(sampled), size):
             pulse()
             some = prior.films(sampled[first : first + size])
             drawn[0].append(profile(z, some.sld, some).numpy())
-            drawn[1].append(coarse.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
+            drawn[1].append(target.curves(torch.from_numpy(posterior.unit[first : first + size])).numpy())
         profiles, curves = (_band(np.concatenate(parts)) for parts in drawn)
     errors = None if not modes or prepared.dr is None else _standard_errors(prior, modes[0])
     parameters = _parameters(prior, unit, values[0].numpy(), errors, sampled)
@@ -351,10 +362,13 @@ def describe(
         notes=(
             *prepared.notes,
             *unphysical(
-                torch.from_numpy(prepared.q), films, prior.media_names, from_backing=prior.from_backing
+                prior.true_q(torch.from_numpy(prepared.q), values)[0],
+                films,
+                prior.media_names,
+                from_backing=prior.from_backing,
             ),
             *poor_fit(exact, point, error),
-            *_several(modes),
+            *_several(modes, known_errors=prepared.dr is not None),
             *(() if posterior is None else _of_sampling(posterior)),
             *_atypical(parameters),
         ),
@@ -387,13 +401,14 @@ def _of_sampling(posterior: Posterior) -> Iterator[Note]:
         )
 
 
-def _several(modes: Sequence[Mode]) -> Iterator[Note]:
+def _several(modes: Sequence[Mode], *, known_errors: bool) -> Iterator[Note]:
     if len(modes) > 1:
-        yield Note(
-            "SEVERAL_FILMS",
-            f"{len(modes)} films explain the data, the next one with a chi-square that is higher by"
-            f" {modes[1].chi_square - modes[0].chi_square:.3g}: error bars are those of the best alone",
-        )
+        told = "without error bars of the data nothing says which are likely"
+        if known_errors:
+            more = modes[1].chi_square - modes[0].chi_square
+            told = f"the next one with a chi-square that is higher by {more:.3g}: error bars are those of the"
+            told += " best alone"
+        yield Note("SEVERAL_FILMS", f"{len(modes)} films explain the data, {told}")
 
 
 def _atypical(parameters: Sequence[Parameter]) -> Iterator[Note]:

@@ -314,7 +314,7 @@ def refnx_script(
     It defines `q`, `model`, `objective` and `chi_square`. Arguments and errors are those of `refl1d_script`.
     """
     slabs = _from_the_beam(stack)
-    quadrature = _quadrature(curve, slabs)
+    quadrature = _quadrature(curve, slabs, q_offset)
     segments = _segments(curve, scale, background)
     places = _segment_places(segments, "model", "scale", "bkg") | {"q_offset": "q_offset"}
     places |= _places(slabs, ("thick", "sld.real", "sld.imag", "rough"))
@@ -374,7 +374,7 @@ def refnx_script(
     )
 
 
-def _quadrature(curve: Curve, slabs: Sequence[_Slab]) -> int:
+def _quadrature(curve: Curve, slabs: Sequence[_Slab], q_offset: float) -> int:
     """As many points over the resolution as we take ourselves where we take most."""
     # These load torch: only who writes a script pays.
     from guidehall.science.reflectometry.kernel import Media
@@ -387,7 +387,7 @@ def _quadrature(curve: Curve, slabs: Sequence[_Slab]) -> int:
         roughness=np.array([slab.roughness for slab in slabs[1:]]),
     )
     sigma = np.zeros_like(curve.q) if sigma is None else sigma
-    return int(orders(curve.q, sigma, Features.of(media), exact=True).max())
+    return int(orders(curve.q, sigma, Features.of(media, q_offset), exact=True).max())
 
 
 def _script(

@@ -35,7 +35,15 @@ from guidehall.science.reflectometry.solve import Measured, Solution, series, so
 
 ROLE = "curves"
 # Notes that speak against a film, whatever its probability among others.
-_AGAINST_FILM = {"MODEL_INSUFFICIENT", "OUTSIDE_PRIOR", "ERROR_BARS_TOO_LARGE", "POOR_FIT"}
+_AGAINST_FILM = {
+    "MODEL_INSUFFICIENT",
+    "OUTSIDE_PRIOR",
+    "ERROR_BARS_TOO_LARGE",
+    "POOR_FIT",
+    "NO_SIGNAL",
+    "TOO_FEW_POINTS",
+    "SAMPLES_NOT_MIXED",
+}
 # Fewer do not tell the evidence.
 _EVIDENCE_SAMPLES = 200
 # In a checkpoint, beside the files; no artifact may be called so.

@@ -26,7 +26,7 @@ from guidehall.science.reflectometry.infer import answer_files, joint_files, scr
 from guidehall.science.reflectometry.infer_params import MAX_SAMPLES, MAX_STARTS, Instrument, probe_of
 from guidehall.science.reflectometry.params import Note, Range, ResolutionConvention, StackPrior
 from guidehall.science.reflectometry.progress import ProgressLine
-from guidehall.science.reflectometry.solve import Measured, Solution, solve
+from guidehall.science.reflectometry.solve import OF_THE_ANSWER, Measured, Solution, solve
 
 _LARGEST_SEED = 2**53 - 1
 
@@ -98,7 +98,10 @@ class Fit:
         found = []
         for item, analysis in zip(self.curves, self.analyses, strict=True):
             about = f"curve {item.name}: " if len(self.curves) > 1 else ""
-            found += [Note(note.code, f"{about}{note.message}") for note in analysis.notes]
+            found += [
+                note if note.code in OF_THE_ANSWER else replace(note, message=f"{about}{note.message}")
+                for note in analysis.notes
+            ]
         return (*found, *script_notes(self.instrument))
 
     def plot(self, curve: int | None = None) -> Figure:
@@ -203,7 +206,8 @@ def fit(
     Args:
         data: a file (ORSO, text, NeXus, .npy) or several, or curves. Several curves share the film.
         model: what is known of the film, with bounds: a `StackPrior`, a mapping like one, or a YAML or JSON
-            file that holds one, by itself or as `stack`.
+            file that holds one, by itself or as `stack`. Beside that, `instrument` counts where none is given
+            here; what else is there is of jobs.
         own: for each curve the bounds that hold for it alone, such as
             {"water.sld": {"min": 5.9, "max": 6.4}}.
         instrument: bounds of scale and background, and the resolution of curves that have none.
@@ -212,7 +216,8 @@ def fit(
         samples: of the posterior, for intervals and bands; 0 leaves them out.
         starts: of the search.
         seed: the same gives the same answer.
-        progress: whether a line on standard error says how far it is; by default where that is a terminal.
+        progress: whether a line on standard error says how far it is; by default where that is a terminal or
+            a notebook.
 
     Raises:
         UserError: names what is wrong and what is allowed.
@@ -225,13 +230,12 @@ def fit(
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UserError(name, value, f"must be a whole number from {least} to {most}")
     items = _measured(data, dq, q_unit, own)
-    stack = _stack(model)
-    known = (
-        instrument
-        if isinstance(instrument, Instrument)
-        else _valid(Instrument, instrument or {}, "instrument")
-    )
-    wanted = sys.stderr.isatty() if progress is None else progress
+    stack, beside = _stack(model)
+    if instrument is None:
+        instrument = beside
+    known = instrument if isinstance(instrument, Instrument) else _valid(Instrument, instrument, "instrument")
+    # A notebook shows what is told, too.
+    wanted = (sys.stderr.isatty() or "ipykernel" in sys.modules) if progress is None else progress
     with ProgressLine(sys.stderr if wanted else None) as line:
         solution = solve(
             stack,
@@ -265,7 +269,7 @@ def _measured(
     names = []
     if paths:
         curves = read_files(paths, dq, q_unit)
-        names = [curve.metadata.data_set for curve in curves] if len(paths) > 1 else []
+        names = [curve.metadata.data_set for curve in curves] if len(curves) > 1 else []
     names = names or [str(place) for place in range(1, len(curves) + 1)]
     for item in [own] if isinstance(own, str | Mapping) else own:
         if not isinstance(item, Mapping) or own is item:
@@ -278,9 +282,10 @@ def _measured(
     return tuple(map(Measured, names, curves, given or [{} for _ in curves]))
 
 
-def _stack(model: Model) -> StackPrior:
+def _stack(model: Model) -> tuple[StackPrior, Any]:
+    """The film, and what the document says of the instrument."""
     if isinstance(model, StackPrior):
-        return model
+        return model, {}
     if isinstance(model, str | Path):
         path = Path(model)
         try:
@@ -288,9 +293,9 @@ def _stack(model: Model) -> StackPrior:
         except (OSError, UnicodeDecodeError):
             raise UserError("model", path, "must be a YAML or JSON file that can be read") from None
         model = documents[0] if documents and isinstance(documents[0], Mapping) else {}
-        model = model.get("stack", model)
-    found: StackPrior = _valid(StackPrior, model, "model")
-    return found
+    if not isinstance(model, Mapping) or "stack" not in model:
+        return _valid(StackPrior, model, "model"), {}
+    return _valid(StackPrior, model["stack"], "model"), model.get("instrument", {})
 
 
 def _range(bounds: Any, name: str) -> Range:

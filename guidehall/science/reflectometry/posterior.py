@@ -253,7 +253,8 @@ def _climb(
             particles = _move(problem, mixture, particles, place, generator)
             if _correlation(begun, particles.z) < goal:
                 break
-    mixed = rungs < _MOST_RUNGS and _correlation(begun, particles.z) < goal
+    # The one rung beyond is as high as all that were left.
+    mixed = rungs <= _MOST_RUNGS and _correlation(begun, particles.z) < goal
     return Posterior(_unit(particles.z).numpy(), log_evidence, effective, "sequential", mixed)
 
 

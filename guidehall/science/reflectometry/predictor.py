@@ -29,8 +29,6 @@ MIN_COVERAGE = 0.5
 PROFILE_POINTS = 256
 # Points of the quadrature over the resolution at least: good to 2e-4 in log10 R for thin films.
 _LEAST_ORDER = 17
-# Reflectivities calculated at once; bounds the memory of a large batch.
-_CHUNK = 2_000_000
 
 
 class PhysicalArguments(BaseModel):
@@ -152,12 +150,7 @@ class PhysicalPredictor:
         probe = self.arguments.probe
         widest = sigma_of(probe.resolution.max, probe.resolution_convention) * probe.q_max
         order = order_for(widest, self.prior.features, _LEAST_ORDER)
-        rows = max(1, _CHUNK // (q.shape[1] * order))
-        parts = [
-            self.prior.measured(q[i : i + rows], sigma[i : i + rows], values[i : i + rows], order)
-            for i in range(0, len(q), rows)
-        ]
-        return torch.cat(parts)
+        return self.prior.measured(q, sigma, values, order)
 
 
 def _check_rows(arrays: Mapping[str, np.ndarray]) -> None:

@@ -41,6 +41,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "log": torch.log,
     "abs": torch.abs,
 }
+# Of all films that are calculated together, points of q: what they take stays in bounds.
+_CALCULATED_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,10 @@ class Prior:
         """Films with these free parameters, fronting medium first."""
         return self._media(self._complete(values))
 
+    def true_q(self, q: Tensor, values: Tensor) -> Tensor:
+        """Where the instrument's q, [N], really are with these free parameters, [B, N]."""
+        return (q + self._column(self._complete(values), "q_offset")).expand(len(values), len(q))
+
     def depth_grid(self, points: int) -> Tensor:
         """One depth grid, [points], that holds the profile of every film of this prior."""
         return depth_grid(self._media(self._extremes()), points)
@@ -249,7 +255,8 @@ class Prior:
     @cached_property
     def features(self) -> Features:
         """What a quadrature has to follow in the curves of the films of this prior."""
-        return Features.of(self._from_the_beam(self._extremes()))
+        numbers = self._extremes()
+        return Features.of(self._from_the_beam(numbers), float(self._column(numbers, "q_offset").min()))
 
     def _extremes(self) -> Tensor:
         """Numbers of two films, with all quantities at their lower and at their upper ends."""
@@ -277,15 +284,28 @@ class Prior:
         if sigma is None:
             blurred = self._sharp(q, numbers)
         else:
-            nodes, weights = (torch.from_numpy(array).to(q.device) for array in quadrature(order))
-            spread = (q[..., None] + sigma[..., None] * nodes).flatten(-2)
-            blurred = self._sharp(spread, numbers).reshape(len(values), -1, order) @ weights
+            shape = (len(values), q.shape[-1])
+            q, sigma = q.expand(shape), sigma.expand(shape)
+            blurred = torch.cat(
+                [
+                    self._blurred(q[some], sigma[some], numbers[some], order)
+                    for some in _pieces(len(values), q.shape[-1] * order)
+                ]
+            )
         return self._each(numbers, "scale") * blurred + self._each(numbers, "background")
+
+    def _blurred(self, q: Tensor, sigma: Tensor, numbers: Tensor, order: int) -> Tensor:
+        nodes, weights = (torch.from_numpy(array).to(q.device) for array in quadrature(order))
+        spread = (q[..., None] + sigma[..., None] * nodes).flatten(-2)
+        return self._sharp(spread, numbers).reshape(*q.shape, order) @ weights
 
     def curves(self, resolution: Resolution, values: Tensor) -> Tensor:
         """The same where all films are measured at the same points, [B, N]."""
         numbers = self._complete(values)
-        blurred = engine.blur(resolution, self._sharp(resolution.q, numbers))
+        pieces = _pieces(len(values), len(resolution.q))
+        blurred = torch.cat(
+            [engine.blur(resolution, self._sharp(resolution.q, numbers[some])) for some in pieces]
+        )
         return self._each(numbers, "scale") * blurred + self._each(numbers, "background")
 
     def linearise(self, resolution: Resolution, unit: Tensor) -> Linearised:
@@ -427,6 +447,13 @@ class Prior:
 
 def _film_key(part: str, kind: str) -> str:
     return f"{identifier(part)}.{kind}{_IN_THE_FILM}"
+
+
+def _pieces(films: int, points: int) -> Iterator[slice]:
+    """Films that are calculated together, all of them in turn, where each has so many points."""
+    rows = max(1, _CALCULATED_AT_ONCE // points)
+    # No films at all are one piece, too: it is what there is to put together.
+    return (slice(first, first + rows) for first in range(0, max(films, 1), rows))
 
 
 def _derived(stack: StackPrior) -> Iterator[_Tied]:

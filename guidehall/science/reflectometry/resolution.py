@@ -20,9 +20,10 @@ from guidehall.science.reflectometry.params import ResolutionMode
 # Points of the quadrature when nothing else is asked: good for films up to some 500 angstrom.
 DEFAULT_ORDER = 33
 # Points over one window: so many, and more for each radian of phase that the fringes of a film turn in it. A
-# polynomial needs half a point for each; the rest is for what reflects more than once.
+# polynomial needs half a point for each; the rest is for what reflects more than once. In steps, so that few
+# numbers of points, whose nodes take a while to find, do for all curves.
 _EXACT, _QUICK = 101, 16
-_PER_RADIAN = 0.75
+_PER_RADIAN, _STEP = 0.75, 16
 # The same where total reflection may end: no polynomial follows the kink well.
 _EXACT_AT_EDGE, _QUICK_AT_EDGE = 301, 65
 # At most, over one window and over all of a curve: what is calculated must fit into memory.
@@ -79,18 +80,20 @@ class Features:
 
     Attributes:
         thickness: of the thickest film, in angstrom: that of the finest fringes.
-        edge: up to where total reflection may end, in 1/angstrom; 0 without any.
+        edge: up to which measured q total reflection may end, in 1/angstrom; 0 without any.
     """
 
     thickness: float
     edge: float
 
     @classmethod
-    def of(cls, media: Media) -> Features:
-        """Those of films that are seen from their first medium."""
+    def of(cls, media: Media, q_offset: float = 0.0) -> Features:
+        """Those of films that are seen from their first medium, by an instrument whose q is too small by at
+        least `q_offset`, in 1/angstrom."""
         # Of a thick layer, too: little gets through it to the backing.
         contrast = float((media.sld.max() - media.sld[:, 0].min()).clamp_min(0.0))
-        return cls(float(media.thickness.sum(-1).max()), 4.0 * math.sqrt(1e-6 * math.pi * contrast))
+        edge = 4.0 * math.sqrt(1e-6 * math.pi * contrast)
+        return cls(float(media.thickness.sum(-1).max()), max(edge - q_offset, 0.0) if edge else 0.0)
 
 
 def orders(q: np.ndarray, sigma: np.ndarray, features: Features, *, exact: bool) -> np.ndarray:
@@ -104,7 +107,7 @@ def orders(q: np.ndarray, sigma: np.ndarray, features: Features, *, exact: bool)
     """
     reach = _CUT * sigma
     anywhere, at_edge = (_EXACT, _EXACT_AT_EDGE) if exact else (_QUICK, _QUICK_AT_EDGE)
-    wanted = anywhere + np.ceil(_PER_RADIAN * reach * features.thickness)
+    wanted = anywhere + _STEP * np.ceil(_PER_RADIAN / _STEP * reach * features.thickness)
     wanted = np.where(q - reach <= features.edge, np.maximum(wanted, at_edge), wanted)
     most = min(_MOST, max(DEFAULT_ORDER, _MOST_OF_CURVE // len(q)))
     found: np.ndarray = np.minimum(wanted, most).astype(np.int64)
@@ -154,7 +157,7 @@ def resolution(
     return _tensors(calculated, first, weights)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def quadrature(order: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in standard deviations, and the weights there of a Gaussian, which sum to one."""
     x, gauss = np.polynomial.legendre.leggauss(order)

@@ -35,7 +35,7 @@ def simulate(params: SimulateParams) -> SimulateResult:
     lit = media.reversed() if stack.beam == "backing" else media
     q = probe.q()
     sigma = probe.relative_sigma * q
-    seen = resolution(q, sigma, order=orders(q, sigma, Features.of(lit), exact=True))
+    seen = resolution(q, sigma, order=orders(q, sigma, Features.of(lit, probe.q_offset), exact=True))
     sharp = engine.reflectivity(seen.q + probe.q_offset, lit)
     met = sharp * share_on_sample(seen.q, torch.tensor(probe.footprint_q))
     r = probe.scale * engine.blur(seen, met) + probe.background

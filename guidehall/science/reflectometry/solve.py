@@ -54,6 +54,8 @@ from guidehall.science.reflectometry.watched import Pulse, Tell, Watched, nothin
 _LONGEST_NAME = 40
 # Of the instrument, so each curve has its own.
 _INSTRUMENT = ("scale", "background", "q_offset", "footprint_q")
+# Notes that are of no single curve.
+OF_THE_ANSWER = {"SEVERAL_FILMS", "FEW_SAMPLES", "SAMPLES_NOT_MIXED"}
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def solve(
             )
     tell("profiles and bands")
     analyses = tuple(
-        _analysis(case, np.array(places), modes, posterior, pulse)
-        for case, places in zip(cases, columns, strict=True)
+        _analysis(case, np.array(places), modes, posterior, pulse, first=number == 0)
+        for number, (case, places) in enumerate(zip(cases, columns, strict=True))
     )
     films = tuple(case.film(modes[0].unit[places]) for case, places in zip(cases, columns, strict=True))
     return Solution(tuple(free), modes, posterior, analyses, films)
@@ -346,16 +348,21 @@ def _joint(
 
 
 def _analysis(
-    case: _Case, places: np.ndarray, modes: tuple[Mode, ...], posterior: Posterior | None, pulse: Pulse
+    case: _Case,
+    places: np.ndarray,
+    modes: tuple[Mode, ...],
+    posterior: Posterior | None,
+    pulse: Pulse,
+    *,
+    first: bool,
 ) -> Analysis:
-    """One curve's view of the joint answer."""
+    """One curve's view of the joint answer; what the notes say of the answer itself the first one says."""
     own_modes = tuple(
         Mode(mode.unit[places], mode.chi_square, mode.covariance[np.ix_(places, places)]) for mode in modes
     )
     own = None if posterior is None else replace(posterior, unit=posterior.unit[:, places])
-    analysis = describe(
-        case.prior, case.prepared, case.mode, own_modes[0].unit, "refined", own_modes, own, pulse
-    )
+    best = own_modes[0].unit
+    analysis = describe(case.prepared, case.target, case.exact, best, "refined", own_modes, own, pulse)
     more = [] if case.prepared.dr is None else list(doubts(case.exact, own_modes[0]))
     runs = _segment_count(case.curve)
     if runs > 1 and not case.segmented and any(note.code == "MODEL_INSUFFICIENT" for note in more):
@@ -364,5 +371,6 @@ def _analysis(
     # Segments have no curve between their points: each has a scale of its own.
     line = None
     if not case.segmented:
-        line = drawn_line(case.prior, case.prepared, case.mode, own_modes[0].unit)
-    return replace(analysis, notes=(*analysis.notes, *more), line=line)
+        line = drawn_line(case.prior, case.prepared, case.mode, best)
+    notes = [note for note in (*analysis.notes, *more) if first or note.code not in OF_THE_ANSWER]
+    return replace(analysis, notes=tuple(notes), line=line)

@@ -15,7 +15,7 @@ from guidehall.science.reflectometry.params import Note
 # What exact arithmetic could give, and some rounding.
 _MOST_REFLECTED = 1.0 + 1e-6
 # Below any matter, in 1e-6/angstrom^2; numbers in 1/angstrom^2 are.
-_LEAST_SLD = 1e-3
+LEAST_SLD = 1e-3
 
 
 def unphysical(q: Tensor, media: Media, names: Sequence[str], *, from_backing: bool) -> tuple[Note, ...]:
@@ -35,7 +35,7 @@ def unphysical(q: Tensor, media: Media, names: Sequence[str], *, from_backing: b
 
 def _in_another_unit(media: Media) -> list[Note]:
     largest = float(media.sld.abs().max())
-    if not 0.0 < largest < _LEAST_SLD:
+    if not 0.0 < largest < LEAST_SLD:
         return []
     message = (
         f"no SLD is above {largest:.3g}e-6/angstrom^2: SLD is given in 1e-6/angstrom^2, silicon's is 2.07"

@@ -30,7 +30,7 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
     """POOR_FIT or NO_SIGNAL, when the answer at `unit`, [1, P], does not describe the target's curve at all.
 
     Args:
-        mean_abs_log10_error: of the points where both are positive; NaN without any.
+        mean_abs_log10_error: as in `Analysis`.
     """
     error = mean_abs_log10_error
     if target.dr is None:
@@ -70,7 +70,9 @@ def _structure(left: np.ndarray, jacobian: np.ndarray, covariance: np.ndarray) -
         return
     freedom = len(left) - used
     chi_square = float(left @ left)
-    expected = f"{freedom:.3g} ± {math.sqrt(2.0 * freedom):.2g}"
+    # Not all parameters: chi-square per degree of freedom, which stands beside this, counts each as one.
+    less = f"{len(left)} points less the {used:.3g} parameters that they decide"
+    expected = f"{freedom:.3g} ± {math.sqrt(2.0 * freedom):.2g} ({less})"
     if _chance_of_more(chi_square, freedom) < _CHI_SQUARE_CHANCE:
         yield Note(
             "MODEL_INSUFFICIENT",

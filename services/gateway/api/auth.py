@@ -53,13 +53,37 @@ class Register(Body):
     invitation: Text = Field("", description="The secret of an invitation, where one is asked for")
 
 
+class LogInProvider(BaseModel):
+    """One that proves who somebody is."""
+
+    name: str
+    title: str = Field(description="What people call it")
+    kind: Literal["openid", "github"]
+    login: str = Field(description="Where a browser begins; `?next=` says where it ends")
+
+
 class LogInMethods(BaseModel):
     """How one logs in here."""
 
     mode: Literal["single", "proxy", "token"]
     methods: list[str] = Field(description='"password" where there are local accounts')
+    providers: list[LogInProvider]
     registration: Literal["off", "invite", "on"]
     endpoints: dict[str, str] = Field(description="Where the services are for programs that speak gRPC")
+
+
+def log_in_providers(request: Request) -> list[LogInProvider]:
+    """Those that are set up."""
+    settings: GatewaySettings = request.app.state.settings
+    return [
+        LogInProvider(
+            name=name,
+            title=provider.title or name,
+            kind=provider.kind,
+            login=f"/auth/oidc/{name}/login",
+        )
+        for name, provider in settings.log_in.providers.items()
+    ]
 
 
 @router.get("/methods")
@@ -67,14 +91,17 @@ async def get_log_in_methods(request: Request, backends: BackendsDep) -> LogInMe
     """How one logs in here. Needs no credential."""
     settings: GatewaySettings = request.app.state.settings
     options = accounts_pb2.LogInOptions(registration="off")
+    providers: list[LogInProvider] = []
     if settings.auth.mode == "token":
         options = await backends.accounts.GetLogInOptions(
             accounts_pb2.GetLogInOptionsRequest(), timeout=backends.timeouts.call
         )
+        providers = log_in_providers(request)
     return LogInMethods.model_validate(
         {
             "mode": settings.auth.mode,
             "methods": list(options.methods),
+            "providers": providers,
             "registration": options.registration,
             "endpoints": settings.public_endpoints,
         }

@@ -32,6 +32,7 @@ Filter = Annotated[
 ]
 
 INT64 = 2**63
+Offset = Annotated[int, Query(ge=0, lt=INT64, description="Start here, to go on with a broken download")]
 
 
 def _unicode(text: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.errors import InvalidArgument
-from guidehall.core.names import JOB
+from guidehall.core.names import JOB, LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep, Body, Text, answer, resource, returns
 from services.gateway.api.submissions import Notification, priority_number
 
@@ -22,7 +22,7 @@ Etag = Annotated[Text, Field(max_length=200, description="Unless empty, the pres
 class UpdateJob(Body):
     """What is to change; what is left out stays."""
 
-    display_name: Text | None = Field(None, max_length=80)
+    display_name: Text | None = Field(None, max_length=LONGEST_DISPLAY_NAME)
     labels: dict[Text, Text] | None = None
     priority: Text | None = Field(None, description="LOW, NORMAL or HIGH, while it is queued")
     notifications: list[Notification] | None = Field(None, max_length=20)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import grpc
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.results.v1 import results_pb2
-from guidehall.core.errors import InvalidArgument, from_rpc_error
+from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
+    Download,
     Filter,
+    Offset,
     PageSize,
     PageToken,
     answer,
+    download,
     resource,
     returns,
 )
-from services.gateway.backends import Backends
 from services.gateway.messages import to_json
 from services.gateway.problems import NothingMore
+from services.gateway.watching import Reader, dropped_before
 
 router = APIRouter(tags=["jobs"])
 
@@ -90,60 +91,11 @@ async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
     return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
 
 
-@dataclass
-class _Watch:
-    """The events of a job for one request; its call to the trainer ends with the request."""
-
-    backends: Backends
-    name: str
-    after_seq: int
-    comment_seconds: float
-    _call: Any = None
-
-    def cancel(self) -> None:
-        """Ends the call, wherever its reader stands."""
-        if self._call is not None:
-            self._call.cancel()
-
-    async def server_sent(self) -> AsyncIterator[ServerSentEvent]:
-        """Every event as one that a browser understands, and a comment whenever none has come for a while.
-
-        Where some are no longer kept, the job as it stands takes their place, as the event "snapshot".
-        """
-        jobs = self.backends.jobs
-        while True:
-            self._call = jobs.WatchJob(jobs_pb2.WatchJobRequest(name=self.name, after_seq=self.after_seq))
-            try:
-                async for event in or_none(self._call, self.comment_seconds):
-                    if event is None:
-                        yield ServerSentEvent(comment="silence")
-                        continue
-                    self.after_seq = event.seq
-                    yield ServerSentEvent(
-                        id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event)
-                    )
-                return
-            except grpc.aio.AioRpcError as error:
-                told = from_rpc_error(error)
-                if told.reason != "EVENTS_DROPPED":
-                    raise
-                self.after_seq = int(told.metadata["first_seq"]) - 1
-            request = jobs_pb2.GetJobRequest(name=self.name)
-            job = await jobs.GetJob(request, timeout=self.backends.timeouts.call)
-            yield ServerSentEvent(id=str(self.after_seq), event="snapshot", data=to_json(job))
-
-
-async def or_none(call: Any, seconds: float) -> AsyncIterator[Any]:
-    """The messages of a call, and None each time that none has come for so long."""
-    messages = aiter(call)
-    while True:
-        # A read that is cancelled ends its call, so that one read may wait for several rounds.
-        read = asyncio.ensure_future(anext(messages, None))
-        while not (await asyncio.wait({read}, timeout=seconds))[0]:
-            yield None
-        if (message := read.result()) is None:
-            return
-        yield message
+@router.get("/jobs/{job}/log", response_class=StreamingResponse)
+async def download_job_log(job: str, backends: BackendsDep, offset: Offset = 0) -> Download:
+    """The whole log of a job that has ended, however it ended, as text."""
+    request = results_pb2.DownloadJobLogRequest(job=resource(JOB, job=job), offset_bytes=offset)
+    return await download(backends.results.DownloadJobLog(request, timeout=backends.timeouts.transfer))
 
 
 async def _watched(
@@ -154,8 +106,8 @@ async def _watched(
     after_seq: Annotated[
         int, Query(ge=0, lt=INT64, description="The same, for clients that cannot set headers")
     ] = 0,
-) -> AsyncIterator[_Watch]:
-    """The job's events, until the request is over, however it ends.
+) -> AsyncIterator[Reader]:
+    """A reader of the job's events, until the request is over, however it ends.
 
     Checks everything while an error can still be answered as one: a stream that has begun is a 200.
     """
@@ -172,12 +124,13 @@ async def _watched(
     if after_seq == found.last_seq and _complete(found):
         # An EventSource takes the end of a stream for a broken one and comes again, until it is told this.
         raise NothingMore
-    watch = _Watch(backends, name, after_seq, http_request.app.state.settings.http.comment_seconds)
+    state = http_request.app.state
+    reader = state.watching.reader(found, after_seq, state.settings.http.comment_seconds)
     try:
-        yield watch
+        yield reader
     finally:
         # Not left to the generator below, which may stand where its reader left it for a long time.
-        watch.cancel()
+        reader.close()
 
 
 def _complete(job: jobs_pb2.Job) -> bool:
@@ -195,8 +148,24 @@ def _complete(job: jobs_pb2.Job) -> bool:
         204: {"description": "The job is over and its last event has been seen"},
     },
 )
-async def watch_job(watch: Annotated[_Watch, Depends(_watched)]) -> AsyncIterator[ServerSentEvent]:
+async def watch_job(
+    reader: Annotated[Reader, Depends(_watched)], backends: BackendsDep
+) -> AsyncIterator[ServerSentEvent]:
     """Every event of a job after `Last-Event-ID`, then each new one; ends with the job. Idle streams are
     kept alive. Where older events are no longer kept, one of the kind `snapshot` has the job as it stands."""
-    async for event in watch.server_sent():
-        yield event
+    while True:
+        try:
+            async for event in reader.events():
+                yield ServerSentEvent(comment="silence") if event is None else _server_sent(event)
+            return
+        except grpc.aio.AioRpcError as error:
+            if (first_seq := dropped_before(error)) is None:
+                raise
+            reader.after_seq = first_seq - 1
+        request = jobs_pb2.GetJobRequest(name=reader.job.name)
+        job = await backends.jobs.GetJob(request, timeout=backends.timeouts.call)
+        yield ServerSentEvent(id=str(reader.after_seq), event="snapshot", data=to_json(job))
+
+
+def _server_sent(event: jobs_pb2.JobEvent) -> ServerSentEvent:
+    return ServerSentEvent(id=str(event.seq), event=event.WhichOneof("payload"), data=to_json(event))

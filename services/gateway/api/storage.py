@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -13,11 +13,12 @@ from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
+from services.gateway import bundles
 from services.gateway.api.common import (
-    INT64,
     BackendsDep,
     Body,
     Filter,
+    Offset,
     PageSize,
     PageToken,
     Text,
@@ -26,11 +27,11 @@ from services.gateway.api.common import (
     resource,
     returns,
 )
+from services.gateway.api.control import Etag
 from services.gateway.uploads import DatasetUpload, arriving
 
 router = APIRouter()
 
-Offset = Annotated[int, Query(ge=0, lt=INT64, description="Start here, to go on with a broken download")]
 BINARY = {
     "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 }
@@ -46,6 +47,20 @@ class CreateDataset(Body):
     description: Text = Field("", max_length=4000)
     labels: dict[Text, Text] = Field(default_factory=dict)
     request_id: Text = ""
+
+
+class UpdateModel(Body):
+    """What is to change; what is left out stays."""
+
+    display_name: Text | None = Field(None, max_length=200)
+    labels: dict[Text, Text] | None = Field(None, description="All of them: others go")
+    etag: Etag = ""
+
+
+class UpdateDataset(UpdateModel):
+    """What is to change; what is left out stays."""
+
+    description: Text | None = Field(None, max_length=4000)
 
 
 @router.post("/datasets", status_code=201, tags=["datasets"], **returns(datasets_pb2.Dataset))
@@ -76,6 +91,17 @@ async def get_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
     return await answer(await backends.datasets.GetDataset(request, timeout=backends.timeouts.call))
 
 
+@router.patch("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
+async def update_dataset(dataset: str, body: UpdateDataset, backends: BackendsDep) -> JSONResponse:
+    """Changes name, description or labels."""
+    changed = _changed(body, "display_name, description or labels")
+    request = datasets_pb2.UpdateDatasetRequest(
+        dataset=datasets_pb2.Dataset(name=resource(DATASET, dataset=dataset), etag=body.etag, **changed)
+    )
+    request.update_mask.paths.extend(changed)
+    return await answer(await backends.datasets.UpdateDataset(request, timeout=backends.timeouts.call))
+
+
 @router.delete("/datasets/{dataset}", tags=["datasets"], **returns(datasets_pb2.Dataset))
 async def delete_dataset(dataset: str, backends: BackendsDep) -> JSONResponse:
     """Hides a dataset; versions that jobs pinned stay readable to them."""
@@ -96,7 +122,7 @@ async def upload_dataset_version(
     backends: BackendsDep,
     filename: Annotated[str, Query(min_length=1, max_length=255)],
     request_id: str = "",
-    content_length: Annotated[int | None, Header()] = None,
+    content_length: Annotated[int | None, Header(include_in_schema=False)] = None,
 ) -> JSONResponse:
     """Adds a version: the body is the file itself. It is passed on as it arrives and kept only when
     complete."""
@@ -174,6 +200,24 @@ async def get_model(model: str, backends: BackendsDep) -> JSONResponse:
     return await answer(await backends.models.GetModel(request, timeout=backends.timeouts.call))
 
 
+@router.patch("/models/{model}", tags=["models"], **returns(models_pb2.Model))
+async def update_model(model: str, body: UpdateModel, backends: BackendsDep) -> JSONResponse:
+    """Changes name or labels; the versions stay what they are."""
+    changed = _changed(body, "display_name or labels")
+    request = models_pb2.UpdateModelRequest(
+        model=models_pb2.Model(name=resource(MODEL, model=model), etag=body.etag, **changed)
+    )
+    request.update_mask.paths.extend(changed)
+    return await answer(await backends.models.UpdateModel(request, timeout=backends.timeouts.call))
+
+
+def _changed(body: UpdateModel, allowed: str) -> dict[str, Any]:
+    changed = body.model_dump(exclude={"etag"}, exclude_none=True)
+    if not changed:
+        raise InvalidArgument(f"nothing is to change: give {allowed}")
+    return changed
+
+
 @router.delete("/models/{model}", tags=["models"], **returns(models_pb2.Model))
 async def delete_model(model: str, backends: BackendsDep) -> JSONResponse:
     """Hides a model from lists and from serving; `:undelete` brings it back."""
@@ -235,6 +279,15 @@ async def get_result(result: str, backends: BackendsDep) -> JSONResponse:
     """One result: its document and its artifacts. A result's id is its job's id."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
     return await answer(await backends.results.GetResult(request, timeout=backends.timeouts.call))
+
+
+@router.get("/results/{result}/bundle", tags=["results"], response_class=StreamingResponse)
+async def download_bundle(result: str, backends: BackendsDep) -> StreamingResponse:
+    """A ZIP archive of a result, its job and all of its artifacts."""
+    request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
+    found = await backends.results.GetResult(request, timeout=backends.timeouts.call)
+    headers = {"Content-Disposition": f'attachment; filename="{found.name.rpartition("/")[2]}.zip"'}
+    return StreamingResponse(bundles.parts(backends, found), media_type=bundles.MEDIA_TYPE, headers=headers)
 
 
 @router.get("/results/{result}/artifacts/{artifact}", tags=["results"], response_class=StreamingResponse)

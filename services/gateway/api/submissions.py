@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.durations import ALLOWED, seconds_in
 from guidehall.core.errors import InvalidArgument
-from guidehall.core.names import JOB
+from guidehall.core.names import JOB, LONGEST_DISPLAY_NAME
 from services.gateway.api.common import INT64, BackendsDep, Body, Text, answer, resource, returns
 from services.gateway.messages import enum_choices, enum_number, to_struct, to_values
 
@@ -62,7 +62,7 @@ class JobRequest(Body):
 
     pipeline: Text = Field(max_length=200, description="Name from `GET /api/v1/pipelines`")
     params: dict[str, Any] = Field(default_factory=dict, description="By the pipeline's `params_schema`")
-    display_name: Text = Field("", max_length=80)
+    display_name: Text = Field("", max_length=LONGEST_DISPLAY_NAME)
     seed: int = Field(0, ge=0, lt=2**53, description="0 lets the server choose one")
     inputs: dict[Text, Text] = Field(default_factory=dict, description="Dataset version names by role")
     pool: Text = Field("", max_length=63)
@@ -177,7 +177,7 @@ class RetryJob(Body):
     param_changes: dict[Text, Any] = Field(default_factory=dict, description="By path, as in a sweep")
     seed: int = Field(0, ge=0, lt=2**53, description="0 keeps it, and with it the data")
     pool: Text = Field("", max_length=63, description="Empty keeps it")
-    display_name: Text = Field("", max_length=80, description="Empty keeps it")
+    display_name: Text = Field("", max_length=LONGEST_DISPLAY_NAME, description="Empty keeps it")
     timeout: Seconds = Field(0, description=f"{ALLOWED}; 0 keeps it")
     from_start: bool = Field(
         False, description="Begin anew even where a checkpoint is kept; with changes it always does"

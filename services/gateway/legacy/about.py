@@ -10,14 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import current_principal
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import roles
 from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest
 from services.gateway.legacy.limits import allowed
+from services.gateway.legacy.pools import is_offered
 from services.gateway.legacy.roles import Files
+from services.gateway.legacy.runs import Memory, memory
 from services.gateway.legacy.shape import PREFIX
 
 # Open to everybody: nobody is known there.
@@ -26,9 +27,6 @@ router = OldRouter()
 
 # What the old app trained.
 _PIPELINE = "reflectometry.pyreflect_cnn"
-_LIVE = {
-    workers_pb2.WORKER_STATE_IDLE, workers_pb2.WORKER_STATE_BUSY, workers_pb2.WORKER_STATE_DRAINING,
-}  # fmt: skip
 _DEFAULTS: dict[str, Any] = {
     "layers": [
         {"name": name, "sld": sld, "isld": 0.0, "thickness": thickness, "roughness": roughness}
@@ -54,15 +52,19 @@ _DEFAULTS: dict[str, Any] = {
 
 
 @open_router.get("/health")
-async def health(backends: BackendsDep) -> JSONResponse:
+async def health(request: Request, backends: BackendsDep) -> JSONResponse:
     """The gateway answers."""
-    return JSONResponse({"status": "healthy", "pyreflect_available": await _is_available(backends)})
+    available = await _is_available(memory(request), backends)
+    return JSONResponse({"status": "healthy", "pyreflect_available": available})
 
 
 @router.get("/limits")
 async def limits(request: Request) -> JSONResponse:
     """How much the caller may ask for."""
-    found = allowed(request.app.state.settings, current_principal())
+    caller = current_principal()
+    if not is_guest(caller):
+        memory(request).named = caller.subject
+    found = allowed(request.app.state.settings, caller)
     answer = {
         "production": in_production(request),
         "limits": found.limits.model_dump(),
@@ -79,17 +81,27 @@ async def defaults() -> JSONResponse:
 
 
 @router.get("/status")
-async def status(backends: BackendsDep) -> JSONResponse:
-    """What can be run, and which files the caller has for it. A guest has none."""
-    caller = current_principal()
-    files = Files() if is_guest(caller) else await roles.read(backends, caller.subject)
-    with as_platform():
-        available = await _is_available(backends)
-    there = await _existing(backends, files)
+async def status(request: Request, backends: BackendsDep) -> JSONResponse:
+    """What can be run, and which files the caller has for it. A guest has none.
+
+    The page never says here who it is. Outside production, where whoever calls may name anybody, it is shown
+    the files of the user who was named last: it offers runs on them only then.
+    """
+    caller, store = current_principal(), memory(request)
+    subject = None if is_guest(caller) else caller.subject
+    if subject is None and not in_production(request):
+        subject = store.named
+    available = await _is_available(store, backends)
+    if subject is None:
+        files, there = Files(), set[str]()
+    else:
+        with as_platform():
+            files = await roles.read(backends, subject)
+            there = await _existing(backends, files)
     answer = {
         "pyreflect_available": available,
         "has_settings": bool(files.paths or files.other),
-        "data_files": files.listed("data", (".npy", ".pth", ".pt", ".json")),
+        "data_files": files.listed("data", (".npy", ".pth", ".pt")),
         "curve_files": files.listed("data/curves", (".npy",)),
         "expt_files": files.listed("data/curves/expt", (".npy",)),
         "model_files": files.listed("data/models", (".pth", ".pt")),
@@ -99,15 +111,12 @@ async def status(backends: BackendsDep) -> JSONResponse:
     return JSONResponse(answer)
 
 
-async def _is_available(backends: Backends) -> bool:
-    """Whether somebody works who trains the network of pyreflect; the gateway asks in its own name."""
-    request = workers_pb2.ListWorkersRequest(page_size=1000)
+async def _is_available(store: Memory, backends: Backends) -> bool:
+    """Whether somebody is there who trains the network of pyreflect."""
     try:
-        page = await backends.pools.ListWorkers(request, timeout=backends.timeouts.call)
+        return await is_offered(store, backends, _PIPELINE)
     except grpc.aio.AioRpcError:
         return False
-    live = (worker for worker in page.workers if worker.state in _LIVE)
-    return any(offered.name == _PIPELINE for worker in live for offered in worker.pipelines)
 
 
 async def _existing(backends: Backends, files: Files) -> set[str]:

@@ -10,23 +10,25 @@ from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.auth import current_principal
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, in_production, is_guest, user
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS
 from services.gateway.legacy.runs import (
+    NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
     find,
+    is_run,
     memory,
     owned,
     require_owner,
+    set_labels,
 )
+from services.gateway.rate_limits import admit_job
 
 router = OldRouter()
 
-# Of a job whose checkpoint is not wanted any more.
-_DROPPED_LABEL = "guidehall-legacy-no-checkpoint"
 _SUFFIX = " (resumed)"
 _SECONDS = 1.0
 _MOST = 100
@@ -49,7 +51,7 @@ async def _resumable(store: Memory, backends: Backends, owner: str) -> list[jobs
 
     async def ask() -> list[jobs_pb2.Job]:
         paused, failed = await asyncio.gather(of_state("PAUSED"), of_state("FAILED"))
-        return [job for job in paused + failed if _can_go_on(job)]
+        return [job for job in paused + failed if is_run(job) and _can_go_on(job)]
 
     return await store.as_of_late(f"checkpoints of {owner}", _SECONDS, ask)
 
@@ -57,7 +59,7 @@ async def _resumable(store: Memory, backends: Backends, owner: str) -> list[jobs
 def _can_go_on(job: jobs_pb2.Job) -> bool:
     if job.state == jobs_pb2.JOB_STATE_PAUSED:
         return True
-    kept = job.HasField("checkpoint") and _DROPPED_LABEL not in job.labels
+    kept = job.HasField("checkpoint") and NO_CHECKPOINT_LABEL not in job.labels
     return kept and job.state == jobs_pb2.JOB_STATE_FAILED and not job.latest_retry
 
 
@@ -65,6 +67,8 @@ def _can_go_on(job: jobs_pb2.Job) -> bool:
 async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
     """Lets a paused job go on; of one that failed, another one goes on from its checkpoint."""
     job = await _with_checkpoint(backends, request, job_id)
+    if job.state != jobs_pb2.JOB_STATE_PAUSED:
+        await admit_job(request)
     with acting_on(job):
         if job.state == jobs_pb2.JOB_STATE_PAUSED:
             wish = jobs_pb2.ResumeJobRequest(name=job.name)
@@ -73,7 +77,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
             again = jobs_pb2.RetryJobRequest(name=job.name)
             resumed = await backends.jobs.RetryJob(again, timeout=backends.timeouts.call)
         if not resumed.display_name.endswith(_SUFFIX):
-            name = resumed.display_name[: MOST_NAME_CHARACTERS - len(_SUFFIX)] + _SUFFIX
+            name = resumed.display_name[: LONGEST_DISPLAY_NAME - len(_SUFFIX)] + _SUFFIX
             change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=resumed.name, display_name=name.strip()))
             change.update_mask.paths.append("display_name")
             await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
@@ -90,7 +94,7 @@ async def resume(job_id: str, request: Request, backends: BackendsDep) -> JSONRe
 
 @router.delete("/checkpoints/{job_id}")
 async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep) -> JSONResponse:
-    """Gives up a checkpoint: a paused job ends with it, one that failed stays and cannot go on any more."""
+    """Gives up a checkpoint: a paused job ends with it, one that failed stays, and a retry begins anew."""
     try:
         job = await _with_checkpoint(backends, request, job_id)
     except HTTPException as error:
@@ -104,11 +108,8 @@ async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep
             await backends.jobs.CancelJob(wish, timeout=backends.timeouts.call)
             message = "the job has ended, and its state is deleted"
         else:
-            labels = {**job.labels, _DROPPED_LABEL: "1"}
-            change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
-            change.update_mask.paths.append("labels")
-            await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
-            message = "it is not offered any more, and goes with its job"
+            await set_labels(backends, job, {**job.labels, NO_CHECKPOINT_LABEL: "1"})
+            message = "it is not used any more, and goes with its job"
     memory(request).changed()
     return JSONResponse({"job_id": job_id, "deleted": True, "message": message})
 

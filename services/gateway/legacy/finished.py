@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
+
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
+from guidehall.core.errors import NotFound, from_rpc_error
 from guidehall.core.threads import by_size
 from services.gateway.backends import Backends
 from services.gateway.legacy import results
@@ -26,7 +29,7 @@ async def finished(store: Memory, backends: Backends, job: jobs_pb2.Job) -> Json
 
 
 async def model_version(store: Memory, backends: Backends, job: jobs_pb2.Job) -> str:
-    """Name of the version of the model that such a job made; empty where it made none."""
+    """Name of the version of the model that such a job made; empty where it made none or it was deleted."""
     _, version = await _remembered(store, backends, job)
     return version
 
@@ -58,11 +61,25 @@ async def _read(backends: Backends, job: jobs_pb2.Job) -> Finished:
     # Of two networks the one from reflectivity to profiles is offered.
     name = _model_name(job)
     version = next((item for item in result.model_versions if f"/models/{name}/" in item), "")
-    if version and job.pipeline != CHI:
-        wanted = models_pb2.GetModelVersionRequest(name=version)
-        found = await backends.models.GetModelVersion(wanted, timeout=backends.timeouts.call)
-        made |= {"model_id": name, "model_size_mb": results.megabytes(found.weights.size_bytes)}
+    size_bytes = await _weights_bytes(backends, version) if version else None
+    if size_bytes is None:
+        return made, ""
+    if job.pipeline != CHI:
+        made |= {"model_id": name, "model_size_mb": results.megabytes(size_bytes)}
     return made, version
+
+
+async def _weights_bytes(backends: Backends, version: str) -> int | None:
+    """Size of a model's weights; None where it was deleted."""
+    wanted = models_pb2.GetModelVersionRequest(name=version)
+    try:
+        found = await backends.models.GetModelVersion(wanted, timeout=backends.timeouts.call)
+    except grpc.aio.AioRpcError as error:
+        if isinstance(from_rpc_error(error), NotFound):
+            return None
+        raise
+    size_bytes: int = found.weights.size_bytes
+    return size_bytes
 
 
 def _model_name(job: jobs_pb2.Job) -> str:

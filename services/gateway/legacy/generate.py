@@ -23,8 +23,9 @@ from services.gateway.legacy.pools import live_workers
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import Memory, memory, request_of
 from services.gateway.legacy.status import KEEPALIVE, Told, frame
-from services.gateway.legacy.telling import Following
 from services.gateway.messages import Json
+from services.gateway.rate_limits import admit_job
+from services.gateway.watching import Reader, dropped_before
 
 router = OldRouter()
 
@@ -39,9 +40,10 @@ async def generate(body: GenerateRequest, request: Request, backends: BackendsDe
     """Runs, and answers with the result."""
     if body.is_real:
         raise HTTPException(400, "dataSource: got 'real'; allowed here: 'synthetic'")
+    await admit_job(request)
     await _require_worker(memory(request), backends)
     job = await submit(request.app.state.settings, backends, body, "generate")
-    waiting = asyncio.create_task(_end(backends, job))
+    waiting = asyncio.create_task(_end(request, backends, job))
     leaving = asyncio.create_task(_departure(request))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -69,16 +71,29 @@ async def _require_worker(store: Memory, backends: Backends) -> None:
         raise HTTPException(503, "no worker is there; submit a job, which waits for one")
 
 
-async def _end(backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
+async def _end(request: Request, backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
     """The job when it has ended, or is paused: then it may stay so for ever."""
-    following = Following(backends, job, _WAIT_SECONDS)
+    reader = request.app.state.watching.reader(job, 0, _WAIT_SECONDS)
     try:
-        async for event in following.events():
+        async for event in _events(reader):
             if event is not None and _is_pause(event):
                 break
     finally:
-        following.cancel()
+        reader.close()
     return await _now(backends, job)
+
+
+async def _events(reader: Reader) -> AsyncIterator[jobs_pb2.JobEvent | None]:
+    """The events of a job; those that are no longer kept are passed over."""
+    while True:
+        try:
+            async for event in reader.events():
+                yield event
+            return
+        except grpc.aio.AioRpcError as error:
+            if (first_seq := dropped_before(error)) is None:
+                raise
+            reader.after_seq = first_seq - 1
 
 
 def _is_pause(event: jobs_pb2.JobEvent) -> bool:
@@ -124,6 +139,7 @@ def _without(document: Json, *names: str) -> Json:
 @router.post("/generate/stream")
 async def generate_stream(body: GenerateRequest, request: Request, backends: BackendsDep) -> Response:
     """Runs, and tells all the while how it goes, as server-sent events."""
+    await admit_job(request)
     store = memory(request)
     try:
         await _require_worker(store, backends)
@@ -135,8 +151,9 @@ async def generate_stream(body: GenerateRequest, request: Request, backends: Bac
         if refused.code not in _WRONG:
             raise
         return _stream(_told([frame("error", refused.message)]))
-    following = Following(backends, job, request.app.state.settings.http.comment_seconds)
-    return _Run(store, following, _frames(store, following, body))
+    state = request.app.state
+    reader = state.watching.reader(job, 0, state.settings.http.comment_seconds)
+    return _Run(store, backends, reader, _frames(store, backends, reader, body))
 
 
 async def _told(frames: list[str]) -> AsyncIterator[str]:
@@ -154,9 +171,9 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class _Run(StreamingResponse):
     """The events of a run, which is cancelled where they are not read to the end."""
 
-    def __init__(self, store: Memory, following: Following, frames: AsyncIterator[str]) -> None:
+    def __init__(self, store: Memory, backends: Backends, reader: Reader, frames: AsyncIterator[str]) -> None:
         super().__init__(self._counted(frames), media_type="text/event-stream", headers=_HEADERS)
-        self._store, self._following = store, following
+        self._store, self._backends, self._reader = store, backends, reader
         self._whole = False
 
     async def _counted(self, frames: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -169,16 +186,18 @@ class _Run(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             # Not left to the generator, which may stand where its reader left it for a long time.
-            self._following.cancel()
+            self._reader.close()
             if not self._whole:
-                self._store.do_apart(_cancel(self._following.backends, self._following.job))
+                self._store.do_apart(_cancel(self._backends, self._reader.job))
 
 
-async def _frames(store: Memory, following: Following, body: GenerateRequest) -> AsyncIterator[str]:
-    backends, job = following.backends, following.job
+async def _frames(
+    store: Memory, backends: Backends, reader: Reader, body: GenerateRequest
+) -> AsyncIterator[str]:
+    job = reader.job
     told, request = Told(), request_of(job)
     try:
-        async for event in following.events():
+        async for event in _events(reader):
             if event is None:
                 yield KEEPALIVE
                 continue

@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import history_pb2
 from guidehall.core.auth import current_principal
-from guidehall.core.names import DEFAULT_PROJECT, HISTORY_ENTRY, MODEL, MODEL_VERSION, USER
+from guidehall.core.names import (
+    DEFAULT_PROJECT,
+    HISTORY_ENTRY,
+    LONGEST_DISPLAY_NAME,
+    MODEL,
+    MODEL_VERSION,
+    USER,
+)
 from guidehall.core.threads import by_size
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
@@ -26,7 +33,6 @@ from services.gateway.messages import struct_json, to_struct
 
 router = OldRouter()
 
-MAX_NAME_CHARACTERS = 80
 _LISTED = 50
 _ID = re.compile(r"[0-9a-f]{24}")
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -144,8 +150,8 @@ async def _entry_name(backends: Backends, id: str) -> str:
 
 def _name(given: str | None) -> str | None:
     name = (given or "").strip() or None
-    if name is not None and len(name) > MAX_NAME_CHARACTERS:
-        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {MAX_NAME_CHARACTERS}")
+    if name is not None and len(name) > LONGEST_DISPLAY_NAME:
+        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {LONGEST_DISPLAY_NAME}")
     return name
 
 

@@ -2,7 +2,7 @@
 
 Who may: of a guest's job everybody who knows its id, of a user's its owner. The page looks at, cancels and
 deletes its user's jobs without saying who it is. So these three are open to a caller without a name, too:
-none of them stops what runs.
+none of them stops what runs, or ends what is paused and can still go on.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
+from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy import keeping
 from services.gateway.legacy.common import OldRouter, as_platform, in_production, require_admin, user
 from services.gateway.legacy.finished import finished
-from services.gateway.legacy.making import MOST_NAME_CHARACTERS, submit
+from services.gateway.legacy.making import submit
 from services.gateway.legacy.pools import remote_worker, waiting
 from services.gateway.legacy.requests import GenerateRequest
 from services.gateway.legacy.runs import (
+    KEPT_LABEL,
     LABEL,
     LABEL_VALUE,
+    NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
     find,
@@ -34,16 +37,19 @@ from services.gateway.legacy.runs import (
     memory,
     require_not_another,
     require_owner,
+    set_labels,
 )
 from services.gateway.legacy.status import HELD, Told, meta, phase, status, stopped_early, time_text
 from services.gateway.legacy.telling import told, watch
 from services.gateway.legacy.translation import APPLY, BOTH
 from services.gateway.messages import Json, struct_json, to_struct
-from services.gateway.rate_limits import caller_of, rate_limits
+from services.gateway.rate_limits import admit_job
 
 router = OldRouter()
 
 _RETRIED = ("failed", "finished", "canceled", "stopped")
+# A retry has the labels of the first job, of which these say what became of that one.
+_OF_ONE_JOB = (KEPT_LABEL, NO_CHECKPOINT_LABEL)
 # How long a purge by force waits for a worker to let go.
 _END_SECONDS = 15.0
 
@@ -57,7 +63,7 @@ class Rename(BaseModel):
 @router.post("/jobs/submit")
 async def submit_job(body: GenerateRequest, request: Request, backends: BackendsDep) -> JSONResponse:
     """Queues a run."""
-    rate_limits(request).jobs_submit.admit(caller_of(request))
+    await admit_job(request)
     job = await submit(request.app.state.settings, backends, body, "submit")
     return JSONResponse(await _queued(memory(request), backends, job, "the job waits for a worker"))
 
@@ -146,8 +152,8 @@ async def _result(store: Memory, backends: Backends, job: jobs_pb2.Job, so_far: 
 async def rename_job(job_id: str, body: Rename, request: Request, backends: BackendsDep) -> JSONResponse:
     """Names a job; a guest's becomes the caller's."""
     name = (body.name or "").strip()
-    if len(name) > MOST_NAME_CHARACTERS:
-        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {MOST_NAME_CHARACTERS}")
+    if len(name) > LONGEST_DISPLAY_NAME:
+        raise HTTPException(400, f"name: got {len(name)} characters; allowed: at most {LONGEST_DISPLAY_NAME}")
     job = await _claim(memory(request), backends, job_id)
     change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, display_name=name))
     change.update_mask.paths.append("display_name")
@@ -184,6 +190,7 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
         raise HTTPException(
             400, f"a job that is {status(job)} cannot be retried; allowed: {', '.join(_RETRIED)}"
         )
+    await admit_job(request)
     with acting_on(job):
         made = await (_again if is_final(job) else _beside)(backends, job)
     answer = await _queued(memory(request), backends, made, f"once more what {job_id[:8]} was")
@@ -191,11 +198,14 @@ async def retry_job(job_id: str, request: Request, backends: BackendsDep) -> JSO
 
 
 async def _again(backends: Backends, job: jobs_pb2.Job) -> jobs_pb2.Job:
-    request = jobs_pb2.RetryJobRequest(name=job.name)
+    request = jobs_pb2.RetryJobRequest(name=job.name, from_start=NO_CHECKPOINT_LABEL in job.labels)
     if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
         # Its model stays; the new one is another.
         request.param_changes.CopyFrom(to_struct(_new_model_names(job), "param_changes"))
     made: jobs_pb2.Job = await backends.jobs.RetryJob(request, timeout=backends.timeouts.call)
+    labels = {name: value for name, value in made.labels.items() if name not in _OF_ONE_JOB}
+    if labels != made.labels:
+        await set_labels(backends, made, labels)
     return made
 
 
@@ -297,6 +307,11 @@ async def delete_job(job_id: str, request: Request, backends: BackendsDep) -> JS
     require_not_another(job)
     if status(job) == "started":
         raise HTTPException(400, "the job runs; stop it first")
+    if job.state == jobs_pb2.JOB_STATE_PAUSED:
+        # It ends with that: for those who may stop it.
+        if in_production(request):
+            user()
+        require_owner(job)
     with as_platform():
         await _delete(backends, job)
     memory(request).changed()

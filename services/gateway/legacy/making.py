@@ -13,7 +13,7 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import Principal, current_principal
 from guidehall.core.errors import from_rpc_error
-from guidehall.core.names import UPLOAD_ROLES
+from guidehall.core.names import LONGEST_DISPLAY_NAME, UPLOAD_ROLES
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import is_guest
 from services.gateway.legacy.limits import allowed
@@ -25,7 +25,6 @@ from services.gateway.settings import GatewaySettings
 
 Call = Literal["submit", "generate", "stream"]
 
-MOST_NAME_CHARACTERS = 80
 # Of pools that are not told apart by their device.
 _NO_CLASS = frozenset({"", "cpu"})
 
@@ -72,7 +71,7 @@ def _submission(run: Run, body: GenerateRequest, call: Call) -> jobs_pb2.SubmitJ
 def display_name(text: str | None) -> str:
     """A name as jobs may have it: what is not printable is left out, what is too long cut off."""
     plain = "".join(sign for sign in (text or "") if sign.isprintable()).strip()
-    return plain if len(plain) <= MOST_NAME_CHARACTERS else plain[: MOST_NAME_CHARACTERS - 1] + "…"
+    return plain if len(plain) <= LONGEST_DISPLAY_NAME else plain[: LONGEST_DISPLAY_NAME - 1] + "…"
 
 
 async def _files(backends: Backends, caller: Principal) -> dict[str, str]:

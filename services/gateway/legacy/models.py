@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -39,6 +40,8 @@ router = OldRouter()
 T = TypeVar("T")
 
 MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+# Of a name in storage.
+_MOST_CHARACTERS = 63
 # The platform itself, for what came in nobody's name.
 _NOBODY = ("", "gateway")
 _MIB = 1 << 20
@@ -66,6 +69,13 @@ class Found:
             return self.version.weights.size_bytes
         return 0 if self.upload is None else self.upload.object.size_bytes
 
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        if self.version is not None:
+            return self.version.owner
+        return "" if self.upload is None else self.upload.owner
+
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Calls in the block are made by somebody who sees it."""
@@ -75,7 +85,12 @@ class Found:
 
 def dataset_of(id: str) -> str:
     """Id of the dataset that holds weights which were put down for a model."""
-    return f"model-{id}"[:63]
+    name = f"model-{id}"
+    if len(name) <= _MOST_CHARACTERS:
+        return name
+    # Ids that differ only in what is cut off.
+    digest = hashlib.sha256(id.encode()).hexdigest()[:8]
+    return f"{name[: _MOST_CHARACTERS - 9]}-{digest}"
 
 
 @router.get("/models/{id}")
@@ -120,9 +135,12 @@ async def delete_model(id: str, request: Request, backends: BackendsDep) -> JSON
             name = MODEL.format(project=DEFAULT_PROJECT, model=id)
             model = models_pb2.DeleteModelRequest(name=name)
             await backends.models.DeleteModel(model, timeout=backends.timeouts.call)
-        name = DATASET.format(project=DEFAULT_PROJECT, dataset=dataset_of(id))
-        upload = datasets_pb2.DeleteDatasetRequest(name=name)
-        await _or_none(backends.datasets.DeleteDataset(upload, timeout=backends.timeouts.call))
+        upload = found.upload or await _upload(backends, id)
+        # Somebody else may have put down weights under the id of a model.
+        if upload is not None and _is_same(upload.owner, found.owner):
+            name = DATASET.format(project=DEFAULT_PROJECT, dataset=dataset_of(id))
+            dataset = datasets_pb2.DeleteDatasetRequest(name=name)
+            await _or_none(backends.datasets.DeleteDataset(dataset, timeout=backends.timeouts.call))
     return JSONResponse({"status": "deleted", "model_id": id})
 
 
@@ -177,8 +195,7 @@ async def _find(request: Request, backends: Backends, id: str) -> Found:
         found = await _look(backends, id, own=False)
     if found is None:
         raise HTTPException(404, f"model {id} does not exist")
-    owner = found.version.owner if found.version is not None else found.upload.owner if found.upload else ""
-    if owner not in _NOBODY:
+    if found.owner not in _NOBODY:
         raise HTTPException(403, f"model {id} is somebody else's")
     if in_production(request) and not await _is_in_history(backends, found):
         raise HTTPException(403, f"model {id} is nobody's, and in none of your runs")
@@ -191,10 +208,22 @@ async def _look(backends: Backends, id: str, *, own: bool) -> Found | None:
     version = await _or_none(backends.models.GetModelVersion(model, timeout=backends.timeouts.call))
     if version is not None:
         return Found(version, None, own)
+    upload = await _upload(backends, id)
+    return None if upload is None else Found(None, upload, own)
+
+
+async def _upload(backends: Backends, id: str) -> datasets_pb2.DatasetVersion | None:
+    """The weights that were put down under a model's id."""
     name = DATASET_VERSION.format(project=DEFAULT_PROJECT, dataset=dataset_of(id), version="latest")
     dataset = datasets_pb2.GetDatasetVersionRequest(name=name)
-    upload = await _or_none(backends.datasets.GetDatasetVersion(dataset, timeout=backends.timeouts.call))
-    return None if upload is None else Found(None, upload, own)
+    upload: datasets_pb2.DatasetVersion | None = await _or_none(
+        backends.datasets.GetDatasetVersion(dataset, timeout=backends.timeouts.call)
+    )
+    return upload
+
+
+def _is_same(owner: str, other: str) -> bool:
+    return owner == other or (owner in _NOBODY and other in _NOBODY)
 
 
 async def _is_in_history(backends: Backends, found: Found) -> bool:

@@ -10,7 +10,10 @@ from services.gateway.legacy.runs import Memory
 from services.gateway.messages import Json
 
 _SECONDS = 1.0
+# Those that take jobs, as the old app calls what they do.
 _LIVE = {workers_pb2.WORKER_STATE_IDLE: "idle", workers_pb2.WORKER_STATE_BUSY: "busy"}
+# Those that are there.
+_PRESENT = {*_LIVE, workers_pb2.WORKER_STATE_DRAINING}
 
 
 async def all_pools(store: Memory, backends: Backends) -> dict[str, workers_pb2.Pool]:
@@ -45,11 +48,20 @@ async def remote_worker(store: Memory, backends: Backends, pool: str) -> Json:
 
 async def live_workers(store: Memory, backends: Backends) -> list[workers_pb2.Worker]:
     """All workers that take jobs, as of at most a second ago."""
+    return [worker for worker in await _workers(store, backends) if worker.state in _LIVE]
 
+
+async def is_offered(store: Memory, backends: Backends, pipeline: str) -> bool:
+    """Whether a worker that is there, be it draining, offers a pipeline, as of at most a second ago."""
+    present = (worker for worker in await _workers(store, backends) if worker.state in _PRESENT)
+    return any(offered.name == pipeline for worker in present for offered in worker.pipelines)
+
+
+async def _workers(store: Memory, backends: Backends) -> list[workers_pb2.Worker]:
     async def ask() -> list[workers_pb2.Worker]:
         request = workers_pb2.ListWorkersRequest(page_size=1000)
         answer: Any = await backends.pools.ListWorkers(request, timeout=backends.timeouts.call)
-        return [worker for worker in answer.workers if worker.state in _LIVE]
+        return list(answer.workers)
 
     return await store.as_of_late("workers", _SECONDS, ask)
 

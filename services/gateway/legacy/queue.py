@@ -17,7 +17,7 @@ from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, as_platform, is_guest, require_admin
 from services.gateway.legacy.pools import all_pools, live_workers, remote_worker, worker_view
-from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, memory, owned
+from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, is_run, memory, owned
 from services.gateway.legacy.status import phase, time_text
 from services.gateway.messages import Json
 
@@ -93,7 +93,7 @@ async def _listed(store: Memory, backends: Backends, owner: str) -> _Jobs:
         order = "create_time" if state == "QUEUED" else "create_time desc"
         request = jobs_pb2.ListJobsRequest(page_size=most, filter=terms, order_by=order)
         answer = await backends.jobs.ListJobs(request, timeout=backends.timeouts.call)
-        return list(answer.jobs)
+        return list(filter(is_run, answer.jobs))
 
     async def ask() -> _Jobs:
         found = await asyncio.gather(*(of_state(*item) for item in _LISTED.items()))
@@ -122,20 +122,27 @@ async def clean_up(
     dry_run: bool = False,
     threshold_seconds: Annotated[int, Query(ge=1, le=10**7)] = _STALE_SECONDS,
 ) -> JSONResponse:
-    """Lists runs that have told nothing for long. None is ended: a worker that is gone loses its jobs within
-    seconds, and one that is there holds its lease for a reason."""
+    """Ends runs that have told nothing for long, or, dry, only lists them.
+
+    Their workers are there: those that are gone lose their jobs within seconds.
+    """
     require_admin(request)
 
     async def of_state(state: str) -> list[jobs_pb2.Job]:
         terms = f'labels.{LABEL} = "{LABEL_VALUE}" AND state = {state}'
         wanted = jobs_pb2.ListJobsRequest(page_size=_MOST_SCANNED, filter=terms)
-        return list((await backends.jobs.ListJobs(wanted, timeout=backends.timeouts.call)).jobs)
+        answer = await backends.jobs.ListJobs(wanted, timeout=backends.timeouts.call)
+        return list(filter(is_run, answer.jobs))
 
     with as_platform():
         held = await asyncio.gather(of_state("RUNNING"), of_state("LEASED"))
     running = [job for jobs in held for job in jobs]
     now = datetime.now(UTC)
     ages = [(now - job.update_time.ToDatetime(tzinfo=UTC)).total_seconds() for job in running]
+    silent = [(job, age) for job, age in zip(running, ages, strict=True) if age > threshold_seconds]
+    cleaned, errors = (
+        ([], []) if dry_run else await _end(memory(request), backends, [job for job, _ in silent])
+    )
     stale = [
         {
             "job_id": job.name.rpartition("/")[2],
@@ -146,16 +153,32 @@ async def clean_up(
             "name": job.display_name or None,
             "reason": f"nothing was told for {age:.0f} seconds; its worker holds the lease",
         }
-        for job, age in zip(running, ages, strict=True)
-        if age > threshold_seconds
+        for job, age in silent
     ]
     return JSONResponse(
         {
             "scanned": len(running),
             "stale": stale,
-            "cleaned": [],
-            "errors": [],
+            "cleaned": cleaned,
+            "errors": errors,
             "threshold_seconds": threshold_seconds,
             "dry_run": dry_run,
         }
     )
+
+
+async def _end(store: Memory, backends: Backends, jobs: list[jobs_pb2.Job]) -> tuple[list[str], list[Json]]:
+    """Cancels jobs; ids of those that end now, and why others do not."""
+    cleaned, errors = [], []
+    for job in jobs:
+        id = job.name.rpartition("/")[2]
+        try:
+            with as_platform():
+                await backends.jobs.CancelJob(
+                    jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
+                )
+            cleaned.append(id)
+        except grpc.aio.AioRpcError as error:
+            errors.append({"job_id": id, "error": from_rpc_error(error).message})
+    store.changed()
+    return cleaned, errors

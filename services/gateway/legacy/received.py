@@ -24,7 +24,12 @@ from services.gateway.backends import Backends
 from services.gateway.legacy import roles, upload_checks
 from services.gateway.legacy.forms import CLOSE
 from services.gateway.legacy.roles import Role
-from services.gateway.legacy.torch_files import ALLOWED, TORCH_MAGIC, to_safetensors
+from services.gateway.legacy.torch_files import (
+    ALLOWED,
+    TORCH_MAGIC,
+    checked_safetensors,
+    to_safetensors,
+)
 from services.gateway.legacy.upload_checks import ARRAY, AUTOMATIC, STATISTICS, WEIGHTS, Statistics
 from services.gateway.uploads import DatasetUpload
 
@@ -53,7 +58,12 @@ class ReceivedFile:
 
     @property
     def stored_name(self) -> str:
-        """Statistics are kept as JSON, whatever they came as."""
+        """What the old app would have called it: that kept statistics as an array."""
+        return self.filename if self.statistics is None else f"{PurePosixPath(self.filename).stem}.npy"
+
+    @property
+    def content_name(self) -> str:
+        """What it is: statistics are kept as JSON, whatever they came as."""
         return self.filename if self.statistics is None else f"{PurePosixPath(self.filename).stem}.json"
 
     def role(self, name: str) -> Role | None:
@@ -128,7 +138,7 @@ class Intake:
             file.statistics = await asyncio.to_thread(upload_checks.read_statistics, await _whole(body))
             text = json.dumps(file.statistics.document, allow_nan=False).encode()
             labels = {COMPLETE_LABEL: str(file.statistics.complete).lower()}
-            dataset = await self._dataset(file.stored_name)
+            dataset = await self._dataset(file.content_name)
             await self._send(file, _one(text), dataset, "application/json", labels)
         else:
             raise InvalidArgument.field("filename", filename, _ALLOWED_NAMES)
@@ -153,6 +163,8 @@ class Intake:
         elif head[8:] != b"{":
             # A safetensors file begins with the length of its header, which is JSON.
             raise InvalidArgument(f"got other content; allowed: {ALLOWED}", reason="CONTENT_REFUSED")
+        else:
+            rest = checked_safetensors(rest)
         await self._send(file, rest, dataset, "application/octet-stream")
 
     async def _send(
@@ -164,7 +176,7 @@ class Intake:
         labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         header = datasets_pb2.UploadDatasetVersionHeader(
-            parent=dataset, filename=file.stored_name, media_type=media_type, labels={**_ORIGIN, **labels}
+            parent=dataset, filename=file.content_name, media_type=media_type, labels={**_ORIGIN, **labels}
         )
         file.upload = DatasetUpload(self._backends, header, self._left_bytes)
         await file.upload.send(body)

@@ -130,6 +130,8 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], Json]] = {
     CHI: _chi,
     BOTH: _both,
 }
+# Whose results the old page can show.
+PIPELINES = frozenset(_MAKERS)
 
 
 def _nr(q: Numbers, measured: Numbers, calculated: Numbers | None) -> Json:
@@ -165,7 +167,8 @@ def _chi_points(document: Mapping[str, Any]) -> list[Json]:
     points = document["chi"]
     if all(point["actual"] is not None for point in points):
         return list(points)
-    columns = list(document["test"].values())
+    # Objects come in any order; the list of channels is in that of the chi.
+    columns = [document["test"][channel["name"]] for channel in document["channels"]]
     spans = [max(column["actual"]) - min(column["actual"]) or 1.0 for column in columns]
     errors = [
         fmean(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ from guidehall.core.names import JOB
 from services.gateway.api.common import resource
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform, is_guest
+from services.gateway.legacy.results import PIPELINES
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json, struct_json
 
@@ -35,6 +36,10 @@ Finished: TypeAlias = tuple[Json, str]
 LABEL, LABEL_VALUE = "guidehall-legacy", "generate"
 CALL_LABEL = "guidehall-legacy-call"
 GPU_LABEL = "guidehall-legacy-gpu"
+# Of a job whose run is in a history, or was before its owner deleted it there.
+KEPT_LABEL = "guidehall-legacy-kept"
+# Of a job whose checkpoint is not wanted any more.
+NO_CHECKPOINT_LABEL = "guidehall-legacy-no-checkpoint"
 # Under it the request is kept with its job.
 REQUEST = "request"
 
@@ -50,6 +55,8 @@ class Memory:
     told: OrderedDict[str, Told] = field(default_factory=OrderedDict)
     # By what was asked: until when an answer counts, and the answer.
     answers: dict[str, tuple[float, asyncio.Task[Any]]] = field(default_factory=dict)
+    # Who named themselves last, where every caller is on this machine.
+    named: str | None = None
     # Held until they are done.
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -108,10 +115,15 @@ async def find(backends: Backends, job_id: str) -> jobs_pb2.Job:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise missing from None
         raise
-    if job.labels.get(LABEL) != LABEL_VALUE:
+    if not is_run(job):
         raise missing
     found: jobs_pb2.Job = job
     return found
+
+
+def is_run(job: jobs_pb2.Job) -> bool:
+    """Whether a job is one of the old paths. The label alone can be anybody's, on a job of any pipeline."""
+    return job.labels.get(LABEL) == LABEL_VALUE and job.pipeline in PIPELINES
 
 
 def require_owner(job: jobs_pb2.Job) -> None:
@@ -142,6 +154,13 @@ def acting_on(job: jobs_pb2.Job) -> Iterator[None]:
         yield
 
 
+async def set_labels(backends: Backends, job: jobs_pb2.Job, labels: Mapping[str, str]) -> None:
+    """Gives a job these labels in place of its own."""
+    change = jobs_pb2.UpdateJobRequest(job=jobs_pb2.Job(name=job.name, labels=labels))
+    change.update_mask.paths.append("labels")
+    await backends.jobs.UpdateJob(change, timeout=backends.timeouts.call)
+
+
 def request_of(job: jobs_pb2.Job) -> Json:
     """The request that a job was made for, as it is kept."""
     found = struct_json(job.annotations).get(REQUEST)
@@ -149,7 +168,10 @@ def request_of(job: jobs_pb2.Job) -> Json:
 
 
 def owned(owner: str) -> str:
-    """A filter of lists: the jobs of the old paths that somebody owns, or, with an empty name, nobody."""
+    """A filter of lists: the labelled jobs that somebody owns, or, with an empty name, nobody.
+
+    Which of them are of the old paths `is_run` says.
+    """
     escaped = owner.replace("\\", "\\\\").replace('"', '\\"')
     return f'labels.{LABEL} = "{LABEL_VALUE}" AND owner = "{escaped}"'
 

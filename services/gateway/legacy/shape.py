@@ -13,6 +13,8 @@ PREFIX = "/api"
 _NEW = "/api/v1"
 # Each says where it is and what was sent there; nobody reads more.
 _MAX_VIOLATIONS = 50
+# Of what was sent, values and characters: what misses a field may be a whole body, and may miss many.
+_MAX_INPUT = 1000
 
 
 def is_old(path: str) -> bool:
@@ -42,12 +44,35 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> OldFailure:
             "type": error["type"],
             "loc": list(error["loc"]),
             "msg": error["msg"],
-            "input": error.get("input"),
+            "input": _repeated(error.get("input")),
             **({"ctx": error["ctx"]} if error.get("ctx") else {}),
         }
         for error in errors[:_MAX_VIOLATIONS]
     ]
     return OldFailure(422, listed)
+
+
+def _repeated(value: Any) -> Any:
+    """What was sent, where that is little: of a longer text its beginning, of anything larger None."""
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_INPUT else f"{value[:_MAX_INPUT]}…"
+    return value if _is_small(value) else None
+
+
+def _is_small(value: Any) -> bool:
+    left, waiting = _MAX_INPUT, [value]
+    while waiting:
+        item = waiting.pop()
+        parts: Sequence[Any] = ()
+        if isinstance(item, dict):
+            parts = (*item.keys(), *item.values()) if len(item) <= left else ()
+        elif isinstance(item, (list, tuple)):
+            parts = item
+        left -= len(item) if isinstance(item, (str, dict, list, tuple)) else 1
+        if left < 0:
+            return False
+        waiting += parts
+    return True
 
 
 def _sayable(value: Any) -> Any:

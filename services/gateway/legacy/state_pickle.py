@@ -17,17 +17,19 @@ from typing import Any
 from guidehall.core.errors import InvalidArgument
 
 # Bytes of an item and torch's storage, by the name of the type in safetensors.
-_TYPES = {
+TYPES = {
     "F64": (8, "Double"), "F32": (4, "Float"), "F16": (2, "Half"), "BF16": (2, "BFloat16"),
     "I64": (8, "Long"), "I32": (4, "Int"), "I16": (2, "Short"), "I8": (1, "Char"),
     "U8": (1, "Byte"), "BOOL": (1, "Bool"),
 }  # fmt: skip
-_NAMES = {f"torch {word}Storage": name for name, (_, word) in _TYPES.items()}
+_NAMES = {f"torch {word}Storage": name for name, (_, word) in TYPES.items()}
 _DICT, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 # Where training scripts put the weights among other things.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MAX_TENSORS = 1000
+# About 30 each, of thrice as many tensors: an optimizer keeps two for each of the model's.
+_MAX_OPERATIONS = 100_000
 _MAX_DIMENSIONS = 8
 _MAX_NUMBERS = 2**40
 _CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
@@ -53,7 +55,7 @@ class Tensor:
     @property
     def size_bytes(self) -> int:
         """Of its numbers."""
-        return math.prod(self.shape) * _TYPES[self.dtype][0]
+        return math.prod(self.shape) * TYPES[self.dtype][0]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class _Machine:
     def run(self, data: bytes) -> Any:
         """What the pickle holds."""
         argument: Any
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= _MAX_OPERATIONS:
+                raise _refusal(f"a pickle of more than {_MAX_OPERATIONS} operations")
             name = opcode.name
             if name == "STOP":
                 return self._stack.pop()
@@ -140,10 +144,13 @@ class _Machine:
                 raise _refusal(f"the operation {name} in its pickle")
 
     def _above_mark(self) -> list[Any]:
-        at = len(self._stack) - 1 - self._stack[::-1].index(_MARK)
-        above = self._stack[at + 1 :]
-        del self._stack[at:]
-        return above
+        # What is passed over is taken away, so that all searches together pass over each item once.
+        for at in range(len(self._stack) - 1, -1, -1):
+            if self._stack[at] is _MARK:
+                above = self._stack[at + 1 :]
+                del self._stack[at:]
+                return above
+        raise IndexError
 
 
 def _text(key: Any) -> str:
@@ -168,8 +175,11 @@ def _made(called: Any, arguments: Any) -> Any:
         case _Global(name), (_Storage() as storage, 0, tuple(shape), tuple(stride), _, _, *_) if (
             name == _TENSOR
         ):
+            # Before anything that takes the longer the more there are.
+            if len(shape) > _MAX_DIMENSIONS:
+                raise _refusal(f"a tensor of {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
             sizes = all(type(size) is int and 0 <= size <= _MAX_NUMBERS for size in shape)
-            if len(shape) > _MAX_DIMENSIONS or not sizes or math.prod(shape) != storage.numbers:
+            if not sizes or math.prod(shape) != storage.numbers:
                 raise _refusal("a tensor that shares its numbers with another")
             expected = tuple(_strides(shape))
             if any(size > 1 and a != b for size, a, b in zip(shape, stride, expected, strict=True)):
@@ -219,10 +229,10 @@ def write_state(tensors: Mapping[str, Tensor]) -> bytes:
     """
     parts = [b"\x80\x02", *_called(_DICT, b")"), b"("]
     for name, tensor in tensors.items():
-        if tensor.dtype not in _TYPES:
+        if tensor.dtype not in TYPES:
             raise _refusal(f"a tensor of type {tensor.dtype}")
         numbers = math.prod(tensor.shape)
-        storage = (_TYPES[tensor.dtype][1], tensor.key, numbers)
+        storage = (TYPES[tensor.dtype][1], tensor.key, numbers)
         parts += [_unicode(name), _global(_TENSOR), b"(", *_storage_id(*storage), _integer(0)]
         parts += [*_integers(tensor.shape), *_integers(tuple(_strides(tensor.shape)))]
         # Needs no gradient, has no hooks.

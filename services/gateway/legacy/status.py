@@ -17,6 +17,8 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 Json = dict[str, Any]
 
 LOG_LINES = 20
+# Of a line beside a job: the page shows it whole, in a narrow column.
+_LINE_CHARACTERS = 200
 _TRAINING_EPOCHS = {"train": "epochs", "autoencoder": "aeEpochs", "perceptron": "mlpEpochs"}
 _PHASES = {"generate": "generating", "apply": "inference", **dict.fromkeys(_TRAINING_EPOCHS, "training")}
 _AFTER = {"generating": "preprocessing", "training": "saving", "inference": "saving"}
@@ -175,7 +177,7 @@ def meta(job: jobs_pb2.Job, told: Told) -> Json:
         "status": now,
         "progress": told.progress,
         "generation": told.generation,
-        "logs": list(told.lines),
+        "logs": [_short(line) for line in [*told.lines, *_ending(job)][-LOG_LINES:]],
         "started_at": time_text(job, "start_time"),
         "completed_at": time_text(job, "end_time"),
         "updated_at": time_text(job, "update_time"),
@@ -186,6 +188,17 @@ def meta(job: jobs_pb2.Job, told: Told) -> Json:
         "stopped_phase": _PHASES.get(job.progress.phase, "initializing") if stopped else None,
         "stopped_early": stopped,
     }
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
+
+
+def _ending(job: jobs_pb2.Job) -> list[str]:
+    """The last line of a run whose result can be read: the page shows it, and no event of the job says so."""
+    if job.state != jobs_pb2.JOB_STATE_SUCCEEDED or not job.result:
+        return []
+    return ["stopped early; the best so far is saved" if stopped_early(job) else "done; the result is saved"]
 
 
 def time_text(job: jobs_pb2.Job, name: str) -> str | None:

@@ -1,78 +1,29 @@
-"""What jobs tell while they run: followed as it comes, or caught up with at each poll."""
+"""What jobs have told, caught up with at each poll."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
-from guidehall.core.errors import from_rpc_error
-from services.gateway.api.jobs import or_none
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import as_platform
 from services.gateway.legacy.runs import Memory, request_of
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json
+from services.gateway.watching import dropped_before
 
 _MOST_JOBS = 1000
 # Of what a job told before somebody looked for the first time.
 _EVENTS_BACK = 300
-# A trainer that restarts is back within seconds.
-_RETRY_SECONDS, _MOST_FAILURES = 0.5, 60
 
 
 def watch(backends: Backends, job: jobs_pb2.Job, after_seq: int) -> Any:
     """The call that gives the events of a job; to be cancelled when it is not read to its end."""
     with as_platform():
         return backends.jobs.WatchJob(jobs_pb2.WatchJobRequest(name=job.name, after_seq=after_seq))
-
-
-@dataclass
-class Following:
-    """The events of a job from its first to its last, though the trainer may restart meanwhile.
-
-    Attributes:
-        seconds: after so long without an event None is told in its place.
-    """
-
-    backends: Backends
-    job: jobs_pb2.Job
-    seconds: float
-    _call: Any = None
-
-    def cancel(self) -> None:
-        """Ends it, wherever its reader stands."""
-        if self._call is not None:
-            self._call.cancel()
-
-    async def events(self) -> AsyncIterator[jobs_pb2.JobEvent | None]:
-        """The events, as they come.
-
-        Raises:
-            AioRpcError: they cannot be had.
-        """
-        seq, failures = 0, 0
-        while True:
-            self._call = watch(self.backends, self.job, seq)
-            try:
-                async for event in or_none(self._call, self.seconds):
-                    if event is not None:
-                        seq, failures = event.seq, 0
-                    yield event
-                return
-            except grpc.aio.AioRpcError as error:
-                told = from_rpc_error(error)
-                if told.reason == "EVENTS_DROPPED":
-                    seq = int(told.metadata["first_seq"]) - 1
-                    continue
-                failures += 1
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or failures > _MOST_FAILURES:
-                    raise
-            await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def told(store: Memory, backends: Backends, job: jobs_pb2.Job) -> Told:
@@ -88,10 +39,9 @@ async def told(store: Memory, backends: Backends, job: jobs_pb2.Job) -> Told:
     try:
         await _catch_up(backends, job, found, start, request)
     except grpc.aio.AioRpcError as error:
-        dropped = from_rpc_error(error)
-        if dropped.reason != "EVENTS_DROPPED":
+        if (first_seq := dropped_before(error)) is None:
             raise
-        await _catch_up(backends, job, found, int(dropped.metadata["first_seq"]) - 1, request)
+        await _catch_up(backends, job, found, first_seq - 1, request)
     return found
 
 

@@ -6,15 +6,16 @@ all else is refused. Nothing is held whole: in both formats tensors are the same
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from guidehall.core.errors import InvalidArgument
-from services.gateway.legacy.state_pickle import Tensor, read_state, write_state
+from services.gateway.legacy.state_pickle import TYPES, Tensor, read_state, write_state
 
 Pieces: TypeAlias = AsyncIterator[bytes]
 
@@ -44,6 +45,7 @@ _MAX_HEADER_BYTES = 1 << 20
 # What the sizes in this kind of archive can say.
 _MAX_FILE_BYTES = (1 << 32) - 1
 _ALIGNMENT = 64
+_MAX_DIMENSIONS, _MAX_LENGTH = 64, 1 << 53
 
 
 # From .pth to safetensors.
@@ -56,7 +58,7 @@ async def to_safetensors(pieces: Pieces) -> Pieces:
         InvalidArgument: it is none, or holds anything else than plain tensors.
     """
     archive = _Archive(_Reader(pieces))
-    tensors = read_state(await archive.pickle())
+    tensors = await asyncio.to_thread(read_state, await archive.pickle())
     by_key = {tensor.key: (name, tensor) for name, tensor in tensors.items()}
     order: list[str] | None = None
     held: list[tuple[str, bytes]] = []
@@ -144,27 +146,22 @@ class _Reader:
 
     async def until_descriptor(self, limit: int) -> bytes:
         """The content of a record whose size is told behind it."""
-        start = 0
-        while True:
-            found = await self.peek(limit + _LONG_DESCRIPTOR.size)
-            start = found.find(_DESCRIPTOR_MAGIC, start)
-            if not 0 <= start <= limit:
-                raise _refused(f"an archive with a record of more than {limit} bytes beside its tensors")
-            if _descriptor(found[start:], start) is not None:
+        found = await self.peek(limit + _LONG_DESCRIPTOR.size)
+        start = found.find(_DESCRIPTOR_MAGIC)
+        while 0 <= start <= limit:
+            if _descriptor(found, start, start) is not None:
                 return await self.take(start)
-            start += 1
+            start = found.find(_DESCRIPTOR_MAGIC, start + 1)
+        raise _refused(f"an archive with a record of more than {limit} bytes beside its tensors")
 
 
-def _descriptor(data: bytes, size: int) -> tuple[int, int] | None:
-    """Checksum in, and length of, the descriptor that `data` begins with; None when it is none for `size`."""
-    if len(data) >= _DESCRIPTOR.size:
-        magic, crc, packed, whole = _DESCRIPTOR.unpack_from(data)
-        if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
-            return crc, _DESCRIPTOR.size
-    if len(data) >= _LONG_DESCRIPTOR.size:
-        magic, crc, packed, whole = _LONG_DESCRIPTOR.unpack_from(data)
-        if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
-            return crc, _LONG_DESCRIPTOR.size
+def _descriptor(data: bytes, at: int, size: int) -> tuple[int, int] | None:
+    """Checksum in, and length of, the descriptor at a place in `data`; None when it is none for `size`."""
+    for form in (_DESCRIPTOR, _LONG_DESCRIPTOR):
+        if len(data) >= at + form.size:
+            magic, crc, packed, whole = form.unpack_from(data, at)
+            if magic == _DESCRIPTOR_MAGIC and packed == whole == size:
+                return crc, form.size
     return None
 
 
@@ -227,7 +224,7 @@ class _Archive:
     async def _end(self, size: int, crc: int) -> None:
         told = self._crc
         if self._sizes_follow:
-            found = _descriptor(await self._reader.peek(_LONG_DESCRIPTOR.size), size)
+            found = _descriptor(await self._reader.peek(_LONG_DESCRIPTOR.size), 0, size)
             if found is None:
                 raise _refused("an archive whose records have other sizes than its pickle says")
             told = found[0]
@@ -257,6 +254,63 @@ class _Archive:
 # From safetensors to .pth.
 
 
+async def checked_safetensors(pieces: Pieces) -> Pieces:
+    """A safetensors file, as it comes.
+
+    Raises:
+        InvalidArgument: it is none, or longer or shorter than its header says.
+    """
+    reader = _Reader(pieces)
+    length = await _header_bytes(reader)
+    tensors = _described(await reader.peek(length))
+    async for piece in reader.pass_on(length + sum(tensor.size_bytes for tensor in tensors.values())):
+        yield piece
+    if await reader.peek(1):
+        raise _refused("a safetensors file that is longer than its header says")
+
+
+async def _header_bytes(reader: _Reader) -> int:
+    """How long the header of a safetensors file is, with its length before it."""
+    length = int.from_bytes(await reader.peek(8), "little")
+    if not 2 <= length <= _MAX_HEADER_BYTES:
+        raise _refused(f"a safetensors header of {length} bytes")
+    return 8 + length
+
+
+def _described(header: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in the order of their numbers, one right after the other."""
+    try:
+        entries = json.loads(header[8:])
+        entries.pop("__metadata__", None)
+        spans = sorted((*_span(name, entry), name) for name, entry in entries.items())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _refused("a safetensors header that makes no sense") from None
+    tensors, end = {}, 0
+    for number, (start, stop, name) in enumerate(spans):
+        tensor = Tensor(str(number), entries[name]["dtype"], tuple(entries[name]["shape"]))
+        if start != end or tensor.dtype not in TYPES or stop - start != tensor.size_bytes:
+            raise _refused(f"a tensor {name[:80]!r} of another type or size than its place in the file has")
+        tensors[name] = tensor
+        end = stop
+    return tensors
+
+
+def _span(name: str, entry: Any) -> tuple[int, int]:
+    """Where the numbers of a tensor begin and end.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not described as safetensors does.
+    """
+    name.encode()
+    start, stop = entry["data_offsets"]
+    numbers = [start, stop, *entry["shape"]]
+    if len(numbers) > _MAX_DIMENSIONS + 2 or not isinstance(entry["dtype"], str):
+        raise ValueError
+    if not all(type(number) is int and 0 <= number < _MAX_LENGTH for number in numbers):
+        raise ValueError
+    return start, stop
+
+
 @dataclass(frozen=True)
 class TorchFile:
     """A .pth file to be sent.
@@ -271,22 +325,14 @@ class TorchFile:
 
 
 async def to_torch(pieces: Pieces) -> TorchFile:
-    """The .pth file with the tensors of a safetensors file, which is trusted.
+    """The .pth file with the tensors of a safetensors file.
 
     Raises:
-        InvalidArgument: a type that torch cannot save so, or more bytes than such a file may have.
+        InvalidArgument: it is none, has a type that torch cannot save so, or more bytes than such a file may
+            have.
     """
     reader = _Reader(pieces)
-    length = int.from_bytes(await reader.take(8), "little")
-    if not 2 <= length <= _MAX_HEADER_BYTES:
-        raise _refused(f"a safetensors header of {length} bytes")
-    entries = json.loads(await reader.take(length))
-    entries.pop("__metadata__", None)
-    in_order = sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-    tensors = {
-        name: Tensor(str(number), item["dtype"], tuple(item["shape"]))
-        for number, (name, item) in enumerate(in_order)
-    }
+    tensors = _described(await reader.take(await _header_bytes(reader)))
     records = [
         _Record("archive/data.pkl", write_state(tensors)),
         _Record("archive/byteorder", b"little"),

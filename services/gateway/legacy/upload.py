@@ -25,7 +25,7 @@ from services.gateway.legacy.forms import (
 from services.gateway.legacy.imports import import_uploaded
 from services.gateway.legacy.received import Intake, ReceivedFile, blaming
 from services.gateway.legacy.roles import Files, Role, base_name
-from services.gateway.rate_limits import caller_of, rate_limits
+from services.gateway.rate_limits import admit_upload
 
 router = OldRouter()
 
@@ -42,7 +42,7 @@ async def upload(request: Request, backends: BackendsDep) -> Response:
         return missing("files")
     try:
         caller = user()
-        rate_limits(request).upload.admit(caller_of(request))
+        await admit_upload(request)
     except (AppError, HTTPException):
         # A form without files is refused as one, whoever sends it, where finding out costs little.
         if is_small(request) and await _is_without_files(form):

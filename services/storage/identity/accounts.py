@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from services.storage.fields import identifier, text
 from services.storage.identity import throttle, users
 from services.storage.identity.endings import end_sessions
 from services.storage.identity.passwords import Passwords, store_hash, stored_hash
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.sessions import Origin, Sessions, Tokens
 from services.storage.identity.tables import attempts, invitations
 from services.storage.identity.tables import users as users_table
@@ -39,10 +38,9 @@ from services.storage.lists import Paging, page
 from services.storage.settings import AccountSettings
 
 INVITATION_PREFIX = "ghi_"
-_SECRET_BYTES = 32
 _PASSWORD = "password"  # noqa: S105 (the name of a way to log in)
 # Whoever had one of these names would own what the platform's parts, or one machine's user, have made.
-_RESERVED = frozenset({"local", "guest", "storage", "trainer", "inference", "gateway", "worker", "admin"})
+RESERVED = frozenset({"local", "guest", "storage", "trainer", "inference", "gateway", "worker", "admin"})
 _NAME = re.compile(r"[^\x00-\x1f]{1,128}")
 
 
@@ -126,6 +124,7 @@ class Accounts:
             stored = None
         holds = await self._passwords.verify(stored, password)
         if user is None or stored is None or not holds:
+            await self._write_down(caller, user_id, "UNAUTHENTICATED")
             raise Unauthenticated("the name or the password is wrong", reason="BAD_LOG_IN")
         fresh = await self._passwords.hash(password) if self._passwords.is_outdated(stored) else stored
         themselves = Caller(_as(user, caller), caller.method)
@@ -160,6 +159,7 @@ class Accounts:
         if stored is None:
             raise FailedPrecondition("this user has no password here", reason="NO_PASSWORD")
         if not await self._passwords.verify(stored, current):
+            await self._write_down(caller, user_id, "PERMISSION_DENIED")
             raise PermissionDenied("current_password: it is not the password", reason="WRONG_PASSWORD")
         fresh = await self._passwords.hash(new)
         async with self._database.mutation(caller) as mutation:
@@ -207,7 +207,7 @@ class Accounts:
         if self._settings.registration == "off":
             raise PermissionDenied("nobody registers here; ask an administrator", reason="REGISTRATION_OFF")
         user_id = identifier("user_id", wanted.user_id)
-        if user_id in _RESERVED:
+        if user_id in RESERVED:
             raise InvalidArgument.field("user_id", user_id, "a name that the platform does not use itself")
         self._passwords.require_good("password", wanted.password, user_id)
         values = {
@@ -238,7 +238,7 @@ class Accounts:
         if not secret and self._settings.registration == "on":
             return usual
         used = delete(invitations).where(
-            invitations.c.secret_sha256 == _hash(secret), invitations.c.expire_time > func.now()
+            invitations.c.secret_sha256 == digest(secret), invitations.c.expire_time > func.now()
         )
         row = (await connection.execute(used.returning(invitations))).one_or_none()
         if row is None:
@@ -264,18 +264,23 @@ class Accounts:
             raise PermissionDenied(
                 f"invitation.roles: {', '.join(too_high)} is more than may be granted", reason="ROLE_TOO_HIGH"
             )
-        usual = datetime.now(UTC) + timedelta(seconds=self._settings.invitation_seconds)
+        now = datetime.now(UTC)
+        if new.expire_time is not None and new.expire_time <= now:
+            raise InvalidArgument.field(
+                "invitation.expire_time", new.expire_time.isoformat(), "a time to come"
+            )
+        usual = now + timedelta(seconds=self._settings.invitation_seconds)
         if len(new.groups) > users.MAX_GROUPS:
             raise InvalidArgument.field(
                 "invitation.groups", f"{len(new.groups)} groups", f"at most {users.MAX_GROUPS}"
             )
-        secret = INVITATION_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        secret = mint(INVITATION_PREFIX)
         values = {
             "id": str(uuid.uuid4()),
             "note": text("invitation.note", new.note, 200),
             "roles": sorted({role.name for role in new.roles}),
             "groups": sorted({text("invitation.groups", group, 200) for group in new.groups}),
-            "secret_sha256": _hash(secret),
+            "secret_sha256": digest(secret),
             "expire_time": new.expire_time or usual,
         }
         async with self._database.mutation(caller) as mutation:
@@ -327,15 +332,15 @@ class Accounts:
             return await self._throttle.attempt(what, account, origin.address)
         except TooManyAttempts as refusal:
             if refusal.first:
-                await self._write_down(caller, account)
+                await self._write_down(caller, account, "RESOURCE_EXHAUSTED")
             raise
 
-    async def _write_down(self, caller: Caller, account: str) -> None:
+    async def _write_down(self, caller: Caller, account: str, outcome: str) -> None:
         async with self._database.mutation(caller) as mutation:
             known = _NAME.fullmatch(account) and await users.find(mutation.connection, account)
             # What nobody is called may be a password in the wrong place.
             resource = names.USER.format(user=account) if known else "users/-"
-            mutation.record(resource, outcome="RESOURCE_EXHAUSTED")
+            mutation.record(resource, outcome=outcome)
 
 
 def _as(user: User, caller: Caller) -> Principal:
@@ -345,7 +350,3 @@ def _as(user: User, caller: Caller) -> Principal:
 
 def _invitation(row: Mapping[Any, Any]) -> Invitation:
     return Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

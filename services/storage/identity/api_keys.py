@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,10 +18,10 @@ from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from services.storage.database import Caller, Database
 from services.storage.fields import text
 from services.storage.identity import groups, users
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.tables import api_keys
 from services.storage.lists import Paging, page
 
-_SECRET_BYTES = 32
 _SHOWN_CHARACTERS = 10
 # A key in steady use is not written to at each of its uses.
 _LAST_USE_STEP = timedelta(minutes=1)
@@ -106,7 +104,7 @@ class ApiKeys:
         text("api_key.display_name", new.display_name, 200)
         if new.expire_time is not None and new.expire_time <= datetime.now(UTC):
             raise InvalidArgument.field("api_key.expire_time", new.expire_time.isoformat(), "a time to come")
-        secret = API_KEY_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        secret = mint(API_KEY_PREFIX)
         async with self._database.mutation(caller) as mutation:
             connection = mutation.connection
             if caller.principal.kind == "user" and caller.principal.subject == new.user:
@@ -118,7 +116,7 @@ class ApiKeys:
                 "display_name": new.display_name,
                 "roles": sorted(_granted(caller.principal, user, new.roles)),
                 "prefix": secret[:_SHOWN_CHARACTERS],
-                "secret_sha256": _hash(secret),
+                "secret_sha256": digest(secret),
                 "expire_time": new.expire_time,
                 "scopes": sorted(set(new.scopes)),
             }
@@ -167,7 +165,7 @@ class ApiKeys:
             good = (
                 select(api_keys)
                 .where(
-                    api_keys.c.secret_sha256 == _hash(secret),
+                    api_keys.c.secret_sha256 == digest(secret),
                     api_keys.c.revoke_time.is_(None),
                     or_(api_keys.c.expire_time.is_(None), api_keys.c.expire_time > func.now()),
                 )
@@ -234,10 +232,6 @@ async def _find(connection: AsyncConnection, user: str, id: str, name: str) -> A
     if row is None:
         raise NotFound(f"{name} does not exist", metadata={"resource": name})
     return _key(row._mapping)
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
 
 
 def _key(row: Any) -> ApiKey:

@@ -7,10 +7,9 @@ session ends, whoever has it.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +23,7 @@ from guidehall.core.errors import FailedPrecondition, NotFound, Unauthenticated
 from services.storage.database import Caller, Database, Mutation
 from services.storage.identity import users
 from services.storage.identity.endings import end_session, end_sessions
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.tables import refresh_tokens, sessions
 from services.storage.identity.users import User
 from services.storage.lists import Paging, page
@@ -31,7 +31,6 @@ from services.storage.settings import AccountSettings
 
 REFRESH_PREFIX = "ghr_"
 _REFRESH_TOKEN = re.compile(REFRESH_PREFIX + r"[A-Za-z0-9_-]{43}")
-_SECRET_BYTES = 32
 _SHOWN_CHARACTERS = 200
 
 
@@ -54,6 +53,7 @@ class Session:
     id: str
     user_id: str
     method: str
+    groups: Sequence[str]
     client: str
     address: str
     create_time: datetime
@@ -96,8 +96,22 @@ class Sessions:
         self._settings = settings
         self._issuer = issuer
 
-    async def begin(self, connection: AsyncConnection, user: User, method: str, origin: Origin) -> Tokens:
+    async def begin(
+        self,
+        connection: AsyncConnection,
+        user: User,
+        method: str,
+        origin: Origin,
+        groups: Sequence[str] = (),
+    ) -> Tokens:
         """A new session of a user who has been proven, such as by "password".
+
+        Args:
+            connection: of the transaction that proved it.
+            user: as stored.
+            method: of the proof.
+            origin: where the user calls from.
+            groups: count in this session besides the user's own.
 
         Raises:
             FailedPrecondition: storage has no key to sign with.
@@ -107,6 +121,7 @@ class Sessions:
             "id": str(uuid.uuid4()),
             "user_id": user.id,
             "method": method,
+            "groups": sorted(set(groups)),
             "expire_time": self._expiry(now, now),
             **origin.values(),
         }
@@ -145,7 +160,7 @@ class Sessions:
         if used is None:
             await connection.execute(
                 update(refresh_tokens)
-                .where(refresh_tokens.c.secret_sha256 == _hash(secret))
+                .where(refresh_tokens.c.secret_sha256 == digest(secret))
                 .values(use_time=now)
             )
             changed = update(sessions).where(sessions.c.id == session.id).returning(sessions)
@@ -243,7 +258,7 @@ class Sessions:
             "user",
             ttl_seconds=seconds,
             roles=[Role[role] for role in user.roles],
-            groups=sorted(user.all_groups),
+            groups=sorted({*user.all_groups, *session.groups}),
             writable_groups=sorted(user.writable_groups),
             jti=session.name,
         )
@@ -257,8 +272,8 @@ def _require_own(principal: Principal, user: str, name: str) -> None:
 
 
 async def _new_token(connection: AsyncConnection, session: Session) -> str:
-    secret = REFRESH_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-    values = {"secret_sha256": _hash(secret), "session_id": session.id}
+    secret = mint(REFRESH_PREFIX)
+    values = {"secret_sha256": digest(secret), "session_id": session.id}
     await connection.execute(insert(refresh_tokens).values(values))
     return secret
 
@@ -267,7 +282,7 @@ async def _find_by_token(connection: AsyncConnection, secret: str) -> tuple[Sess
     """The session of a refresh token, locked, and when the token was used."""
     if not _REFRESH_TOKEN.fullmatch(secret):
         return None
-    token = select(refresh_tokens).where(refresh_tokens.c.secret_sha256 == _hash(secret))
+    token = select(refresh_tokens).where(refresh_tokens.c.secret_sha256 == digest(secret))
     known = (await connection.execute(token)).one_or_none()
     if known is None:
         return None
@@ -291,10 +306,6 @@ def _readable(text: str) -> str:
 
 def _missing(name: str) -> NotFound:
     return NotFound(f"{name} does not exist", metadata={"resource": name})
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
 
 
 def _session(row: Any) -> Session:

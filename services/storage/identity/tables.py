@@ -8,12 +8,14 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     LargeBinary,
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
@@ -83,7 +85,7 @@ api_keys = Table(
     Column("roles", ARRAY(Text), nullable=False),
     # Its first characters, to recognise it by.
     Column("prefix", Text, nullable=False),
-    # Of a secret with 256 random bits: no salt and no slow hash could add to that.
+    # Of a secret with 256 random bits, as all of these.
     Column("secret_sha256", LargeBinary, nullable=False, unique=True),
     moment("create_time"),
     Column("expire_time", DateTime(timezone=True)),
@@ -111,6 +113,8 @@ sessions = Table(
     sequence(),
     Column("user_id", ForeignKey(users.c.id), nullable=False),
     Column("method", Text, nullable=False),
+    # Besides the user's own: those that the provider named at the log-in.
+    Column("groups", ARRAY(Text), nullable=False, server_default="{}"),
     Column("client", Text, nullable=False),
     Column("address", Text, nullable=False),
     moment("create_time"),
@@ -145,11 +149,71 @@ invitations = Table(
     CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
 )
 
-# Of an account or an address, hashed: what people type where their name belongs may be their password.
+# Of an account or an address, hashed: what people type where their name belongs may be their password. And of
+# whose calls are limited in number.
 attempts = Table(
     "attempts",
     metadata,
     Column("key", LargeBinary, primary_key=True),
     Column("count", BigInteger, nullable=False),
     moment("since"),
+)
+
+# Of all that is kept about a person. The name goes with the last step; what remains says that it was done.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", Text, unique=True),
+    Column("pseudonym", Text, nullable=False),
+    # The user who gets what was theirs; empty deletes it.
+    Column("hand_over_to", Text, nullable=False),
+    moment("create_time"),
+    # Before, a token that was given out earlier could still make new things.
+    Column("due_time", DateTime(timezone=True), nullable=False),
+    Column("done_time", DateTime(timezone=True)),
+)
+
+erasure_steps = Table(
+    "erasure_steps",
+    metadata,
+    Column("erasure_id", ForeignKey(erasures.c.id), primary_key=True),
+    Column("step", Text, primary_key=True),
+    moment("done_time"),
+)
+
+# Who users are at providers. Never found by an e-mail address: those change hands, and two providers may give
+# one to two people.
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    sequence(),
+    Column("user_id", ForeignKey(users.c.id), nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    moment("create_time"),
+    Column("last_use_time", DateTime(timezone=True)),
+    UniqueConstraint("provider", "subject", name="identities_provider_subject_key"),
+)
+Index("identities_user_id_seq_idx", identities.c.user_id, identities.c.seq)
+
+device_log_ins = Table(
+    "device_log_ins",
+    metadata,
+    Column("device_code_sha256", LargeBinary, primary_key=True),
+    Column("user_code_sha256", LargeBinary, nullable=False, unique=True),
+    Column("client", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    moment("create_time"),
+    Column("expire_time", DateTime(timezone=True), nullable=False, index=True),
+    Column("interval_seconds", Double, nullable=False),
+    Column("last_poll_time", DateTime(timezone=True)),
+    # Who has decided, and how; with the groups of that session.
+    Column("user_id", ForeignKey(users.c.id)),
+    Column("groups", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("approved", Boolean),
+    CheckConstraint("octet_length(device_code_sha256) = 32", name="device_code_sha256"),
+    CheckConstraint("octet_length(user_code_sha256) = 32", name="user_code_sha256"),
 )

@@ -68,30 +68,31 @@ class Throttle:
             for key, known, most in limits:
                 if not known:
                     continue
-                count, left = await self._count(connection, key)
-                if count > most:
-                    wait, first = max(wait, left), first or count == most + 1
+                counts, left = await count(connection, key, self._span)
+                if counts > most:
+                    wait, first = max(wait, left), first or counts == most + 1
         if wait > 0:
             raise TooManyAttempts(wait, first=first)
         return counted
 
-    async def _count(self, connection: AsyncConnection, key: bytes) -> tuple[int, float]:
-        """Counts one; how many there are, and for how many seconds they count."""
-        over = attempts.c.since < func.now() - self._span
-        counted = (
-            insert(attempts)
-            .values(key=key, count=1)
-            .on_conflict_do_update(
-                index_elements=[attempts.c.key],
-                set_={
-                    "count": case((over, 1), else_=attempts.c.count + 1),
-                    "since": case((over, func.now()), else_=attempts.c.since),
-                },
-            )
+
+async def count(connection: AsyncConnection, key: bytes, span: timedelta) -> tuple[int, float]:
+    """Counts one; how many there are since the first, and for how many seconds they count."""
+    over = attempts.c.since < func.now() - span
+    counted = (
+        insert(attempts)
+        .values(key=key, count=1)
+        .on_conflict_do_update(
+            index_elements=[attempts.c.key],
+            set_={
+                "count": case((over, 1), else_=attempts.c.count + 1),
+                "since": case((over, func.now()), else_=attempts.c.since),
+            },
         )
-        row = (await connection.execute(counted.returning(attempts))).one()
-        left = (row._mapping["since"] + self._span - datetime.now(UTC)).total_seconds()
-        return row._mapping["count"], max(1.0, left)
+    )
+    row = (await connection.execute(counted.returning(attempts))).one()
+    left = (row._mapping["since"] + span - datetime.now(UTC)).total_seconds()
+    return row._mapping["count"], max(1.0, left)
 
 
 async def succeeded(connection: AsyncConnection, attempt: Attempt) -> None:

@@ -32,15 +32,15 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
 
     async def LogIn(self, request: accounts_pb2.LogInRequest, context: Any) -> accounts_pb2.SessionTokens:
         caller = common.caller(ACCOUNTS, "LogIn")
-        origin = _origin(request.origin, context)
-        return _tokens(await self._accounts.log_in(caller, request.user_id, request.password, origin))
+        origin = decode_origin(request.origin, context)
+        return encode_tokens(await self._accounts.log_in(caller, request.user_id, request.password, origin))
 
     async def RefreshSession(
         self, request: accounts_pb2.RefreshSessionRequest, context: Any
     ) -> accounts_pb2.SessionTokens:
         caller = common.caller(ACCOUNTS, "RefreshSession")
-        origin = _origin(request.origin, context)
-        return _tokens(await self._sessions.refresh(caller, request.refresh_token, origin))
+        origin = decode_origin(request.origin, context)
+        return encode_tokens(await self._sessions.refresh(caller, request.refresh_token, origin))
 
     async def LogOut(self, request: accounts_pb2.LogOutRequest, context: Any) -> accounts_pb2.LogOutResponse:
         await self._sessions.log_out(common.caller(ACCOUNTS, "LogOut"), request.refresh_token)
@@ -50,14 +50,14 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         wanted = Registration(
             request.user_id, request.password, request.display_name, request.email, request.invitation
         )
-        caller, origin = common.caller(ACCOUNTS, "Register"), _origin(request.origin, context)
+        caller, origin = common.caller(ACCOUNTS, "Register"), decode_origin(request.origin, context)
         return encode_user(await self._accounts.register(caller, wanted, origin))
 
     async def ChangePassword(
         self, request: accounts_pb2.ChangePasswordRequest, context: Any
     ) -> accounts_pb2.SessionTokens:
-        caller, origin = common.caller(ACCOUNTS, "ChangePassword"), _origin(request.origin, context)
-        return _tokens(
+        caller, origin = common.caller(ACCOUNTS, "ChangePassword"), decode_origin(request.origin, context)
+        return encode_tokens(
             await self._accounts.change_password(
                 caller, request.current_password, request.new_password, origin
             )
@@ -118,7 +118,7 @@ class AccountsServicer(accounts_pb2_grpc.AccountsServiceServicer):
         return accounts_pb2.DeleteInvitationResponse()
 
 
-def _origin(told: accounts_pb2.Origin, context: Any) -> Origin:
+def decode_origin(told: accounts_pb2.Origin, context: Any) -> Origin:
     """Where somebody calls from: as the service says that asks for them, else what the connection shows."""
     principal = current_principal()
     if principal.kind == "service" or principal.actor:
@@ -127,7 +127,7 @@ def _origin(told: accounts_pb2.Origin, context: Any) -> Origin:
     return Origin(told.client, address)
 
 
-def _tokens(tokens: Tokens) -> accounts_pb2.SessionTokens:
+def encode_tokens(tokens: Tokens) -> accounts_pb2.SessionTokens:
     return accounts_pb2.SessionTokens(
         session=_session(tokens.session),
         user=encode_user(tokens.user),

@@ -15,7 +15,7 @@ from guidehall.core import names
 from guidehall.core.auth import current_principal
 from services.storage.datasets import Datasets, DatasetVersion, NewDataset, Upload
 from services.storage.downloads import Downloads
-from services.storage.series import Series
+from services.storage.series import Series, changes
 from services.storage.servicers import common
 from services.storage.settings import TransferSettings
 from services.storage.upload_roles import UploadRoles, UploadRolesUseCases
@@ -60,6 +60,16 @@ class DatasetsServicer(datasets_pb2_grpc.DatasetsServiceServicer):
             common.paging(request),
         )
         return datasets_pb2.ListDatasetsResponse(datasets=map(self._dataset, found), next_page_token=token)
+
+    async def UpdateDataset(
+        self, request: datasets_pb2.UpdateDatasetRequest, context: Any
+    ) -> datasets_pb2.Dataset:
+        given = request.dataset
+        values = changes(
+            "dataset", request.update_mask.paths, given.display_name, given.description, given.labels
+        )
+        caller = common.caller(DATASETS, "UpdateDataset")
+        return self._dataset(await self._datasets.update(caller, given.name, values, given.etag))
 
     async def DeleteDataset(
         self, request: datasets_pb2.DeleteDatasetRequest, context: Any

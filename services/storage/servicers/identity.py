@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2, identity_pb2_grpc
 from guidehall.core import names
-from guidehall.core.auth import Kind, Role, current_principal
+from guidehall.core.auth import Role, current_principal
 from guidehall.core.errors import InvalidArgument
-from services.storage.audit.log import Entry, Recorded
+from services.storage.audit.messages import KINDS, decoded, encoded
 from services.storage.audit.use_cases import AuditLog
+from services.storage.identity.admissions import Admissions, Call
 from services.storage.identity.api_keys import ApiKey, ApiKeys, NewApiKey
 from services.storage.identity.users import GroupRole, Profile, User, Users
 from services.storage.servicers import common
@@ -20,29 +21,20 @@ from services.storage.servicers import common
 IDENTITY = "guidehall.identity.v1.IdentityService"
 AUDIT = "guidehall.identity.v1.AuditService"
 
-_KINDS: dict[Kind, identity_pb2.PrincipalKind.ValueType] = {
-    "user": identity_pb2.PRINCIPAL_KIND_USER,
-    "guest": identity_pb2.PRINCIPAL_KIND_GUEST,
-    "service": identity_pb2.PRINCIPAL_KIND_SERVICE,
-    "worker": identity_pb2.PRINCIPAL_KIND_WORKER,
-    "job": identity_pb2.PRINCIPAL_KIND_JOB,
-    "service_account": identity_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT,
-}
-_KIND_NAMES: dict[int, str] = {number: name for name, number in _KINDS.items()}
-
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     """Decode, call, encode."""
 
-    def __init__(self, users: Users, api_keys: ApiKeys) -> None:
+    def __init__(self, users: Users, api_keys: ApiKeys, admissions: Admissions) -> None:
         self._users = users
         self._api_keys = api_keys
+        self._admissions = admissions
 
     async def WhoAmI(self, request: identity_pb2.WhoAmIRequest, context: Any) -> identity_pb2.Principal:
         principal = current_principal()
         return identity_pb2.Principal(
             subject=principal.subject,
-            kind=_KINDS[principal.kind],
+            kind=KINDS[principal.kind],
             roles=encode_roles(principal.roles),
             groups=sorted(principal.groups),
             default_project=names.PROJECT.format(project=principal.project or names.DEFAULT_PROJECT),
@@ -104,7 +96,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             return identity_pb2.IntrospectApiKeyResponse(active=False)
         principal = identity_pb2.Principal(
             subject=bearer.user.id,
-            kind=_KINDS[bearer.user.kind],
+            kind=KINDS[bearer.user.kind],
             roles=encode_roles(bearer.roles),
             groups=sorted(bearer.user.all_groups),
             writable_groups=sorted(bearer.user.writable_groups),
@@ -122,6 +114,15 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         caller = common.caller(IDENTITY, "ResolveUser")
         return encode_user(await self._users.resolve(caller, request.user_id))
 
+    async def AdmitCall(
+        self, request: identity_pb2.AdmitCallRequest, context: Any
+    ) -> identity_pb2.AdmitCallResponse:
+        call = Call(request.caller, request.what, request.most, request.window_seconds)
+        wait_seconds = await self._admissions.admit(call)
+        return identity_pb2.AdmitCallResponse(
+            admitted=wait_seconds is None, retry_after_seconds=wait_seconds or 0.0
+        )
+
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     """Decode, call, encode."""
@@ -132,15 +133,23 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def AppendAuditEvents(
         self, request: audit_pb2.AppendAuditEventsRequest, context: Any
     ) -> audit_pb2.AppendAuditEventsResponse:
-        entries = [_entry(f"events[{index}]", event) for index, event in enumerate(request.events)]
+        entries = [decoded(f"events[{index}]", event) for index, event in enumerate(request.events)]
         last = await self._audit.append(current_principal(), entries)
         return audit_pb2.AppendAuditEventsResponse(last_sequence=last)
 
     async def ListAuditEvents(
         self, request: audit_pb2.ListAuditEventsRequest, context: Any
     ) -> audit_pb2.ListAuditEventsResponse:
-        found, token = await self._audit.page(request.filter, common.paging(request))
-        return audit_pb2.ListAuditEventsResponse(events=map(_event, found), next_page_token=token)
+        found, token = await self._audit.page(
+            current_principal(), request.filter, request.order_by, common.paging(request)
+        )
+        return audit_pb2.ListAuditEventsResponse(events=map(encoded, found), next_page_token=token)
+
+    async def ExportAuditEvents(
+        self, request: audit_pb2.ExportAuditEventsRequest, context: Any
+    ) -> AsyncGenerator[audit_pb2.ExportAuditEventsResponse]:
+        async for lines in self._audit.export(request.after_seal):
+            yield audit_pb2.ExportAuditEventsResponse(lines=lines)
 
 
 def decode_roles(field: str, numbers: Iterable[int]) -> list[Role]:
@@ -177,7 +186,7 @@ def encode_user(user: User) -> identity_pb2.User:
         create_time=common.timestamp(user.create_time),
         update_time=common.timestamp(user.update_time),
         etag=user.etag,
-        kind=_KINDS[user.kind],
+        kind=KINDS[user.kind],
         owner_group=names.GROUP.format(group=user.owner_group) if user.owner_group else "",
         memberships=[
             identity_pb2.Membership(group=names.GROUP.format(group=group), role=encode_group_role(role))
@@ -202,44 +211,4 @@ def _api_key(key: ApiKey) -> identity_pb2.ApiKey:
         revoke_time=common.timestamp(key.revoke_time),
         last_use_time=common.timestamp(key.last_use_time),
         scopes=key.scopes,
-    )
-
-
-def _entry(field: str, event: audit_pb2.AuditEvent) -> Entry:
-    if event.kind not in _KIND_NAMES:
-        raise InvalidArgument.field(f"{field}.kind", event.kind, ", ".join(_KIND_NAMES.values()))
-    return Entry(
-        event_id=common.identifier(f"{field}.event_id", event.event_id),
-        time=common.moment(f"{field}.time", event.time),
-        service=event.service,
-        subject=event.subject,
-        kind=_KIND_NAMES[event.kind],
-        actor=event.actor,
-        method=event.method,
-        resource=event.resource,
-        outcome=event.outcome,
-        etag_before=event.etag_before,
-        etag_after=event.etag_after,
-        trace_id=event.trace_id,
-        count=event.count,
-    )
-
-
-def _event(recorded: Recorded) -> audit_pb2.AuditEvent:
-    entry = recorded.entry
-    return audit_pb2.AuditEvent(
-        event_id=entry.event_id,
-        time=common.timestamp(entry.time),
-        service=entry.service,
-        subject=entry.subject,
-        kind=identity_pb2.PrincipalKind.Value(f"PRINCIPAL_KIND_{entry.kind.upper()}"),
-        actor=entry.actor,
-        method=entry.method,
-        resource=entry.resource,
-        outcome=entry.outcome,
-        etag_before=entry.etag_before,
-        etag_after=entry.etag_after,
-        trace_id=entry.trace_id,
-        count=entry.count,
-        sequence=recorded.sequence,
     )

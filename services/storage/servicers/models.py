@@ -17,7 +17,7 @@ from services.storage import manifests
 from services.storage.downloads import Downloads
 from services.storage.manifests import TensorSpec
 from services.storage.models import Models, ModelVersion, Publication
-from services.storage.series import Series
+from services.storage.series import Series, changes
 from services.storage.servicers import common
 from services.storage.settings import TransferSettings
 
@@ -47,6 +47,12 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
             common.paging(request),
         )
         return models_pb2.ListModelsResponse(models=map(_model, found), next_page_token=token)
+
+    async def UpdateModel(self, request: models_pb2.UpdateModelRequest, context: Any) -> models_pb2.Model:
+        given = request.model
+        values = changes("model", request.update_mask.paths, given.display_name, None, given.labels)
+        caller = common.caller(MODELS, "UpdateModel")
+        return _model(await self._models.update(caller, given.name, values, given.etag))
 
     async def DeleteModel(self, request: models_pb2.DeleteModelRequest, context: Any) -> models_pb2.Model:
         caller = common.caller(MODELS, "DeleteModel")

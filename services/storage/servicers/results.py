@@ -15,6 +15,7 @@ from guidehall.core import names
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import InvalidArgument
 from services.storage.downloads import Downloads
+from services.storage.job_logs import JobLogs
 from services.storage.jobs import read_job
 from services.storage.promotion import Commit, Promotion, Reference
 from services.storage.results import Result, Results
@@ -30,14 +31,16 @@ _KINDS: dict[staging_pb2.StagedKind.ValueType, Kind] = {
     staging_pb2.STAGED_KIND_ARTIFACT: "artifact",
     staging_pb2.STAGED_KIND_MODEL: "model",
     staging_pb2.STAGED_KIND_CHECKPOINT: "checkpoint",
+    staging_pb2.STAGED_KIND_LOG: "log",
 }
 
 
 class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
     """Decode, call, encode."""
 
-    def __init__(self, results: Results, downloads: Downloads) -> None:
+    def __init__(self, results: Results, job_logs: JobLogs, downloads: Downloads) -> None:
         self._results = results
+        self._job_logs = job_logs
         self._downloads = downloads
 
     async def GetResult(self, request: results_pb2.GetResultRequest, context: Any) -> results_pb2.Result:
@@ -73,6 +76,15 @@ class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
     ) -> common_pb2.PresignedUrl:
         content = await self._results.artifact(current_principal(), request.name)
         return common.url(self._downloads, content, request.expires_in_seconds)
+
+    async def DownloadJobLog(
+        self, request: results_pb2.DownloadJobLogRequest, context: Any
+    ) -> AsyncIterator[results_pb2.DownloadJobLogResponse]:
+        content = await self._job_logs.log(current_principal(), request.job)
+        answer = results_pb2.DownloadJobLogResponse
+        async with aclosing(common.send(self._downloads, content, request.offset_bytes, answer)) as messages:
+            async for message in messages:
+                yield message
 
 
 class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
@@ -150,7 +162,8 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
         checkpoint = None
         if request.keep_checkpoint_ordinal:
             checkpoint = Checkpoint(request.keep_checkpoint_epoch, request.keep_checkpoint_ordinal)
-        await self._staging.discard(read_job(request.job), checkpoint, request.job_ended)
+        log_owner = request.log_owner if request.HasField("log_owner") else None
+        await self._staging.discard(read_job(request.job), checkpoint, request.job_ended, log_owner)
         return staging_pb2.DiscardResponse()
 
     async def Claim(self, request: staging_pb2.ClaimRequest, context: Any) -> staging_pb2.ClaimResponse:
@@ -160,7 +173,7 @@ class StagingServicer(staging_pb2_grpc.StagingServiceServicer):
 
 def _kind(value: staging_pb2.StagedKind.ValueType) -> Kind:
     if value not in _KINDS:
-        raise InvalidArgument.field("header.kind", value, "ARTIFACT, MODEL or CHECKPOINT")
+        raise InvalidArgument.field("header.kind", value, "ARTIFACT, MODEL, CHECKPOINT or LOG")
     return _KINDS[value]
 
 

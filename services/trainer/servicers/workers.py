@@ -119,6 +119,7 @@ class WorkerServicer(workers_pb2_grpc.WorkerServiceServicer):
             worker_messages.reported_error(request.error) if request.HasField("error") else None,
             worker_messages.outputs(request),
             request.lease_next,
+            worker_messages.rest(request, self._settings),
         )
         following = None if grant is None else worker_messages.lease(grant, self._settings)
         return workers_pb2.FinishResponse(state=_state(state), next=following)

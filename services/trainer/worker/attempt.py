@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from services.trainer.worker.settings import WorkerSettings
 from services.trainer.worker.step_times import StepTimes
 from services.trainer.worker.storage_client import StorageClient, StorageStubs
 from services.trainer.worker.supervision import Patience, Supervision
-from services.trainer.worker.trainer_client import StagedObject, TrainerClient, may_pass
+from services.trainer.worker.trainer_client import StagedObject, TrainerClient, Untold, may_pass
 from services.trainer.worker.verdict import (
     CANCELLED,
     Died,
@@ -195,9 +196,6 @@ class Attempt:
             error_id=self._error_id,
         )
         self._log_failure(verdict, end)
-        if not isinstance(verdict, Finish) or verdict.outcome is not Outcome.SUCCEEDED:
-            # There will be no job.log.
-            self._events.add_tail()
         finishing = self._finish_transfers(verdict, end)
         return await wishes.unless(lambda: wishes.cancelled or wishes.leaving, finishing)
 
@@ -370,19 +368,51 @@ class Attempt:
             return failed(Reason.TRANSIENT_ERROR, error.code, f"outputs: {error.message}", self._error_id), {}
         return verdict, outputs
 
+    async def _keep_log(self, verdict: Finish | HandBack) -> bool:
+        """Leaves the log of an attempt that did not succeed, unless storage takes too long.
+
+        Of one that is handed back there is none: its worker must end soon, and the job goes on.
+
+        Returns:
+            Whether the whole log can be read once the job has ended.
+        """
+        log = self._log.close()
+        if isinstance(verdict, HandBack) or not log.size_bytes:
+            return False
+
+        async def keep() -> None:
+            async with asyncio.timeout(self._settings.calls.log_seconds):
+                await until_answered(stage, self._tools.pauses, f"keeping the log of {self._job.job}")
+
+        stage = partial(self._storage.stage_log, LOG_NAME, self._log.path, log)
+        try:
+            await self.wishes.unless(lambda: self.wishes.leaving, keep())
+        except (AppError, TimeoutError, Interrupted) as error:
+            # The end of the job does not wait for it.
+            logger.warning("the log of %s is not kept: %s", self._job.job, error or type(error).__name__)
+            return False
+        fault_point("worker.log.staged")
+        return True
+
     async def _report(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
         """Says how it ended, until the trainer has heard it or the lease is lost."""
-        await self._session.flush()
-        self._session.conclude()
+        succeeded = isinstance(verdict, Finish) and verdict.outcome is Outcome.SUCCEEDED
+        if not succeeded and not await self._keep_log(verdict):
+            self._events.add_tail()
+        if isinstance(verdict, HandBack):
+            await self._session.flush()
+        untold = await self._session.conclude()
         fault_point("worker.report.flushed")
         try:
-            await self._tell(verdict, outputs)
+            await self._tell(verdict, outputs, untold)
         except AppError as error:
             if not outputs or error.code not in _UNACCEPTABLE:
                 raise LeaseLost(error.message) from None
             await self._report(refused("outputs", error.message), {})
 
-    async def _tell(self, verdict: Finish | HandBack, outputs: dict[str, StagedObject]) -> None:
+    async def _tell(
+        self, verdict: Finish | HandBack, outputs: dict[str, StagedObject], untold: Untold
+    ) -> None:
         trainer, job = self._tools.trainer, self._job
 
         # Asked for once: a trainer that has trouble giving jobs still takes the end of this one.
@@ -396,7 +426,7 @@ class Attempt:
                 # One that leaves takes no more, and one whose device may be at fault none before a test.
                 ready = not (self.wishes.draining or self.suspicion or asked_for_next)
                 asked_for_next = True
-                self.next_job = await trainer.finish(job, verdict, outputs, ready)
+                self.next_job = await trainer.finish(job, verdict, outputs, untold, ready)
 
         await until_answered(tell, self._tools.pauses, f"reporting {job.job}", may_pass)
         fault_point("worker.report.heard")

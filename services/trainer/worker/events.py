@@ -57,7 +57,7 @@ class EventBuffer:
 
     Progress that was not sent yet gives way to newer progress of the same phase, and so do previews of the
     same sort. Lines that find the buffer full, or come in a flood, are counted and left out: job.log has
-    them. As that is kept of successes only, `add_tail` brings the last lines after all.
+    them. Where that cannot be kept, `add_tail` brings the last lines after all.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class EventBuffer:
         self._since_gap = TAIL_LINES
 
     @property
-    def waiting(self) -> bool:
-        """Whether there is something to send."""
-        return self._sent < len(self._kept)
+    def sent_number(self) -> int:
+        """Every event up to this number was sent on the present connection, or is stored."""
+        return self._first + self._sent - 1
 
     @property
     def last_number(self) -> int:
@@ -114,7 +114,7 @@ class EventBuffer:
             self._since_gap = 0
             return
         if self._left_out:
-            note = f"[{self._left_out} lines are left out here; a job that succeeds has them in its job.log]"
+            note = f"[{self._left_out} lines are left out here; the log of the ended job has them]"
             self._left_out = 0
             self._kept.append(Event(now, note))
         self._kept.append(Event(now, line))
@@ -152,6 +152,14 @@ class EventBuffer:
         self._sent += len(batch)
         self._newest_sent = max(self._newest_sent, number + len(batch) - 1)
         return number, batch
+
+    def rest(self) -> tuple[int, list[Event]] | None:
+        """All that is not stored, with the number of its first; None when that is more than one batch."""
+        size = sum(_size(event.payload) for event in self._kept)
+        if len(self._kept) > MAX_BATCH_EVENTS or size > _MAX_BATCH_CHARACTERS:
+            return None
+        self._newest_sent = self.last_number
+        return self._first, list(self._kept)
 
     def stored(self, number: int) -> None:
         """The trainer has every event up to `number`."""

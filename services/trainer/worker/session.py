@@ -1,12 +1,14 @@
 """The session of one running job: heartbeats and events up, what is wanted down; a broken stream is renewed.
 
-It ends in one of two ways: it is cancelled, because the attempt is over, or it raises `LeaseLost`, because
-the job is somebody else's now or the lease has run out by this machine's own monotonic clock.
+It is opened when the job has run for a moment: what ends at once is told of by its report alone. It ends in
+one of two ways: it is cancelled, because the attempt is over, or it raises `LeaseLost`, because the job is
+somebody else's now or the lease has run out by this machine's own monotonic clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +24,18 @@ from services.trainer.worker.events import Event, EventBuffer
 from services.trainer.worker.lease import LeasedJob, desired_of
 from services.trainer.worker.messages import Previewed, Progressed
 from services.trainer.worker.retry import Pauses, calling
-from services.trainer.worker.trainer_client import EOF, TrainerClient, may_pass
+from services.trainer.worker.trainer_client import EOF, TrainerClient, Untold, may_pass
 
 logger = logging.getLogger(__name__)
 
 # A stream that was silent for so many heartbeats is taken for dead. The heartbeat is the trainer's to set.
 _SILENT_HEARTBEATS = 3
+# A job that has ended by then needs no session. Nobody notices so short a delay in what is wanted of a job.
+_OPEN_AFTER_SECONDS = 0.25
+# Nor does one that says no more than that.
+_OPEN_AT_EVENTS = 50
+# Nor one whose end is being reported, unless that takes long: then something has to keep the lease.
+_OPEN_AFTER_REPORT_SECONDS = 1.0
 
 
 class LeaseLost(Exception):
@@ -55,8 +63,12 @@ class Session:
         self._flush_seconds = flush_seconds
         self._timeout_seconds = timeout_seconds
         self._pauses = pauses
-        self._started = False
+        self._started_at: float | None = None
         self._concluding = False
+        # Set when it cannot wait any longer to be opened.
+        self._needed = asyncio.Event()
+        # While it waits to be opened.
+        self._opening: asyncio.Timeout | None = None
         self._deadline = asyncio.get_running_loop().time() + job.lease_seconds
         self._lease_timer: asyncio.Timeout | None = None
         # On the present stream: messages sent, messages acknowledged, and which of them said "started".
@@ -69,11 +81,13 @@ class Session:
 
     def started(self) -> None:
         """The pipeline runs."""
-        self._started = True
+        self._started_at = asyncio.get_running_loop().time()
         self.hurry()
 
     def notify(self) -> None:
         """There are new events."""
+        if self._events.last_number - self._events.stored_number >= _OPEN_AT_EVENTS:
+            self._needed.set()
         self._wake.set()
 
     def hurry(self) -> None:
@@ -84,18 +98,32 @@ class Session:
     async def flush(self) -> None:
         """Waits until the start and every event so far are stored."""
         last = self._events.last_number
+        self._needed.set()
         self.hurry()
-        while self._events.stored_number < last or (self._started and not self._start_is_stored):
+        while self._events.stored_number < last or not self._start_is_stored:
             self._heard.clear()
             await self._heard.wait()
 
     @property
     def _start_is_stored(self) -> bool:
+        if self._started_at is None:
+            return True
         return self._started_message is not None and self._acknowledged >= self._started_message
 
-    def conclude(self) -> None:
-        """The end is being reported: who does that hears himself whether the job is lost."""
+    async def conclude(self) -> Untold:
+        """The end is being reported: who does that hears himself whether the job is lost.
+
+        Returns:
+            What he has to tell, too. It is told before if it is too much for that.
+        """
+        rest = self._events.rest()
+        if rest is None:
+            await self.flush()
+            rest = self._events.last_number + 1, []
         self._concluding = True
+        if self._opening is not None and not self._opening.expired():
+            self._opening.reschedule(asyncio.get_running_loop().time() + _OPEN_AFTER_REPORT_SECONDS)
+        return Untold(None if self._start_is_stored else self._started_at, _batch(*rest))
 
     async def run(self) -> None:
         """Holds the session until it is cancelled.
@@ -105,6 +133,10 @@ class Session:
         """
         try:
             async with asyncio.timeout_at(self._deadline) as self._lease_timer:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_OPEN_AFTER_SECONDS) as self._opening:
+                        await self._needed.wait()
+                self._opening = None
                 while True:
                     await self._connect_until_broken()
         except TimeoutError:
@@ -163,10 +195,12 @@ class Session:
         loop = asyncio.get_running_loop()
         next_heartbeat = loop.time() + self._job.heartbeat_seconds
         while True:
-            if self._started and self._started_message is None:
+            if self._started_at is not None and self._started_message is None:
                 self._started_message = self._sent + 1
                 await self._write(call, workers_pb2.SessionRequest(started=workers_pb2.Started()))
-            while self._events.waiting:
+            # What comes meanwhile goes with the next ones: a flood must not hold up the heartbeat.
+            last = self._events.last_number
+            while self._events.sent_number < last:
                 batch = _batch(*self._events.take())
                 await self._write(call, workers_pb2.SessionRequest(events=batch))
                 fault_point("worker.events.sent")

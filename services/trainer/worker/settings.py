@@ -52,6 +52,11 @@ class CallSettings(BaseModel):
 
     timeout_seconds: float = Field(15.0, gt=0, description="for one call, or one message of a stream")
     transfer_seconds: float = Field(1800.0, gt=0, description="for one whole upload or download")
+    log_seconds: float = Field(
+        15.0,
+        gt=0,
+        description="for the log of an attempt that failed; then its end is reported without",
+    )
     first_retry_seconds: float = Field(0.2, gt=0)
     longest_retry_seconds: float = Field(10.0, gt=0)
     parallel_uploads: int = Field(4, ge=1, le=32)

@@ -157,6 +157,10 @@ class StorageClient:
         """Leaves a file of the result."""
         return await self.stage(staging_pb2.STAGED_KIND_ARTIFACT, name, file, described)
 
+    async def stage_log(self, name: str, file: Path, described: StagedObject) -> StagedObject:
+        """Leaves the log of an attempt that did not succeed."""
+        return await self.stage(staging_pb2.STAGED_KIND_LOG, name, file, described)
+
     async def stage_model(
         self, name: str, file: Path, described: StagedObject, manifest: Mapping[str, Any]
     ) -> StagedObject:

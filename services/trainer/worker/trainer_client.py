@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,19 @@ class StagedObject:
         return common_pb2.ObjectRef(
             sha256=self.sha256, size_bytes=self.size_bytes, media_type=self.media_type
         )
+
+
+@dataclass(frozen=True)
+class Untold:
+    """What the trainer did not acknowledge yet.
+
+    Attributes:
+        started_at: when the pipeline began, by the loop's clock, if that is news.
+        events: at most one batch.
+    """
+
+    started_at: float | None
+    events: workers_pb2.EventBatch
 
 
 class TrainerClient:
@@ -150,9 +164,14 @@ class TrainerClient:
             await self._stub.CommitCheckpoint(request, metadata=self.metadata())
 
     async def finish(
-        self, job: LeasedJob, finish: Finish, outputs: Mapping[str, StagedObject], lease_next: bool
+        self,
+        job: LeasedJob,
+        finish: Finish,
+        outputs: Mapping[str, StagedObject],
+        untold: Untold,
+        lease_next: bool,
     ) -> LeasedJob | None:
-        """Reports the end of the attempt. Repeating it is harmless.
+        """Reports the end of the attempt, and what was `untold`. Repeating it is harmless.
 
         Returns:
             The next job, if it was asked for and one waits.
@@ -165,7 +184,10 @@ class TrainerClient:
             error=_error_detail(finish),
             outputs={name: staged.message() for name, staged in outputs.items()},
             lease_next=lease_next,
+            events=untold.events,
         )
+        if untold.started_at is not None:
+            request.started_seconds_ago = asyncio.get_running_loop().time() - untold.started_at
         async with calling(self._timeout_seconds):
             answer = await self._stub.Finish(request, metadata=self.metadata())
         return leased_job(answer.next) if answer.HasField("next") else None

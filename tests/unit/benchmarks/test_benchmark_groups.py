@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.jobs import dispatch, reading
-from benchmarks.reflectometry import cnn, contrasts, five_layers, generation, posterior, refinement, training
+from benchmarks.reflectometry import (
+    cnn,
+    contrasts,
+    five_layers,
+    generation,
+    posterior,
+    refinement,
+    resolution,
+    training,
+)
 from benchmarks.rows import Row
 
 pytestmark = pytest.mark.slow
@@ -44,6 +53,10 @@ def test_training_and_refinement() -> None:
 
 def test_posterior() -> None:
     sound(posterior.run(True, two=5, five=1, samples=100))
+
+
+def test_resolution() -> None:
+    sound(resolution.run(True, films=1, samples=100))
 
 
 def test_contrasts() -> None:

@@ -95,7 +95,8 @@ def test_documents_hold_ids_enums_arrays_and_paths() -> None:
     ("value", "lower", "upper", "said"),
     [
         (5.0, 0.0, 10.0, ""),
-        (0.005, 0.0, 10.0, "at lower bound"),
+        (0.0005, 0.0, 10.0, "at lower bound"),
+        (0.005, 0.0, 10.0, ""),
         (10.0, 0.0, 10.0, "at upper bound"),
         (3, 3, 3, "fixed"),
     ],
@@ -123,7 +124,8 @@ def test_every_command_answers_programs() -> None:
     silent = [
         words for words, command in known.items() if not any("--json" in item.opts for item in command.params)
     ]
-    assert silent == []
+    # Those write nothing but JSON.
+    assert silent == ["audit export", "people export"]
 
 
 @pytest.mark.parametrize(

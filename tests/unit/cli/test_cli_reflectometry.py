@@ -1,4 +1,4 @@
-"""`guidehall reflectometry import-settings`, as far as it needs no platform."""
+"""`guidehall reflectometry`, as far as it needs no platform."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import refnx
 import yaml
 
 from guidehall.cli._app import run
+from guidehall.cli._result import show
 from guidehall.science.reflectometry.chi.params import ChiParams
+from guidehall.science.reflectometry.formats.read import read_curves
+from guidehall.science.reflectometry.infer_params import InferResult
 from guidehall.science.reflectometry.params import NrSldParams
 
 SETTINGS = """
@@ -100,3 +104,114 @@ def test_a_training_to_chi_comes_along(folder: Path, capsys: pytest.CaptureFixtu
     assert run(["reflectometry", "import-settings", str(folder), "--model-name", "old"]) == 0
     params = ChiParams.model_validate(yaml.safe_load(capsys.readouterr().out))
     assert (params.model_name, params.latent_dim, params.perceptron.epochs) == ("old-chi", 2, 30)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> list[Path]:
+    """Two files of text without units, whose q look like 1/nm, the second with its resolution in percent."""
+    q = np.linspace(0.1, 3.0, 12)
+    r = 1e-3 / q
+    paths = [tmp_path / "d2o.txt", tmp_path / "h2o.txt"]
+    np.savetxt(paths[0], np.stack([q, r, 0.1 * r], axis=1), header="q R dR")
+    columns = np.stack([q, r, 0.1 * r, np.full(12, 2.0)], axis=1)
+    np.savetxt(paths[1], columns, header="q, R, dR, dq (%)", delimiter=",")
+    return paths
+
+
+def test_join_says_how_each_file_was_read(
+    measured: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "all.ort"
+    command = ["reflectometry", "join", *map(str, measured), "--dq", "sigma", "--output", str(output)]
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"2 curves written to {output}: d2o, h2o\n"
+    lines = shown.err.splitlines()
+    assert all(line.startswith(("note: d2o: ", "note: h2o: ")) for line in lines)
+    assert [line.split(": ")[1] for line in lines if "1/angstrom was taken" in line] == ["d2o", "h2o"]
+    assert any(line.startswith("note: h2o: dq is in percent of q") for line in lines)
+    assert run([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["curves"] == ["d2o", "h2o"]
+    assert [f"note: {note}" for note in answer["notes"]] == lines
+
+
+def test_join_takes_the_unit_of_q(
+    measured: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "all.ort"
+    command = ["reflectometry", "join", str(measured[0]), "--q-unit", "1/nm", "--output", str(output)]
+    assert run(command) == 0
+    assert "1/angstrom was taken" not in capsys.readouterr().err
+    (curve,) = read_curves(output.read_bytes(), output.name)
+    np.testing.assert_allclose(curve.q, np.linspace(0.01, 0.3, 12))
+
+
+def test_join_refuses_a_file_named_twice_and_an_output_that_is_an_input(
+    measured: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measured[0].read_bytes()
+    for files, output, said in (
+        ([measured[0], measured[0]], measured[0].with_name("all.ort"), "is named twice"),
+        (measured, measured[0], "is one of FILES, which stay as they are"),
+    ):
+        command = ["reflectometry", "join", *map(str, files), "--dq", "sigma", "--output", str(output)]
+        assert run(command) == 2
+        assert said in capsys.readouterr().err
+    assert measured[0].read_bytes() == before
+    assert not measured[0].with_name("all.ort").exists()
+
+
+def test_a_refusal_names_the_flag_that_is_missing(
+    measured: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(measured[0].with_name("all.ort"))
+    assert run(["reflectometry", "join", str(measured[1]), "--output", output]) == 2
+    assert "--dq" in capsys.readouterr().err
+
+
+def test_fit_finds_a_film_without_a_platform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(refnx.__file__).parent / "analysis/tests/e361r.txt"
+    stack = Path(__file__).parents[3] / "examples/infer.yml"
+    picture, folder = tmp_path / "fit.png", tmp_path / "answer"
+    command = ["reflectometry", "fit", str(file), "--stack", str(stack), "--samples", "0", "--starts", "8"]
+    assert run([*command, "--plot", str(picture), "--save", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "film.thickness" in shown
+    assert shown.splitlines()[-2:] == [f"written: {picture}", f"written: {folder}"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (folder / "answer.txt").exists()
+    assert run([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["chi_square"] < 151
+    found = {item["name"]: item for item in document["parameters"]}
+    assert found["film.thickness"]["value"] == pytest.approx(211, abs=1)
+    assert found["water.sld"]["at_bound"] == "at upper bound"
+    assert run(["reflectometry", "fit", str(file), str(file), "--stack", str(stack)]) == 2
+    assert "is named twice" in capsys.readouterr().err
+
+
+def test_results_mark_values_at_a_bound_and_tell_notes_below_the_name_of_their_curve(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found: dict[str, object] = {"name": "film.sld", "unit": "", "lower": 1.0, "upper": 2.0}
+    curve: dict[str, object] = {"points": 80, "explanations": []}
+    names = ("D2O", "H2O")
+    curves = [
+        {
+            "label": f"curve-{place}",
+            "name": name,
+            "parameters": [{**found, "value": value, "at_bound": at}],
+            "notes": [{"code": "POOR_FIT", "message": f"of {name}"}],
+            **curve,
+        }
+        for place, (name, value, at) in enumerate(
+            zip(names, (1.0, 1.5), ("at lower bound", ""), strict=True), start=1
+        )
+    ]
+    show({"curves": curves}, InferResult.model_json_schema())
+    first, second = capsys.readouterr().out.split("Curve 2 of 2")
+    for said, name in ((first, "D2O"), (second, "H2O")):
+        assert said.index(name) < said.index(f"of {name}")
+    assert "at lower bound" in first
+    assert "at lower bound" not in second

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
 from services.gateway.settings import GatewaySettings, HttpSettings
 
+DESCRIPTION = Path(__file__).parents[3] / "docs/reference/openapi.json"
 NOBODY = {"target": "127.0.0.1:1"}
 
 
@@ -70,6 +74,34 @@ async def test_documentation_pages_load_nothing_from_elsewhere(client: httpx.Asy
         for source in sources:
             assert source.startswith("/"), f"{page} loads {source}"
             assert (await client.get(source)).status_code == 200
+
+
+async def test_a_page_runs_only_its_own_scripts_and_asks_only_the_gateway(client: httpx.AsyncClient) -> None:
+    for page in ("/docs", "/redoc"):
+        answer = await client.get(page)
+        policy = dict(part.split(maxsplit=1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["connect-src"] == "'self'"
+        allowed = policy["script-src"].split()
+        written = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+        hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in written]
+        assert allowed == ["'self'", *(f"'sha256-{digest}'" for digest in hashes)]
+        assert "unsafe-eval" not in answer.headers["content-security-policy"]
+        assert not re.search(r"\son[a-z]+=", answer.text)
+        assert "http" not in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/openapi.json", "/api/v1/health", "/api/v1/nothing", "/static-offline-docs/redoc.standalone.js"]
+)
+async def test_what_is_no_page_loads_nothing_as_one(client: httpx.AsyncClient, path: str) -> None:
+    policy = (await client.get(path)).headers["content-security-policy"]
+    assert policy == "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def test_the_description_in_the_documentation_is_current() -> None:
+    kept = json.loads(DESCRIPTION.read_text())
+    assert kept == _app(_settings()).openapi(), "run ./run openapi"
 
 
 async def test_the_front_page_leads_to_the_documentation(client: httpx.AsyncClient) -> None:
@@ -196,9 +228,10 @@ async def test_a_refusal_says_the_value_and_the_place(
 async def test_a_change_of_nothing_or_of_what_is_fixed_is_a_400(
     client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
-    answer = await client.patch("/api/v1/jobs/a", json=body)
-    assert answer.status_code == 400
-    assert answer.json()["detail"]
+    for kind in ("jobs", "models", "datasets"):
+        answer = await client.patch(f"/api/v1/{kind}/a", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +244,9 @@ async def test_a_change_of_nothing_or_of_what_is_fixed_is_a_400(
         ("POST", "jobs", {"pipeline": "p", "timeout": "30m", "notifications": [{"email_address": "a@b"}]}),
         ("POST", "jobs:purge", {"filter": "", "force": True}),
         ("POST", "jobs:batch", {"requests": [{"pipeline": "p", "timeout": 90}]}),
+        ("PATCH", "models/a", {"display_name": "Film", "labels": {"tag": "x"}, "etag": "3"}),
+        ("PATCH", "datasets/a", {"description": ""}),
+        ("GET", "usage", None),
         ("PATCH", "jobs/a", {"display_name": "", "labels": {}, "priority": "low"}),
         ("DELETE", "jobs/a?etag=e", None),
         ("GET", "jobs/a/attempts", None),

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from guidehall.contracts.workers.v1 import workers_pb2
 from guidehall.core.auth import (
     Authenticator,
     KeyPair,
@@ -27,13 +28,14 @@ from guidehall.core.auth import (
 )
 from guidehall.core.channels import ServiceTokens, credentials_interceptors
 from guidehall.core.errors import Unauthenticated
-from guidehall.core.settings import AuthSettings, ChannelSettings
+from guidehall.core.settings import AuthSettings, ChannelSettings, SettingsError
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
 from services.gateway.legacy.common import OldRouter, as_platform, require_admin, user
 from services.gateway.legacy.limits import allowed
 from services.gateway.legacy.routers import ROUTERS
+from services.gateway.legacy.runs import Memory
 from services.gateway.legacy.shape import is_old
 from services.gateway.settings import GatewaySettings, HttpSettings, LegacySettings
 
@@ -181,6 +183,25 @@ async def test_no_old_path_does_anything_for_somebody_unknown() -> None:
                         assert answer.status_code in (401, 422), (method, path, answer.text)
 
 
+async def test_health_is_told_from_memory_whoever_asks_how_often() -> None:
+    worker = workers_pb2.Worker(state=workers_pb2.WORKER_STATE_DRAINING)
+    worker.pipelines.add(name="reflectometry.pyreflect_cnn")
+
+    async def workers() -> list[workers_pb2.Worker]:
+        return [worker]
+
+    async with _client() as client:
+        # Nobody answers behind this gateway.
+        assert (await client.get("/api/health")).json()["pyreflect_available"] is False
+        transport = client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        memory: Memory = transport.app.state.old_jobs  # type: ignore[attr-defined]
+        memory.changed()
+        await memory.as_of_late("workers", 60, workers)
+        for _ in range(3):
+            assert (await client.get("/api/health")).json()["pyreflect_available"] is True
+
+
 async def test_what_was_sent_is_told_even_where_it_is_no_json() -> None:
     async with _client() as client:
         refused = await client.post(
@@ -190,6 +211,22 @@ async def test_what_was_sent_is_told_even_where_it_is_no_json() -> None:
         )
         assert refused.status_code == 422
         assert refused.json()["detail"][0]["input"][0] == "nan"
+
+
+async def test_what_was_sent_is_told_only_where_it_is_little() -> None:
+    async with _client() as client:
+        for body, told in (
+            ({"name": "film"}, {"name": "film"}),
+            ({"number": {"deep": ["x"] * 2000}}, None),
+            ({"number": "x" * 5000}, "x" * 1000 + "…"),
+            ({"more": "x" * 100_000}, None),
+            ({"more": {"deep": [["x"] * 2000]}}, None),
+        ):
+            refused = await client.post("/api/test/echo", json=body)
+            assert refused.status_code == 422
+            (error,) = refused.json()["detail"]
+            assert error["input"] == told
+            assert len(refused.content) < 5000
 
 
 async def test_every_failure_has_a_detail_and_the_headers_that_another_origin_needs() -> None:
@@ -216,7 +253,7 @@ async def test_every_failure_has_a_detail_and_the_headers_that_another_origin_ne
 
 async def test_preflights_are_answered_and_refused_by_origin() -> None:
     asks = {"Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "x-user-id"}
-    http = HttpSettings(cors_origins=(), cors_origin_regex=r"https://.*\.lab\.example")
+    http = HttpSettings(cors_origins=(), cors_origin_regex=re.compile(r"https://.*\.lab\.example"))
     async with _client(http=http) as client:
         granted = await client.options("/api/test/echo", headers=asks | {"Origin": "https://a.lab.example"})
         assert (granted.status_code, granted.headers["access-control-max-age"]) == (200, "600")
@@ -227,6 +264,12 @@ async def test_preflights_are_answered_and_refused_by_origin() -> None:
             for origin in ("https://a.lab.example", "https://a.lab.example.evil.example")
         ]
         assert (ours.status_code, theirs.status_code) == (200, 403)
+
+
+def test_an_origin_pattern_that_is_none_stops_the_start_by_its_name() -> None:
+    variable = "GUIDEHALL_GATEWAY__HTTP__CORS_ORIGIN_REGEX"
+    with pytest.raises(SettingsError, match=f"{variable}: .*regular expression"):
+        GatewaySettings.load({variable: "https://("})
 
 
 async def test_administration_is_open_outside_production_and_else_by_token() -> None:

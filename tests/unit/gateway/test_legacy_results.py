@@ -44,12 +44,16 @@ CNN_DOCUMENT: dict[str, Any] = {
 CHI_DOCUMENT: dict[str, Any] = {
     "autoencoder_losses": LOSSES,
     "perceptron_losses": LOSSES,
-    "channels": [{"rmse": 2.0, "mae": 1.0, "r2": 0.5}, {"rmse": 0.0, "mae": 0.0, "r2": None}],
+    "channels": [
+        {"name": "chi1", "rmse": 2.0, "mae": 1.0, "r2": 0.5},
+        {"name": "chi2", "rmse": 0.0, "mae": 0.0, "r2": None},
+    ],
     "chi": [{"x": 1, "predicted": 9.0, "actual": None}, {"x": 2, "predicted": 8.0, "actual": None}],
     "predictions": [{"chi": [9.0, 8.0]}],
     "test": {
-        "chi1": {"actual": [1.0, 2.0, 3.0], "predicted": [1.0, 2.5, 9.0]},
+        # Objects come in any order.
         "chi2": {"actual": [10.0, 20.0, 30.0], "predicted": [10.0, 21.0, 60.0]},
+        "chi1": {"actual": [1.0, 2.0, 3.0], "predicted": [1.0, 2.5, 9.0]},
     },
     "profile": {"z": [0.0, 1.0], "sld": [2.0, 0.0], "reconstructed_sld": [1.9, 0.1]},
     "seconds": SECONDS,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import pickle
 import random
+import struct
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +20,7 @@ import torch
 
 from guidehall.core.errors import InvalidArgument
 from guidehall.science.reflectometry.cnn.files import read_weights
-from services.gateway.legacy.torch_files import to_safetensors, to_torch
+from services.gateway.legacy.torch_files import checked_safetensors, to_safetensors, to_torch
 
 TENSORS = {
     "convolution.weight": torch.randn(3, 1, 5),
@@ -108,6 +112,45 @@ async def test_what_is_written_is_what_the_import_reads(tmp_path: Path) -> None:
     assert same(read_weights(tmp_path / "model.pth"), tensors)
 
 
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"[]",
+        b'{"a": 3}',
+        b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+        b"[" * 100_000,
+        *(
+            json.dumps({"a": F32 | change}).encode()
+            for change in (
+                {"dtype": "F8"}, {"dtype": None}, {"dtype": ["F32"]}, {"shape": 2}, {"shape": ["2"]},
+                {"shape": [-2]}, {"shape": [2.0]}, {"shape": [3]}, {"shape": [True, 2]},
+                {"shape": [2] + [1] * 64}, {"data_offsets": [8, 16]}, {"data_offsets": [8]},
+                {"data_offsets": "08"}, {"data_offsets": [0, 10**30], "shape": [10**30]},
+            )
+        ),
+        json.dumps({"a": F32, "b": F32}).encode(),
+    ],
+)  # fmt: skip
+async def test_a_header_that_does_not_describe_its_file_is_refused(header: bytes) -> None:
+    data = len(header).to_bytes(8, "little") + header + bytes(16)
+    with pytest.raises(InvalidArgument, match="got a"):
+        await to_torch(pieces(data))
+    with pytest.raises(InvalidArgument, match="got a"):
+        _ = [piece async for piece in checked_safetensors(pieces(data))]
+
+
+async def test_a_safetensors_file_passes_as_it_is_and_no_byte_more_or_less() -> None:
+    data = safetensors.torch.save(TENSORS)
+    assert b"".join([piece async for piece in checked_safetensors(pieces(data))]) == data
+    for wrong in (data + b"x", data[:-1], data[:100], b""):
+        with pytest.raises(InvalidArgument):
+            _ = [piece async for piece in checked_safetensors(pieces(wrong))]
+
+
 class _Evil:
     def __reduce__(self) -> Any:
         return print, ("ran",)
@@ -124,6 +167,7 @@ _SHARED = torch.arange(6.0)
         ({"a": _SHARED[2:]}, "shares its numbers"),
         ({"a": torch.randn(3, 2).T}, "not in order"),
         ({"a": 3}, "a, which is no tensor"),
+        ({"a": torch.zeros((1,) * 9)}, "9 dimensions"),
         ([TENSORS["half"]], "no dict"),
         ({}, "no dict"),
         (torch.nn.Linear(2, 2), "NEWOBJ"),
@@ -136,6 +180,40 @@ async def test_anything_but_plain_tensors_is_refused(
         await converted(saved(state))
     assert named in refusal.value.message
     assert "ran" not in capsys.readouterr().out
+
+
+def _archive(pickled: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return buffer.getvalue()
+
+
+async def test_a_pickle_of_many_operations_is_refused_while_others_are_served() -> None:
+    served = asyncio.Event()
+
+    async def serve() -> None:
+        served.set()
+
+    # It runs as soon as the conversion lets go of the event loop.
+    other = asyncio.create_task(serve())
+    many = b"\x80\x02" + b"(" + b"N" * 50_000 + b"(t" * 30_000 + b"."
+    with pytest.raises(InvalidArgument, match="more than 100000 operations"):
+        await converted(_archive(many))
+    assert served.is_set()
+    await other
+
+
+async def test_the_end_of_a_record_is_looked_for_in_one_pass() -> None:
+    # Its first record's size follows it, and all of it looks like the beginning of that.
+    name = b"archive/data.pkl"
+    head = struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, 0x0808, 0, 0, 0, 0, 0, 0, len(name), 0)
+    data = head + name + b"PK\x07\x08" * (300 << 10)
+    begun = time.process_time()
+    with pytest.raises(InvalidArgument, match="a record of more than 1048576 bytes"):
+        await converted(data)
+    # Where each place is a copy of what follows it, minutes.
+    assert time.process_time() - begun < 10
 
 
 async def test_what_is_no_such_archive_is_refused() -> None:

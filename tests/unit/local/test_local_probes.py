@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from guidehall.local.probes import is_ready, metric_label
+from guidehall.local.probes import is_ready, metric_label, unreached
 
 
 @contextmanager
@@ -81,3 +81,18 @@ engine_info{engine="c (avx2)",more="x"} 1.0
 def test_a_label_of_a_metric_is_read(answer: bytes, metric: str, label: str, value: str) -> None:
     with _answering(answer) as port:
         assert metric_label(f"http://127.0.0.1:{port}", metric, label, timeout=0.2) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "missing"),
+    [
+        (b'{"status": "degraded", "services": {"trainer": false, "storage": true}}', ("trainer",)),
+        (b'{"status": "ready", "services": {"trainer": true}}', ()),
+        (b'{"status": "ready"}', ()),
+        (b"[]", ()),
+        (b"gibberish", ()),
+    ],
+)
+def test_the_gateway_says_which_services_it_does_not_reach(answer: bytes, missing: tuple[str, ...]) -> None:
+    with _answering(b"HTTP/1.0 200 OK\r\n\r\n" + answer) as port:
+        assert unreached(f"http://127.0.0.1:{port}", timeout=0.2) == missing

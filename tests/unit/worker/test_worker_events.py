@@ -23,7 +23,7 @@ def test_events_are_numbered_from_one_and_go_once() -> None:
     buffer.add_line("a")
     buffer.add_progress(step(1))
     assert lines(buffer) == [1, "a", 1]
-    assert not buffer.waiting
+    assert buffer.sent_number == buffer.last_number
     buffer.add_line("b")
     assert lines(buffer) == [3, "b"]
     assert (buffer.stored_number, buffer.last_number) == (0, 3)
@@ -39,7 +39,7 @@ def test_what_was_not_stored_goes_again_with_the_same_numbers() -> None:
     assert lines(buffer) == [3, "c", "d"]
     buffer.stored(4)
     buffer.resend()
-    assert not buffer.waiting
+    assert buffer.sent_number == buffer.last_number
     assert buffer.stored_number == 4
 
 
@@ -73,7 +73,7 @@ def test_a_flood_of_lines_is_counted_not_kept() -> None:
     buffer.add_line("later")
     assert lines(buffer) == [
         101,
-        "[50 lines are left out here; a job that succeeds has them in its job.log]",
+        "[50 lines are left out here; the log of the ended job has them]",
         "later",
     ]
 
@@ -107,7 +107,7 @@ def test_the_last_lines_of_a_flood_can_be_had_after_all() -> None:
         *(f"line {number}" for number in range(1000 - TAIL_LINES, 1000)),
     ]
     buffer.add_tail()
-    assert not buffer.waiting
+    assert buffer.sent_number == buffer.last_number
 
 
 def test_lines_that_were_all_kept_do_not_come_again() -> None:

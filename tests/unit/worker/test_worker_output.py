@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from hypothesis import given
@@ -45,15 +46,34 @@ def test_pieces_make_no_difference(data: bytes, size: int) -> None:
 
 def test_a_job_log_is_cut_at_its_limit(tmp_path: Path) -> None:
     log = JobLog(tmp_path / "log", 100)
-    for _ in range(20):
-        log.write("nine char")
+    for number in range(10, 40):
+        log.write(f"number {number}")
     described = log.close()
-    content = log.path.read_text()
-    assert content.startswith("nine char\n" * 9)
-    assert content.endswith("[the log is cut here: it reached its limit]\n")
-    assert described.size_bytes == len(content)
+    content = log.path.read_bytes()
+    assert content.decode().splitlines() == [
+        *(f"number {number}" for number in range(10, 15)),
+        "[20 lines are left out here: a log has at most 100 bytes]",
+        *(f"number {number}" for number in range(35, 40)),
+    ]
+    assert (described.size_bytes, described.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     log.write("too late")
-    assert log.path.read_text() == content
+    assert log.close() == described
+    assert log.path.read_bytes() == content
+
+
+def test_a_line_that_no_log_could_hold_is_left_out(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "log", 100)
+    for line in ("first", "x" * 1000, "last"):
+        log.write(line)
+    log.close()
+    note = "[1 lines are left out here: a log has at most 100 bytes]"
+    assert log.path.read_text().splitlines() == ["first", note, "last"]
+
+
+def test_a_log_without_a_line_is_no_file(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "log", 100)
+    assert log.close().size_bytes == 0
+    assert not log.path.exists()
 
 
 def test_readable_text_can_be_stored() -> None:

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from guidehall.contracts.common.v1 import common_pb2 as guidehall_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$guidehall/datasets/v1/datasets.proto\x12\x15guidehall.datasets.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"\x86\x03\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12:\n\x06labels\x18\x05 \x03(\x0b\x32*.guidehall.datasets.v1.Dataset.LabelsEntry\x12\x16\n\x0elatest_version\x18\x06 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x0f\n\x07readers\x18\x0b \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe3\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12.\n\x06object\x18\x03 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12\x10\n\x08\x66ilename\x18\x04 \x01(\t\x12-\n\x0c\x63ontent_info\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x41\n\x06labels\x18\x06 \x03(\x0b\x32\x31.guidehall.datasets.v1.DatasetVersion.LabelsEntry\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07readers\x18\t \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x7f\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12/\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1e.guidehall.datasets.v1.Dataset\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"r\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"a\n\x14ListDatasetsResponse\x12\x30\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1e.guidehall.datasets.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x88\x02\n\x1aUploadDatasetVersionHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12M\n\x06labels\x18\x06 \x03(\x0b\x32=.guidehall.datasets.v1.UploadDatasetVersionHeader.LabelsEntry\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\x1bUploadDatasetVersionRequest\x12\x43\n\x06header\x18\x01 \x01(\x0b\x32\x31.guidehall.datasets.v1.UploadDatasetVersionHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .guidehall.datasets.v1.UploadEndH\x00\x42\t\n\x07message\"/\n\tUploadEnd\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDatasetVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.guidehall.datasets.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x1d\x44ownloadDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x8d\x01\n\x1e\x44ownloadDatasetVersionResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"J\n\x1e\x43reateDatasetVersionUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\"@\n\x13ShareDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t\"\x95\x03\n\x0bUploadRoles\x12\x0c\n\x04name\x18\x01 \x01(\t\x12Q\n\x10\x64\x61taset_versions\x18\x02 \x03(\x0b\x32\x37.guidehall.datasets.v1.UploadRoles.DatasetVersionsEntry\x12M\n\x0emodel_versions\x18\x03 \x03(\x0b\x32\x35.guidehall.datasets.v1.UploadRoles.ModelVersionsEntry\x12)\n\x08settings\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x1a\x36\n\x14\x44\x61tasetVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12ModelVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x15GetUploadRolesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x18UpdateUploadRolesRequest\x12\x38\n\x0cupload_roles\x18\x01 \x01(\x0b\x32\".guidehall.datasets.v1.UploadRoles2\xc9\x08\n\x0f\x44\x61tasetsService\x12\\\n\rCreateDataset\x12+.guidehall.datasets.v1.CreateDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12V\n\nGetDataset\x12(.guidehall.datasets.v1.GetDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12g\n\x0cListDatasets\x12*.guidehall.datasets.v1.ListDatasetsRequest\x1a+.guidehall.datasets.v1.ListDatasetsResponse\x12\\\n\rDeleteDataset\x12+.guidehall.datasets.v1.DeleteDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12s\n\x14UploadDatasetVersion\x12\x32.guidehall.datasets.v1.UploadDatasetVersionRequest\x1a%.guidehall.datasets.v1.DatasetVersion(\x01\x12k\n\x11GetDatasetVersion\x12/.guidehall.datasets.v1.GetDatasetVersionRequest\x1a%.guidehall.datasets.v1.DatasetVersion\x12|\n\x13ListDatasetVersions\x12\x31.guidehall.datasets.v1.ListDatasetVersionsRequest\x1a\x32.guidehall.datasets.v1.ListDatasetVersionsResponse\x12\x87\x01\n\x16\x44ownloadDatasetVersion\x12\x34.guidehall.datasets.v1.DownloadDatasetVersionRequest\x1a\x35.guidehall.datasets.v1.DownloadDatasetVersionResponse0\x01\x12s\n\x17\x43reateDatasetVersionUrl\x12\x35.guidehall.datasets.v1.CreateDatasetVersionUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12Z\n\x0cShareDataset\x12*.guidehall.datasets.v1.ShareDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset2\xe2\x01\n\x12UploadRolesService\x12\x62\n\x0eGetUploadRoles\x12,.guidehall.datasets.v1.GetUploadRolesRequest\x1a\".guidehall.datasets.v1.UploadRoles\x12h\n\x11UpdateUploadRoles\x12/.guidehall.datasets.v1.UpdateUploadRolesRequest\x1a\".guidehall.datasets.v1.UploadRolesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$guidehall/datasets/v1/datasets.proto\x12\x15guidehall.datasets.v1\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"\x86\x03\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12:\n\x06labels\x18\x05 \x03(\x0b\x32*.guidehall.datasets.v1.Dataset.LabelsEntry\x12\x16\n\x0elatest_version\x18\x06 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x0f\n\x07readers\x18\x0b \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe3\x02\n\x0e\x44\x61tasetVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12.\n\x06object\x18\x03 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12\x10\n\x08\x66ilename\x18\x04 \x01(\t\x12-\n\x0c\x63ontent_info\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x41\n\x06labels\x18\x06 \x03(\x0b\x32\x31.guidehall.datasets.v1.DatasetVersion.LabelsEntry\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07readers\x18\t \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x7f\n\x14\x43reateDatasetRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12/\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1e.guidehall.datasets.v1.Dataset\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"r\n\x13ListDatasetsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"a\n\x14ListDatasetsResponse\x12\x30\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1e.guidehall.datasets.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x14UpdateDatasetRequest\x12/\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1e.guidehall.datasets.v1.Dataset\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"2\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x88\x02\n\x1aUploadDatasetVersionHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12M\n\x06labels\x18\x06 \x03(\x0b\x32=.guidehall.datasets.v1.UploadDatasetVersionHeader.LabelsEntry\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\x1bUploadDatasetVersionRequest\x12\x43\n\x06header\x18\x01 \x01(\x0b\x32\x31.guidehall.datasets.v1.UploadDatasetVersionHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x12/\n\x03\x65nd\x18\x03 \x01(\x0b\x32 .guidehall.datasets.v1.UploadEndH\x00\x42\t\n\x07message\"/\n\tUploadEnd\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"(\n\x18GetDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"S\n\x1aListDatasetVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"o\n\x1bListDatasetVersionsResponse\x12\x37\n\x08versions\x18\x01 \x03(\x0b\x32%.guidehall.datasets.v1.DatasetVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x1d\x44ownloadDatasetVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x8d\x01\n\x1e\x44ownloadDatasetVersionResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"J\n\x1e\x43reateDatasetVersionUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\"@\n\x13ShareDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t\"\x95\x03\n\x0bUploadRoles\x12\x0c\n\x04name\x18\x01 \x01(\t\x12Q\n\x10\x64\x61taset_versions\x18\x02 \x03(\x0b\x32\x37.guidehall.datasets.v1.UploadRoles.DatasetVersionsEntry\x12M\n\x0emodel_versions\x18\x03 \x03(\x0b\x32\x35.guidehall.datasets.v1.UploadRoles.ModelVersionsEntry\x12)\n\x08settings\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x1a\x36\n\x14\x44\x61tasetVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12ModelVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"%\n\x15GetUploadRolesRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\x18UpdateUploadRolesRequest\x12\x38\n\x0cupload_roles\x18\x01 \x01(\x0b\x32\".guidehall.datasets.v1.UploadRoles2\xa7\t\n\x0f\x44\x61tasetsService\x12\\\n\rCreateDataset\x12+.guidehall.datasets.v1.CreateDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12V\n\nGetDataset\x12(.guidehall.datasets.v1.GetDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12g\n\x0cListDatasets\x12*.guidehall.datasets.v1.ListDatasetsRequest\x1a+.guidehall.datasets.v1.ListDatasetsResponse\x12\\\n\rUpdateDataset\x12+.guidehall.datasets.v1.UpdateDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12\\\n\rDeleteDataset\x12+.guidehall.datasets.v1.DeleteDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset\x12s\n\x14UploadDatasetVersion\x12\x32.guidehall.datasets.v1.UploadDatasetVersionRequest\x1a%.guidehall.datasets.v1.DatasetVersion(\x01\x12k\n\x11GetDatasetVersion\x12/.guidehall.datasets.v1.GetDatasetVersionRequest\x1a%.guidehall.datasets.v1.DatasetVersion\x12|\n\x13ListDatasetVersions\x12\x31.guidehall.datasets.v1.ListDatasetVersionsRequest\x1a\x32.guidehall.datasets.v1.ListDatasetVersionsResponse\x12\x87\x01\n\x16\x44ownloadDatasetVersion\x12\x34.guidehall.datasets.v1.DownloadDatasetVersionRequest\x1a\x35.guidehall.datasets.v1.DownloadDatasetVersionResponse0\x01\x12s\n\x17\x43reateDatasetVersionUrl\x12\x35.guidehall.datasets.v1.CreateDatasetVersionUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12Z\n\x0cShareDataset\x12*.guidehall.datasets.v1.ShareDatasetRequest\x1a\x1e.guidehall.datasets.v1.Dataset2\xe2\x01\n\x12UploadRolesService\x12\x62\n\x0eGetUploadRoles\x12,.guidehall.datasets.v1.GetUploadRolesRequest\x1a\".guidehall.datasets.v1.UploadRoles\x12h\n\x11UpdateUploadRoles\x12/.guidehall.datasets.v1.UpdateUploadRolesRequest\x1a\".guidehall.datasets.v1.UploadRolesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,58 +45,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADROLES_DATASETVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_UPLOADROLES_MODELVERSIONSENTRY']._loaded_options = None
   _globals['_UPLOADROLES_MODELVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_DATASET']._serialized_start=161
-  _globals['_DATASET']._serialized_end=551
-  _globals['_DATASET_LABELSENTRY']._serialized_start=506
-  _globals['_DATASET_LABELSENTRY']._serialized_end=551
-  _globals['_DATASETVERSION']._serialized_start=554
-  _globals['_DATASETVERSION']._serialized_end=909
-  _globals['_DATASETVERSION_LABELSENTRY']._serialized_start=506
-  _globals['_DATASETVERSION_LABELSENTRY']._serialized_end=551
-  _globals['_CREATEDATASETREQUEST']._serialized_start=911
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1038
-  _globals['_GETDATASETREQUEST']._serialized_start=1040
-  _globals['_GETDATASETREQUEST']._serialized_end=1073
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1075
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1189
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1191
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1288
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1290
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1340
-  _globals['_UPLOADDATASETVERSIONHEADER']._serialized_start=1343
-  _globals['_UPLOADDATASETVERSIONHEADER']._serialized_end=1607
-  _globals['_UPLOADDATASETVERSIONHEADER_LABELSENTRY']._serialized_start=506
-  _globals['_UPLOADDATASETVERSIONHEADER_LABELSENTRY']._serialized_end=551
-  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_start=1610
-  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_end=1813
-  _globals['_UPLOADEND']._serialized_start=1815
-  _globals['_UPLOADEND']._serialized_end=1862
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1864
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1904
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1906
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1989
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1991
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2102
-  _globals['_DOWNLOADDATASETVERSIONREQUEST']._serialized_start=2104
-  _globals['_DOWNLOADDATASETVERSIONREQUEST']._serialized_end=2171
-  _globals['_DOWNLOADDATASETVERSIONRESPONSE']._serialized_start=2174
-  _globals['_DOWNLOADDATASETVERSIONRESPONSE']._serialized_end=2315
-  _globals['_CREATEDATASETVERSIONURLREQUEST']._serialized_start=2317
-  _globals['_CREATEDATASETVERSIONURLREQUEST']._serialized_end=2391
-  _globals['_SHAREDATASETREQUEST']._serialized_start=2393
-  _globals['_SHAREDATASETREQUEST']._serialized_end=2457
-  _globals['_UPLOADROLES']._serialized_start=2460
-  _globals['_UPLOADROLES']._serialized_end=2865
-  _globals['_UPLOADROLES_DATASETVERSIONSENTRY']._serialized_start=2757
-  _globals['_UPLOADROLES_DATASETVERSIONSENTRY']._serialized_end=2811
-  _globals['_UPLOADROLES_MODELVERSIONSENTRY']._serialized_start=2813
-  _globals['_UPLOADROLES_MODELVERSIONSENTRY']._serialized_end=2865
-  _globals['_GETUPLOADROLESREQUEST']._serialized_start=2867
-  _globals['_GETUPLOADROLESREQUEST']._serialized_end=2904
-  _globals['_UPDATEUPLOADROLESREQUEST']._serialized_start=2906
-  _globals['_UPDATEUPLOADROLESREQUEST']._serialized_end=2990
-  _globals['_DATASETSSERVICE']._serialized_start=2993
-  _globals['_DATASETSSERVICE']._serialized_end=4090
-  _globals['_UPLOADROLESSERVICE']._serialized_start=4093
-  _globals['_UPLOADROLESSERVICE']._serialized_end=4319
+  _globals['_DATASET']._serialized_start=195
+  _globals['_DATASET']._serialized_end=585
+  _globals['_DATASET_LABELSENTRY']._serialized_start=540
+  _globals['_DATASET_LABELSENTRY']._serialized_end=585
+  _globals['_DATASETVERSION']._serialized_start=588
+  _globals['_DATASETVERSION']._serialized_end=943
+  _globals['_DATASETVERSION_LABELSENTRY']._serialized_start=540
+  _globals['_DATASETVERSION_LABELSENTRY']._serialized_end=585
+  _globals['_CREATEDATASETREQUEST']._serialized_start=945
+  _globals['_CREATEDATASETREQUEST']._serialized_end=1072
+  _globals['_GETDATASETREQUEST']._serialized_start=1074
+  _globals['_GETDATASETREQUEST']._serialized_end=1107
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1109
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1223
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1225
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1322
+  _globals['_UPDATEDATASETREQUEST']._serialized_start=1324
+  _globals['_UPDATEDATASETREQUEST']._serialized_end=1444
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1446
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1496
+  _globals['_UPLOADDATASETVERSIONHEADER']._serialized_start=1499
+  _globals['_UPLOADDATASETVERSIONHEADER']._serialized_end=1763
+  _globals['_UPLOADDATASETVERSIONHEADER_LABELSENTRY']._serialized_start=540
+  _globals['_UPLOADDATASETVERSIONHEADER_LABELSENTRY']._serialized_end=585
+  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_start=1766
+  _globals['_UPLOADDATASETVERSIONREQUEST']._serialized_end=1969
+  _globals['_UPLOADEND']._serialized_start=1971
+  _globals['_UPLOADEND']._serialized_end=2018
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=2020
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2060
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2062
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2145
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2147
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2258
+  _globals['_DOWNLOADDATASETVERSIONREQUEST']._serialized_start=2260
+  _globals['_DOWNLOADDATASETVERSIONREQUEST']._serialized_end=2327
+  _globals['_DOWNLOADDATASETVERSIONRESPONSE']._serialized_start=2330
+  _globals['_DOWNLOADDATASETVERSIONRESPONSE']._serialized_end=2471
+  _globals['_CREATEDATASETVERSIONURLREQUEST']._serialized_start=2473
+  _globals['_CREATEDATASETVERSIONURLREQUEST']._serialized_end=2547
+  _globals['_SHAREDATASETREQUEST']._serialized_start=2549
+  _globals['_SHAREDATASETREQUEST']._serialized_end=2613
+  _globals['_UPLOADROLES']._serialized_start=2616
+  _globals['_UPLOADROLES']._serialized_end=3021
+  _globals['_UPLOADROLES_DATASETVERSIONSENTRY']._serialized_start=2913
+  _globals['_UPLOADROLES_DATASETVERSIONSENTRY']._serialized_end=2967
+  _globals['_UPLOADROLES_MODELVERSIONSENTRY']._serialized_start=2969
+  _globals['_UPLOADROLES_MODELVERSIONSENTRY']._serialized_end=3021
+  _globals['_GETUPLOADROLESREQUEST']._serialized_start=3023
+  _globals['_GETUPLOADROLESREQUEST']._serialized_end=3060
+  _globals['_UPDATEUPLOADROLESREQUEST']._serialized_start=3062
+  _globals['_UPDATEUPLOADROLESREQUEST']._serialized_end=3146
+  _globals['_DATASETSSERVICE']._serialized_start=3149
+  _globals['_DATASETSSERVICE']._serialized_end=4340
+  _globals['_UPLOADROLESSERVICE']._serialized_start=4343
+  _globals['_UPLOADROLESSERVICE']._serialized_end=4569
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class DatasetsServiceStub(object):
                 request_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.UpdateDataset = channel.unary_unary(
+                '/guidehall.datasets.v1.DatasetsService/UpdateDataset',
+                request_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.UpdateDatasetRequest.SerializeToString,
+                response_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.FromString,
+                _registered_method=True)
         self.DeleteDataset = channel.unary_unary(
                 '/guidehall.datasets.v1.DatasetsService/DeleteDataset',
                 request_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.DeleteDatasetRequest.SerializeToString,
@@ -103,6 +108,12 @@ class DatasetsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDataset(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +181,11 @@ def add_DatasetsServiceServicer_to_server(servicer, server):
                     servicer.ListDatasets,
                     request_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsRequest.FromString,
                     response_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'UpdateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDataset,
+                    request_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.UpdateDatasetRequest.FromString,
+                    response_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.SerializeToString,
             ),
             'DeleteDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDataset,
@@ -288,6 +304,33 @@ class DatasetsService(object):
             '/guidehall.datasets.v1.DatasetsService/ListDatasets',
             guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsRequest.SerializeToString,
             guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.datasets.v1.DatasetsService/UpdateDataset',
+            guidehall_dot_datasets_dot_v1_dot_datasets__pb2.UpdateDatasetRequest.SerializeToString,
+            guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,7 @@ class DatasetsServiceStub:
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetRequest, _datasets_pb2.Dataset]
     GetDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetRequest, _datasets_pb2.Dataset]
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]
+    UpdateDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.UpdateDatasetRequest, _datasets_pb2.Dataset]
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _datasets_pb2.Dataset]
     """Hides the series; versions that jobs pinned stay readable to them."""
     UploadDatasetVersion: _grpc.StreamUnaryMultiCallable[_datasets_pb2.UploadDatasetVersionRequest, _datasets_pb2.DatasetVersion]
@@ -52,6 +53,7 @@ class DatasetsServiceAsyncStub(DatasetsServiceStub):
     CreateDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     GetDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.GetDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     ListDatasets: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetsRequest, _datasets_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    UpdateDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.UpdateDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.DeleteDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
     """Hides the series; versions that jobs pinned stay readable to them."""
     UploadDatasetVersion: _aio.StreamUnaryMultiCallable[_datasets_pb2.UploadDatasetVersionRequest, _datasets_pb2.DatasetVersion]  # type: ignore[assignment]
@@ -84,6 +86,13 @@ class DatasetsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _datasets_pb2.ListDatasetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_datasets_pb2.ListDatasetsResponse, _abc.Awaitable[_datasets_pb2.ListDatasetsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateDataset(
+        self,
+        request: _datasets_pb2.UpdateDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasets_pb2.Dataset, _abc.Awaitable[_datasets_pb2.Dataset]]: ...
 
     @_abc_1.abstractmethod
     def DeleteDataset(

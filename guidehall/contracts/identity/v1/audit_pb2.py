@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from guidehall.contracts.identity.v1 import identity_pb2 as guidehall_dot_identity_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!guidehall/identity/v1/audit.proto\x12\x15guidehall.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$guidehall/identity/v1/identity.proto\"\xbc\x02\n\nAuditEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x32\n\x04kind\x18\x05 \x01(\x0e\x32$.guidehall.identity.v1.PrincipalKind\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06method\x18\x07 \x01(\t\x12\x10\n\x08resource\x18\x08 \x01(\t\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\x13\n\x0b\x65tag_before\x18\n \x01(\t\x12\x12\n\netag_after\x18\x0b \x01(\t\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\r\n\x05\x63ount\x18\r \x01(\x03\x12\x10\n\x08sequence\x18\x0e \x01(\x03\"M\n\x18\x41ppendAuditEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.guidehall.identity.v1.AuditEvent\"2\n\x19\x41ppendAuditEventsResponse\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"O\n\x16ListAuditEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"e\n\x17ListAuditEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.guidehall.identity.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf8\x01\n\x0c\x41uditService\x12v\n\x11\x41ppendAuditEvents\x12/.guidehall.identity.v1.AppendAuditEventsRequest\x1a\x30.guidehall.identity.v1.AppendAuditEventsResponse\x12p\n\x0fListAuditEvents\x12-.guidehall.identity.v1.ListAuditEventsRequest\x1a..guidehall.identity.v1.ListAuditEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!guidehall/identity/v1/audit.proto\x12\x15guidehall.identity.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$guidehall/identity/v1/identity.proto\"\xeb\x02\n\nAuditEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x32\n\x04kind\x18\x05 \x01(\x0e\x32$.guidehall.identity.v1.PrincipalKind\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0e\n\x06method\x18\x07 \x01(\t\x12\x10\n\x08resource\x18\x08 \x01(\t\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\x13\n\x0b\x65tag_before\x18\n \x01(\t\x12\x12\n\netag_after\x18\x0b \x01(\t\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12\r\n\x05\x63ount\x18\r \x01(\x03\x12\x10\n\x08sequence\x18\x0e \x01(\x03\x12\x12\n\nrequest_id\x18\x0f \x01(\t\x12\x0b\n\x03job\x18\x10 \x01(\t\x12\x0c\n\x04seal\x18\x11 \x01(\x03\"M\n\x18\x41ppendAuditEventsRequest\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.guidehall.identity.v1.AuditEvent\"2\n\x19\x41ppendAuditEventsResponse\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"a\n\x16ListAuditEventsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\"e\n\x17ListAuditEventsResponse\x12\x31\n\x06\x65vents\x18\x01 \x03(\x0b\x32!.guidehall.identity.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x18\x45xportAuditEventsRequest\x12\x12\n\nafter_seal\x18\x01 \x01(\x03\"*\n\x19\x45xportAuditEventsResponse\x12\r\n\x05lines\x18\x01 \x03(\t2\xf2\x02\n\x0c\x41uditService\x12v\n\x11\x41ppendAuditEvents\x12/.guidehall.identity.v1.AppendAuditEventsRequest\x1a\x30.guidehall.identity.v1.AppendAuditEventsResponse\x12p\n\x0fListAuditEvents\x12-.guidehall.identity.v1.ListAuditEventsRequest\x1a..guidehall.identity.v1.ListAuditEventsResponse\x12x\n\x11\x45xportAuditEvents\x12/.guidehall.identity.v1.ExportAuditEventsRequest\x1a\x30.guidehall.identity.v1.ExportAuditEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guidehall.contracts.identit
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITEVENT']._serialized_start=132
-  _globals['_AUDITEVENT']._serialized_end=448
-  _globals['_APPENDAUDITEVENTSREQUEST']._serialized_start=450
-  _globals['_APPENDAUDITEVENTSREQUEST']._serialized_end=527
-  _globals['_APPENDAUDITEVENTSRESPONSE']._serialized_start=529
-  _globals['_APPENDAUDITEVENTSRESPONSE']._serialized_end=579
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=581
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=660
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=662
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=763
-  _globals['_AUDITSERVICE']._serialized_start=766
-  _globals['_AUDITSERVICE']._serialized_end=1014
+  _globals['_AUDITEVENT']._serialized_end=495
+  _globals['_APPENDAUDITEVENTSREQUEST']._serialized_start=497
+  _globals['_APPENDAUDITEVENTSREQUEST']._serialized_end=574
+  _globals['_APPENDAUDITEVENTSRESPONSE']._serialized_start=576
+  _globals['_APPENDAUDITEVENTSRESPONSE']._serialized_end=626
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=628
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=725
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=727
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=828
+  _globals['_EXPORTAUDITEVENTSREQUEST']._serialized_start=830
+  _globals['_EXPORTAUDITEVENTSREQUEST']._serialized_end=876
+  _globals['_EXPORTAUDITEVENTSRESPONSE']._serialized_start=878
+  _globals['_EXPORTAUDITEVENTSRESPONSE']._serialized_end=920
+  _globals['_AUDITSERVICE']._serialized_start=923
+  _globals['_AUDITSERVICE']._serialized_end=1293
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,9 @@ class AuditEvent(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    SEAL_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUID chosen by the service that saw it, so that a repeated report counts once."""
     service: _builtins.str
@@ -60,6 +63,12 @@ class AuditEvent(_message.Message):
     """How many like events this one stands for; 1 for a mutation."""
     sequence: _builtins.int
     """Position in the log, given by storage."""
+    request_id: _builtins.str
+    """Of the request that it was done by."""
+    job: _builtins.str
+    """Id of the job that it is about; storage finds it in `resource` when it is empty."""
+    seal: _builtins.int
+    """Number of the batch that it is sealed in, given by storage; 0 as long as that is open."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -79,10 +88,13 @@ class AuditEvent(_message.Message):
         trace_id: _builtins.str = ...,
         count: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        job: _builtins.str = ...,
+        seal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "count", b"count", "etag_after", b"etag_after", "etag_before", b"etag_before", "event_id", b"event_id", "kind", b"kind", "method", b"method", "outcome", b"outcome", "resource", b"resource", "sequence", b"sequence", "service", b"service", "subject", b"subject", "time", b"time", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "count", b"count", "etag_after", b"etag_after", "etag_before", b"etag_before", "event_id", b"event_id", "job", b"job", "kind", b"kind", "method", b"method", "outcome", b"outcome", "request_id", b"request_id", "resource", b"resource", "seal", b"seal", "sequence", b"sequence", "service", b"service", "subject", b"subject", "time", b"time", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,20 +146,26 @@ class ListAuditEventsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
     filter: _builtins.str
-    """`subject = "…"`, `method = "…"`, `resource = "…"`, `outcome = "…"` joined by AND."""
+    """Terms joined by AND: `subject`, `kind`, `actor`, `service`, `outcome`, `trace_id`, `request_id`, `job` with = and
+    !=; `method` and `resource` with : (contains), too; `time` with =, <, <=, >, >=.
+    """
+    order_by: _builtins.str
+    """"sequence desc", which is meant when it is empty, or "sequence"."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,7 +180,7 @@ class ListAuditEventsResponse(_message.Message):
     next_page_token: _builtins.str
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
-        """Newest first."""
+        """Newest first, unless another order was asked for."""
 
     def __init__(
         self,
@@ -177,3 +195,45 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class ExportAuditEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_SEAL_FIELD_NUMBER: _builtins.int
+    after_seal: _builtins.int
+    """Begin after this batch; 0 is the whole log."""
+    def __init__(
+        self,
+        *,
+        after_seal: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seal", b"after_seal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditEventsRequest: _TypeAlias = ExportAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class ExportAuditEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """JSON texts without line breaks: events, seals, at the end one that says that it is the end."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportAuditEventsResponse: _TypeAlias = ExportAuditEventsResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class AuditServiceStub(object):
                 request_serializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.ExportAuditEvents = channel.unary_stream(
+                '/guidehall.identity.v1.AuditService/ExportAuditEvents',
+                request_serializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer(object):
@@ -57,7 +62,15 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Operators and administrators see all, others what they did themselves and what was done to their account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAuditEvents(self, request, context):
+        """The log with its seals, which can be checked without the platform. For operators and administrators.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -74,6 +87,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'ExportAuditEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAuditEvents,
+                    request_deserializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsRequest.FromString,
+                    response_serializer=guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +148,33 @@ class AuditService(object):
             '/guidehall.identity.v1.AuditService/ListAuditEvents',
             guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsRequest.SerializeToString,
             guidehall_dot_identity_dot_v1_dot_audit__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/guidehall.identity.v1.AuditService/ExportAuditEvents',
+            guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsRequest.SerializeToString,
+            guidehall_dot_identity_dot_v1_dot_audit__pb2.ExportAuditEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,9 @@ class AuditServiceStub:
     AppendAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AppendAuditEventsRequest, _audit_pb2.AppendAuditEventsResponse]
     """For services."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEventsRequest, _audit_pb2.ListAuditEventsResponse]
+    """Operators and administrators see all, others what they did themselves and what was done to their account."""
+    ExportAuditEvents: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportAuditEventsRequest, _audit_pb2.ExportAuditEventsResponse]
+    """The log with its seals, which can be checked without the platform. For operators and administrators."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -41,6 +44,9 @@ class AuditServiceAsyncStub(AuditServiceStub):
     AppendAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_pb2.AppendAuditEventsRequest, _audit_pb2.AppendAuditEventsResponse]  # type: ignore[assignment]
     """For services."""
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEventsRequest, _audit_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
+    """Operators and administrators see all, others what they did themselves and what was done to their account."""
+    ExportAuditEvents: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportAuditEventsRequest, _audit_pb2.ExportAuditEventsResponse]  # type: ignore[assignment]
+    """The log with its seals, which can be checked without the platform. For operators and administrators."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -56,6 +62,15 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _audit_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_pb2.ListAuditEventsResponse]]: ...
+    ) -> _typing.Union[_audit_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_pb2.ListAuditEventsResponse]]:
+        """Operators and administrators see all, others what they did themselves and what was done to their account."""
+
+    @_abc_1.abstractmethod
+    def ExportAuditEvents(
+        self,
+        request: _audit_pb2.ExportAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.ExportAuditEventsResponse], _abc.AsyncIterator[_audit_pb2.ExportAuditEventsResponse]]:
+        """The log with its seals, which can be checked without the platform. For operators and administrators."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

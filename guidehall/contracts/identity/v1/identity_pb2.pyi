@@ -591,3 +591,57 @@ class ResolveUserRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveUserRequest: _TypeAlias = ResolveUserRequest  # noqa: Y015
+
+@_typing.final
+class AdmitCallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
+    caller: _builtins.str
+    """Whose calls count together, such as "user:ada" or "address:192.0.2.7"."""
+    what: _builtins.str
+    """What is counted, such as "uploads"."""
+    most: _builtins.int
+    """How many there may be in a window, which begins with its first."""
+    window_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        caller: _builtins.str = ...,
+        what: _builtins.str = ...,
+        most: _builtins.int = ...,
+        window_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "most", b"most", "what", b"what", "window_seconds", b"window_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitCallRequest: _TypeAlias = AdmitCallRequest  # noqa: Y015
+
+@_typing.final
+class AdmitCallResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    admitted: _builtins.bool
+    retry_after_seconds: _builtins.float
+    """Until the window is over; unset when admitted."""
+    def __init__(
+        self,
+        *,
+        admitted: _builtins.bool = ...,
+        retry_after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitCallResponse: _TypeAlias = AdmitCallResponse  # noqa: Y015

@@ -84,6 +84,11 @@ class IdentityServiceStub(object):
                 request_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.SerializeToString,
                 response_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.User.FromString,
                 _registered_method=True)
+        self.AdmitCall = channel.unary_unary(
+                '/guidehall.identity.v1.IdentityService/AdmitCall',
+                request_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallRequest.SerializeToString,
+                response_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallResponse.FromString,
+                _registered_method=True)
 
 
 class IdentityServiceServicer(object):
@@ -152,6 +157,13 @@ class IdentityServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdmitCall(self, request, context):
+        """For the gateway: counts a call that is limited in number for all of its processes together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IdentityServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -204,6 +216,11 @@ def add_IdentityServiceServicer_to_server(servicer, server):
                     servicer.ResolveUser,
                     request_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.FromString,
                     response_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.User.SerializeToString,
+            ),
+            'AdmitCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdmitCall,
+                    request_deserializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallRequest.FromString,
+                    response_serializer=guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -476,6 +493,33 @@ class IdentityService(object):
             '/guidehall.identity.v1.IdentityService/ResolveUser',
             guidehall_dot_identity_dot_v1_dot_identity__pb2.ResolveUserRequest.SerializeToString,
             guidehall_dot_identity_dot_v1_dot_identity__pb2.User.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdmitCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.identity.v1.IdentityService/AdmitCall',
+            guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallRequest.SerializeToString,
+            guidehall_dot_identity_dot_v1_dot_identity__pb2.AdmitCallResponse.FromString,
             options,
             channel_credentials,
             insecure,

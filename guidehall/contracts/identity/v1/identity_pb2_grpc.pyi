@@ -44,6 +44,8 @@ class IdentityServiceStub:
     """For services: is this key good, and whose is it."""
     ResolveUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ResolveUserRequest, _identity_pb2.User]
     """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
+    AdmitCall: _grpc.UnaryUnaryMultiCallable[_identity_pb2.AdmitCallRequest, _identity_pb2.AdmitCallResponse]
+    """For the gateway: counts a call that is limited in number for all of its processes together."""
 
 @_typing.type_check_only
 class IdentityServiceAsyncStub(IdentityServiceStub):
@@ -61,6 +63,8 @@ class IdentityServiceAsyncStub(IdentityServiceStub):
     """For services: is this key good, and whose is it."""
     ResolveUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.ResolveUserRequest, _identity_pb2.User]  # type: ignore[assignment]
     """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
+    AdmitCall: _aio.UnaryUnaryMultiCallable[_identity_pb2.AdmitCallRequest, _identity_pb2.AdmitCallResponse]  # type: ignore[assignment]
+    """For the gateway: counts a call that is limited in number for all of its processes together."""
 
 class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +139,13 @@ class IdentityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identity_pb2.User, _abc.Awaitable[_identity_pb2.User]]:
         """For services: what is kept about a user. One who is seen for the first time is kept as a scientist."""
+
+    @_abc_1.abstractmethod
+    def AdmitCall(
+        self,
+        request: _identity_pb2.AdmitCallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_identity_pb2.AdmitCallResponse, _abc.Awaitable[_identity_pb2.AdmitCallResponse]]:
+        """For the gateway: counts a call that is limited in number for all of its processes together."""
 
 def add_IdentityServiceServicer_to_server(servicer: IdentityServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

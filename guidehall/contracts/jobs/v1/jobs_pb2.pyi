@@ -71,7 +71,7 @@ class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DesiredS
     DESIRED_STATE_STOP: _DesiredState.ValueType  # 3
     """End early and keep the best model so far."""
     DESIRED_STATE_CANCEL: _DesiredState.ValueType  # 4
-    """End and keep nothing."""
+    """End and keep nothing but the log."""
 
 class DesiredState(_DesiredState, metaclass=_DesiredStateEnumTypeWrapper):
     """What the owner wants the job to do. "Pausing" or "stopping" is derived: desired differs from state."""
@@ -82,7 +82,7 @@ DESIRED_STATE_PAUSE: DesiredState.ValueType  # 2
 DESIRED_STATE_STOP: DesiredState.ValueType  # 3
 """End early and keep the best model so far."""
 DESIRED_STATE_CANCEL: DesiredState.ValueType  # 4
-"""End and keep nothing."""
+"""End and keep nothing but the log."""
 Global___DesiredState: _TypeAlias = DesiredState  # noqa: Y015
 
 class _EndReason:

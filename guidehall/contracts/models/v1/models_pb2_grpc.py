@@ -45,6 +45,11 @@ class ModelsServiceStub(object):
                 request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/guidehall.models.v1.ModelsService/UpdateModel',
+                request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
         self.DeleteModel = channel.unary_unary(
                 '/guidehall.models.v1.ModelsService/DeleteModel',
                 request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.DeleteModelRequest.SerializeToString,
@@ -97,6 +102,12 @@ class ModelsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +176,11 @@ def add_ModelsServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
                     response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelRequest.FromString,
+                    response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.SerializeToString,
             ),
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
@@ -261,6 +277,33 @@ class ModelsService(object):
             '/guidehall.models.v1.ModelsService/ListModels',
             guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
             guidehall_dot_models_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.models.v1.ModelsService/UpdateModel',
+            guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelRequest.SerializeToString,
+            guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,7 @@ class ModelsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelsServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.Model]
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.Model]
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.Model]
     """Soft: it is no longer listed or served, and can be brought back."""
     UndeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UndeleteModelRequest, _models_pb2.Model]
@@ -51,6 +52,7 @@ class ModelsServiceAsyncStub(ModelsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     DeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Soft: it is no longer listed or served, and can be brought back."""
     UndeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UndeleteModelRequest, _models_pb2.Model]  # type: ignore[assignment]
@@ -77,6 +79,13 @@ class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListModelsResponse, _abc.Awaitable[_models_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateModel(
+        self,
+        request: _models_pb2.UpdateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]: ...
 
     @_abc_1.abstractmethod
     def DeleteModel(

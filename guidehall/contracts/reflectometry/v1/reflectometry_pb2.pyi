@@ -341,7 +341,9 @@ class AnalyzeCurveResponse(_message.Message):
     reduced_chi_square: _builtins.float
     """The same, divided by points minus free parameters."""
     mean_abs_log10_error: _builtins.float
-    """Mean of |log10 measured - log10 calculated| over used points with positive reflectivity."""
+    """Mean of |log10 measured - log10 calculated| over used points where both are positive and, with error bars,
+    the measured one is above three of them; NaN without any.
+    """
     analysis_version: _builtins.str
     """Version of the analysis code."""
     effective_samples: _builtins.float

@@ -244,6 +244,55 @@ class CreateArtifactUrlRequest(_message.Message):
 Global___CreateArtifactUrlRequest: _TypeAlias = CreateArtifactUrlRequest  # noqa: Y015
 
 @_typing.final
+class DownloadJobLogRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """"projects/{project}/jobs/{job}"."""
+    offset_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        offset_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "offset_bytes", b"offset_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadJobLogRequest: _TypeAlias = DownloadJobLogRequest  # noqa: Y015
+
+@_typing.final
+class DownloadJobLogResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.ObjectHeader: ...
+    @_builtins.property
+    def chunk(self) -> _common_pb2.Chunk: ...
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.ObjectHeader | None = ...,
+        chunk: _common_pb2.Chunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___DownloadJobLogResponse: _TypeAlias = DownloadJobLogResponse  # noqa: Y015
+
+@_typing.final
 class ShareResultRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

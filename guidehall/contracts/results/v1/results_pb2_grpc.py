@@ -55,6 +55,11 @@ class ResultsServiceStub(object):
                 request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.SerializeToString,
                 response_deserializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
                 _registered_method=True)
+        self.DownloadJobLog = channel.unary_stream(
+                '/guidehall.results.v1.ResultsService/DownloadJobLog',
+                request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.SerializeToString,
+                response_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.FromString,
+                _registered_method=True)
         self.ShareResult = channel.unary_unary(
                 '/guidehall.results.v1.ResultsService/ShareResult',
                 request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.SerializeToString,
@@ -89,6 +94,13 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadJobLog(self, request, context):
+        """The whole log of a job that has ended, however it ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ShareResult(self, request, context):
         """Lets others read the result and its files. Idempotent.
         """
@@ -118,6 +130,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.CreateArtifactUrl,
                     request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.FromString,
                     response_serializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.SerializeToString,
+            ),
+            'DownloadJobLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadJobLog,
+                    request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.FromString,
+                    response_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.SerializeToString,
             ),
             'ShareResult': grpc.unary_unary_rpc_method_handler(
                     servicer.ShareResult,
@@ -233,6 +250,33 @@ class ResultsService(object):
             '/guidehall.results.v1.ResultsService/CreateArtifactUrl',
             guidehall_dot_results_dot_v1_dot_results__pb2.CreateArtifactUrlRequest.SerializeToString,
             guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadJobLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/guidehall.results.v1.ResultsService/DownloadJobLog',
+            guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.SerializeToString,
+            guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class ResultsServiceStub:
     ListResults: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListResultsRequest, _results_pb2.ListResultsResponse]
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_results_pb2.DownloadArtifactRequest, _results_pb2.DownloadArtifactResponse]
     CreateArtifactUrl: _grpc.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]
+    DownloadJobLog: _grpc.UnaryStreamMultiCallable[_results_pb2.DownloadJobLogRequest, _results_pb2.DownloadJobLogResponse]
+    """The whole log of a job that has ended, however it ended."""
     ShareResult: _grpc.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]
     """Lets others read the result and its files. Idempotent."""
 
@@ -46,6 +48,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     ListResults: _aio.UnaryUnaryMultiCallable[_results_pb2.ListResultsRequest, _results_pb2.ListResultsResponse]  # type: ignore[assignment]
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_results_pb2.DownloadArtifactRequest, _results_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     CreateArtifactUrl: _aio.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
+    DownloadJobLog: _aio.UnaryStreamMultiCallable[_results_pb2.DownloadJobLogRequest, _results_pb2.DownloadJobLogResponse]  # type: ignore[assignment]
+    """The whole log of a job that has ended, however it ended."""
     ShareResult: _aio.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]  # type: ignore[assignment]
     """Lets others read the result and its files. Idempotent."""
 
@@ -77,6 +81,14 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _results_pb2.CreateArtifactUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.PresignedUrl, _abc.Awaitable[_common_pb2.PresignedUrl]]: ...
+
+    @_abc_1.abstractmethod
+    def DownloadJobLog(
+        self,
+        request: _results_pb2.DownloadJobLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_results_pb2.DownloadJobLogResponse], _abc.AsyncIterator[_results_pb2.DownloadJobLogResponse]]:
+        """The whole log of a job that has ended, however it ended."""
 
     @_abc_1.abstractmethod
     def ShareResult(

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from guidehall.contracts.common.v1 import common_pb2 as guidehall_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"guidehall/results/v1/staging.proto\x12\x14guidehall.results.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a guidehall/common/v1/common.proto\"\xd3\x01\n\x11StageObjectHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .guidehall.results.v1.StagedKind\x12\x11\n\tobject_id\x18\x04 \x01(\t\x12.\n\x06object\x18\x05 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12)\n\x08manifest\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x87\x01\n\x12StageObjectRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.guidehall.results.v1.StageObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"E\n\x13StageObjectResponse\x12.\n\x06object\x18\x01 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"s\n\x12StageResultRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12)\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"E\n\x13StageResultResponse\x12.\n\x06object\x18\x01 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"J\n\x15ReadCheckpointRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\x0f\n\x07ordinal\x18\x03 \x01(\x03\"\x85\x01\n\x16ReadCheckpointResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"\xd5\x01\n\x0ePromoteRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x42\n\x07outputs\x18\x04 \x03(\x0b\x32\x31.guidehall.results.v1.PromoteRequest.OutputsEntry\x1aN\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef:\x02\x38\x01\"9\n\x0fPromoteResponse\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x16\n\x0emodel_versions\x18\x02 \x03(\t\"p\n\x0e\x44iscardRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x1d\n\x15keep_checkpoint_epoch\x18\x02 \x01(\x03\x12\x1f\n\x17keep_checkpoint_ordinal\x18\x03 \x01(\x03\x12\x11\n\tjob_ended\x18\x04 \x01(\x08\"\x11\n\x0f\x44iscardResponse\"*\n\x0c\x43laimRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"\x0f\n\rClaimResponse*v\n\nStagedKind\x12\x1b\n\x17STAGED_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGED_KIND_ARTIFACT\x10\x01\x12\x15\n\x11STAGED_KIND_MODEL\x10\x02\x12\x1a\n\x16STAGED_KIND_CHECKPOINT\x10\x03\x32\xcb\x04\n\x0eStagingService\x12\x64\n\x0bStageObject\x12(.guidehall.results.v1.StageObjectRequest\x1a).guidehall.results.v1.StageObjectResponse(\x01\x12\x62\n\x0bStageResult\x12(.guidehall.results.v1.StageResultRequest\x1a).guidehall.results.v1.StageResultResponse\x12m\n\x0eReadCheckpoint\x12+.guidehall.results.v1.ReadCheckpointRequest\x1a,.guidehall.results.v1.ReadCheckpointResponse0\x01\x12V\n\x07Promote\x12$.guidehall.results.v1.PromoteRequest\x1a%.guidehall.results.v1.PromoteResponse\x12V\n\x07\x44iscard\x12$.guidehall.results.v1.DiscardRequest\x1a%.guidehall.results.v1.DiscardResponse\x12P\n\x05\x43laim\x12\".guidehall.results.v1.ClaimRequest\x1a#.guidehall.results.v1.ClaimResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"guidehall/results/v1/staging.proto\x12\x14guidehall.results.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a guidehall/common/v1/common.proto\"\xd3\x01\n\x11StageObjectHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .guidehall.results.v1.StagedKind\x12\x11\n\tobject_id\x18\x04 \x01(\t\x12.\n\x06object\x18\x05 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12)\n\x08manifest\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x87\x01\n\x12StageObjectRequest\x12\x39\n\x06header\x18\x01 \x01(\x0b\x32\'.guidehall.results.v1.StageObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"E\n\x13StageObjectResponse\x12.\n\x06object\x18\x01 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"s\n\x12StageResultRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12)\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"E\n\x13StageResultResponse\x12.\n\x06object\x18\x01 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"J\n\x15ReadCheckpointRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\x0f\n\x07ordinal\x18\x03 \x01(\x03\"\x85\x01\n\x16ReadCheckpointResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"\xd5\x01\n\x0ePromoteRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0blease_epoch\x18\x02 \x01(\x03\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x42\n\x07outputs\x18\x04 \x03(\x0b\x32\x31.guidehall.results.v1.PromoteRequest.OutputsEntry\x1aN\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef:\x02\x38\x01\"9\n\x0fPromoteResponse\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x16\n\x0emodel_versions\x18\x02 \x03(\t\"\x96\x01\n\x0e\x44iscardRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x1d\n\x15keep_checkpoint_epoch\x18\x02 \x01(\x03\x12\x1f\n\x17keep_checkpoint_ordinal\x18\x03 \x01(\x03\x12\x11\n\tjob_ended\x18\x04 \x01(\x08\x12\x16\n\tlog_owner\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_log_owner\"\x11\n\x0f\x44iscardResponse\"*\n\x0c\x43laimRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"\x0f\n\rClaimResponse*\x8b\x01\n\nStagedKind\x12\x1b\n\x17STAGED_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14STAGED_KIND_ARTIFACT\x10\x01\x12\x15\n\x11STAGED_KIND_MODEL\x10\x02\x12\x1a\n\x16STAGED_KIND_CHECKPOINT\x10\x03\x12\x13\n\x0fSTAGED_KIND_LOG\x10\x04\x32\xcb\x04\n\x0eStagingService\x12\x64\n\x0bStageObject\x12(.guidehall.results.v1.StageObjectRequest\x1a).guidehall.results.v1.StageObjectResponse(\x01\x12\x62\n\x0bStageResult\x12(.guidehall.results.v1.StageResultRequest\x1a).guidehall.results.v1.StageResultResponse\x12m\n\x0eReadCheckpoint\x12+.guidehall.results.v1.ReadCheckpointRequest\x1a,.guidehall.results.v1.ReadCheckpointResponse0\x01\x12V\n\x07Promote\x12$.guidehall.results.v1.PromoteRequest\x1a%.guidehall.results.v1.PromoteResponse\x12V\n\x07\x44iscard\x12$.guidehall.results.v1.DiscardRequest\x1a%.guidehall.results.v1.DiscardResponse\x12P\n\x05\x43laim\x12\".guidehall.results.v1.ClaimRequest\x1a#.guidehall.results.v1.ClaimResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMOTEREQUEST_OUTPUTSENTRY']._loaded_options = None
   _globals['_PROMOTEREQUEST_OUTPUTSENTRY']._serialized_options = b'8\001'
-  _globals['_STAGEDKIND']._serialized_start=1416
-  _globals['_STAGEDKIND']._serialized_end=1534
+  _globals['_STAGEDKIND']._serialized_start=1456
+  _globals['_STAGEDKIND']._serialized_end=1595
   _globals['_STAGEOBJECTHEADER']._serialized_start=125
   _globals['_STAGEOBJECTHEADER']._serialized_end=336
   _globals['_STAGEOBJECTREQUEST']._serialized_start=339
@@ -57,14 +57,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMOTEREQUEST_OUTPUTSENTRY']._serialized_end=1161
   _globals['_PROMOTERESPONSE']._serialized_start=1163
   _globals['_PROMOTERESPONSE']._serialized_end=1220
-  _globals['_DISCARDREQUEST']._serialized_start=1222
-  _globals['_DISCARDREQUEST']._serialized_end=1334
-  _globals['_DISCARDRESPONSE']._serialized_start=1336
-  _globals['_DISCARDRESPONSE']._serialized_end=1353
-  _globals['_CLAIMREQUEST']._serialized_start=1355
-  _globals['_CLAIMREQUEST']._serialized_end=1397
-  _globals['_CLAIMRESPONSE']._serialized_start=1399
-  _globals['_CLAIMRESPONSE']._serialized_end=1414
-  _globals['_STAGINGSERVICE']._serialized_start=1537
-  _globals['_STAGINGSERVICE']._serialized_end=2124
+  _globals['_DISCARDREQUEST']._serialized_start=1223
+  _globals['_DISCARDREQUEST']._serialized_end=1373
+  _globals['_DISCARDRESPONSE']._serialized_start=1375
+  _globals['_DISCARDRESPONSE']._serialized_end=1392
+  _globals['_CLAIMREQUEST']._serialized_start=1394
+  _globals['_CLAIMREQUEST']._serialized_end=1436
+  _globals['_CLAIMRESPONSE']._serialized_start=1438
+  _globals['_CLAIMRESPONSE']._serialized_end=1453
+  _globals['_STAGINGSERVICE']._serialized_start=1598
+  _globals['_STAGINGSERVICE']._serialized_end=2185
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ class _StagedKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StagedKind
     STAGED_KIND_MODEL: _StagedKind.ValueType  # 2
     """A safetensors file with its manifest."""
     STAGED_KIND_CHECKPOINT: _StagedKind.ValueType  # 3
+    STAGED_KIND_LOG: _StagedKind.ValueType  # 4
+    """The whole log of an attempt that did not succeed, in place of those of earlier attempts; its id is "job.log"."""
 
 class StagedKind(_StagedKind, metaclass=_StagedKindEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ STAGED_KIND_ARTIFACT: StagedKind.ValueType  # 1
 STAGED_KIND_MODEL: StagedKind.ValueType  # 2
 """A safetensors file with its manifest."""
 STAGED_KIND_CHECKPOINT: StagedKind.ValueType  # 3
+STAGED_KIND_LOG: StagedKind.ValueType  # 4
+"""The whole log of an attempt that did not succeed, in place of those of earlier attempts; its id is "job.log"."""
 Global___StagedKind: _TypeAlias = StagedKind  # noqa: Y015
 
 @_typing.final
@@ -318,6 +322,7 @@ class DiscardRequest(_message.Message):
     KEEP_CHECKPOINT_EPOCH_FIELD_NUMBER: _builtins.int
     KEEP_CHECKPOINT_ORDINAL_FIELD_NUMBER: _builtins.int
     JOB_ENDED_FIELD_NUMBER: _builtins.int
+    LOG_OWNER_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     keep_checkpoint_epoch: _builtins.int
     """Keep this checkpoint and, while the job goes on, what is newer, for the attempt that made it may be
@@ -327,6 +332,10 @@ class DiscardRequest(_message.Message):
     keep_checkpoint_ordinal: _builtins.int
     job_ended: _builtins.bool
     """The job has ended without a result: nothing but that checkpoint stays, and nothing can be staged any more."""
+    log_owner: _builtins.str
+    """Of a job that has ended: the log of its newest attempt that left one stays, and this owner may read it; a
+    guest's is empty. Not set, the log goes too. While the job goes on, logs stay whatever this says.
+    """
     def __init__(
         self,
         *,
@@ -334,12 +343,15 @@ class DiscardRequest(_message.Message):
         keep_checkpoint_epoch: _builtins.int = ...,
         keep_checkpoint_ordinal: _builtins.int = ...,
         job_ended: _builtins.bool = ...,
+        log_owner: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_owner", b"_log_owner", "log_owner", b"log_owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "job_ended", b"job_ended", "keep_checkpoint_epoch", b"keep_checkpoint_epoch", "keep_checkpoint_ordinal", b"keep_checkpoint_ordinal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_owner", b"_log_owner", "job", b"job", "job_ended", b"job_ended", "keep_checkpoint_epoch", b"keep_checkpoint_epoch", "keep_checkpoint_ordinal", b"keep_checkpoint_ordinal", "log_owner", b"log_owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__log_owner: _TypeAlias = _typing.Literal["log_owner"]  # noqa: Y015
+    _WhichOneofArgType__log_owner: _TypeAlias = _typing.Literal["_log_owner", b"_log_owner"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_owner) -> _WhichOneofReturnType__log_owner | None: ...
 
 Global___DiscardRequest: _TypeAlias = DiscardRequest  # noqa: Y015
 

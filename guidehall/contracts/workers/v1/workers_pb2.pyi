@@ -841,17 +841,25 @@ class FinishRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LEASE_NEXT_FIELD_NUMBER: _builtins.int
+    STARTED_SECONDS_AGO_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     lease_epoch: _builtins.int
     outcome: Global___Outcome.ValueType
     reason: _jobs_pb2.EndReason.ValueType
     lease_next: _builtins.bool
     """The worker is ready for another job: its lease may come with the answer."""
+    started_seconds_ago: _builtins.float
+    """How long ago the pipeline's first line ran, if it did and no session was told of it in time."""
     @_builtins.property
     def error(self) -> _common_pb2.ErrorDetail: ...
     @_builtins.property
     def outputs(self) -> _containers.MessageMap[_builtins.str, _common_pb2.ObjectRef]:
         """Staged outputs of this epoch, by name, with what storage confirmed of each."""
+
+    @_builtins.property
+    def events(self) -> Global___EventBatch:
+        """What a session did not acknowledge, numbered like its batches; a repeat is passed over."""
 
     def __init__(
         self,
@@ -863,12 +871,16 @@ class FinishRequest(_message.Message):
         error: _common_pb2.ErrorDetail | None = ...,
         outputs: _abc.Mapping[_builtins.str, _common_pb2.ObjectRef] | None = ...,
         lease_next: _builtins.bool = ...,
+        started_seconds_ago: _builtins.float | None = ...,
+        events: Global___EventBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_started_seconds_ago", b"_started_seconds_ago", "error", b"error", "events", b"events", "started_seconds_ago", b"started_seconds_ago"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "job", b"job", "lease_epoch", b"lease_epoch", "lease_next", b"lease_next", "outcome", b"outcome", "outputs", b"outputs", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_started_seconds_ago", b"_started_seconds_ago", "error", b"error", "events", b"events", "job", b"job", "lease_epoch", b"lease_epoch", "lease_next", b"lease_next", "outcome", b"outcome", "outputs", b"outputs", "reason", b"reason", "started_seconds_ago", b"started_seconds_ago"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__started_seconds_ago: _TypeAlias = _typing.Literal["started_seconds_ago"]  # noqa: Y015
+    _WhichOneofArgType__started_seconds_ago: _TypeAlias = _typing.Literal["_started_seconds_ago", b"_started_seconds_ago"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_seconds_ago) -> _WhichOneofReturnType__started_seconds_ago | None: ...
 
 Global___FinishRequest: _TypeAlias = FinishRequest  # noqa: Y015
 

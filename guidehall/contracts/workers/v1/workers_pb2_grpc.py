@@ -89,7 +89,8 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """One per running job, for as long as it runs: the only control channel.
+        """One per running job, for as long as it runs: the only control channel. A job that ends at once may do
+        without: `Finish` brings what no session was told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

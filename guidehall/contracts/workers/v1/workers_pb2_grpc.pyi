@@ -36,7 +36,9 @@ class WorkerServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_workers_pb2.RegisterRequest, _workers_pb2.RegisterResponse]
     Lease: _grpc.UnaryUnaryMultiCallable[_workers_pb2.LeaseRequest, _workers_pb2.LeaseResponse]
     Session: _grpc.StreamStreamMultiCallable[_workers_pb2.SessionRequest, _workers_pb2.SessionResponse]
-    """One per running job, for as long as it runs: the only control channel."""
+    """One per running job, for as long as it runs: the only control channel. A job that ends at once may do
+    without: `Finish` brings what no session was told.
+    """
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_workers_pb2.CommitCheckpointRequest, _workers_pb2.CommitCheckpointResponse]
     Finish: _grpc.UnaryUnaryMultiCallable[_workers_pb2.FinishRequest, _workers_pb2.FinishResponse]
     """The end of an attempt. Idempotent for one epoch; refused when the epoch is stale."""
@@ -53,7 +55,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_workers_pb2.RegisterRequest, _workers_pb2.RegisterResponse]  # type: ignore[assignment]
     Lease: _aio.UnaryUnaryMultiCallable[_workers_pb2.LeaseRequest, _workers_pb2.LeaseResponse]  # type: ignore[assignment]
     Session: _aio.StreamStreamMultiCallable[_workers_pb2.SessionRequest, _workers_pb2.SessionResponse]  # type: ignore[assignment]
-    """One per running job, for as long as it runs: the only control channel."""
+    """One per running job, for as long as it runs: the only control channel. A job that ends at once may do
+    without: `Finish` brings what no session was told.
+    """
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_workers_pb2.CommitCheckpointRequest, _workers_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
     Finish: _aio.UnaryUnaryMultiCallable[_workers_pb2.FinishRequest, _workers_pb2.FinishResponse]  # type: ignore[assignment]
     """The end of an attempt. Idempotent for one epoch; refused when the epoch is stale."""
@@ -85,7 +89,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_workers_pb2.SessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_workers_pb2.SessionResponse], _abc.AsyncIterator[_workers_pb2.SessionResponse]]:
-        """One per running job, for as long as it runs: the only control channel."""
+        """One per running job, for as long as it runs: the only control channel. A job that ends at once may do
+        without: `Finish` brings what no session was told.
+        """
 
     @_abc_1.abstractmethod
     def CommitCheckpoint(

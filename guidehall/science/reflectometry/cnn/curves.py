@@ -25,9 +25,8 @@ from guidehall.science.reflectometry.network_params import LARGEST
 from guidehall.science.reflectometry.params import sigma_of
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.resolution import resolution
+from guidehall.science.reflectometry.validity import LEAST_SLD
 
-# In 1e-6/angstrom^2; no film with an SLD at all has less of it everywhere.
-_LEAST_SLD = 1e-3
 # A set is made in pieces, so that a cancellation is heard.
 _PIECE = 256
 
@@ -143,7 +142,7 @@ def refuse_wrong_sld_unit(profiles: np.ndarray, field: str) -> None:
         UserError: blames `field` and names the unit.
     """
     largest = float(np.abs(profiles[:, 1]).max())
-    if 0 < largest < _LEAST_SLD:
+    if 0 < largest < LEAST_SLD:
         allowed = "SLD must be in 1e-6/angstrom^2, as 2.07 for silicon: these look like 1/angstrom^2"
         raise UserError(field, f"no SLD above {largest:g}", allowed)
 

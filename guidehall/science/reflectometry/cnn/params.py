@@ -23,6 +23,7 @@ from guidehall.science.reflectometry.params import (
     BeamSide,
     ChannelErrors,
     EpochLosses,
+    Note,
     Params,
     Range,
     Residuals,
@@ -276,5 +277,7 @@ class PredictResult(Params):
     answers: list[PredictedCurve]
     misfits: list[CurveMisfit] = shown("table", "Measured curves and those of the answers")
     residuals: Residuals = shown("pairs", RESIMULATED)
+    # Each begins with the name of its curve.
+    notes: list[Note] = shown("table", "What to know of these answers")
     seconds: float = Field(title="Seconds")
     provenance: Provenance

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
 from guidehall.science.pipeline import Context, UserError, raise_if_cancelled
 from guidehall.science.reflectometry import plots
+from guidehall.science.reflectometry.analysis import assumed_resolution, file_notes
 from guidehall.science.reflectometry.assessment import residuals_of
 from guidehall.science.reflectometry.cnn.evaluation import reflectivity_of_profile
 from guidehall.science.reflectometry.cnn.import_model import read_cnn
@@ -23,7 +25,7 @@ from guidehall.science.reflectometry.cnn.params import (
 from guidehall.science.reflectometry.cnn.predictor import CnnPredictor
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.formats.read import read_curves
-from guidehall.science.reflectometry.params import sigma_of
+from guidehall.science.reflectometry.params import Note, sigma_of
 
 MAX_CURVES = 1000
 _FIELD = "inputs.experimental_nr"
@@ -43,6 +45,7 @@ def run(params: PredictParams, context: Context) -> PredictResult:
     answers: list[PredictedCurve] = []
     misfits: list[CurveMisfit] = []
     decades: list[np.ndarray] = []
+    notes: list[Note] = []
     unphysical = 0
     for place, curve in enumerate(curves, start=1):
         raise_if_cancelled(context)
@@ -51,6 +54,7 @@ def run(params: PredictParams, context: Context) -> PredictResult:
         again = _again(params, curve, profile)
         profiles.append(profile)
         unphysical += again is None
+        notes += [Note(note.code, f"{name}: {note.message}") for note in _notes(params, curve)]
         misses = _decades(curve, again)
         if len(misses):
             decades.append(misses)
@@ -68,6 +72,7 @@ def run(params: PredictParams, context: Context) -> PredictResult:
         answers=answers,
         misfits=misfits,
         residuals=residuals_of(decades, unphysical, np.array(chi_squares) if chi_squares else None),
+        notes=notes,
         seconds=time.monotonic() - began,
         provenance=context.provenance,
     )
@@ -103,10 +108,25 @@ def _profile(predictor: CnnPredictor, curve: Curve, name: str) -> np.ndarray:
 
 def _again(params: PredictParams, curve: Curve, profile: np.ndarray) -> np.ndarray | None:
     """The curve [N] of a profile as the instrument would have seen it."""
-    own = curve.relative_dq if curve.dq is None else curve.dq / curve.q
-    sigma = sigma_of(params.resolution, params.resolution_convention) if own is None else own
+    own = _relative_sigma(curve)
     z, sld = profile.astype(np.float64)
-    return reflectivity_of_profile(curve.q, sigma, z, sld, curve.beam_side or params.beam)
+    return reflectivity_of_profile(
+        curve.q, _assumed(params) if own is None else own, z, sld, curve.beam_side or params.beam
+    )
+
+
+def _notes(params: PredictParams, curve: Curve) -> Iterator[Note]:
+    yield from file_notes(curve)
+    if _relative_sigma(curve) is None:
+        yield assumed_resolution(_assumed(params))
+
+
+def _relative_sigma(curve: Curve) -> np.ndarray | float | None:
+    return curve.relative_dq if curve.dq is None else curve.dq / curve.q
+
+
+def _assumed(params: PredictParams) -> float:
+    return sigma_of(params.resolution, params.resolution_convention)
 
 
 def _decades(curve: Curve, again: np.ndarray | None) -> np.ndarray:

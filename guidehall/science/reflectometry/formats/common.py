@@ -27,7 +27,7 @@ _LENGTHS = {
 _LENGTH = "|".join(_LENGTHS)
 _INVERSE = re.compile(rf"(?:1/|per|inv(?:erse)?)({_LENGTH})|({_LENGTH})(?:\*\*|\^)?\(?(?:-1|⁻¹)\)?")
 # Reflectometers end far below this, so a larger q without a unit is rather one in 1/nm.
-_LARGEST_USUAL_Q = 2.0
+_LARGEST_USUAL_Q = 0.8
 # From half a width at half maximum to one standard deviation.
 _HALF_WIDTH = 2.0 / FWHM_PER_SIGMA
 

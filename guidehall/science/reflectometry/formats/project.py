@@ -170,7 +170,7 @@ def read_project(path: Path) -> Project:
     if path.is_dir():
         found = [path / name for name in SETTINGS if (path / name).is_file()]
         if not found:
-            raise UserError("folder", path, f"must hold one of {', '.join(SETTINGS)}")
+            raise UserError("folder", str(path), f"must hold one of {', '.join(SETTINGS)}")
         settings_file = found[0]
     settings = _settings(settings_file)
     problems = []

@@ -82,7 +82,8 @@ def read_files(
 ) -> list[Curve]:
     """The curves of several files, in that order, each with a name of its own in `metadata.data_set`.
 
-    That of a curve that is alone in its file is the file's, without its ending.
+    That of a curve that is alone in its file is the file's, without its ending; those of one file that has
+    several are their own.
 
     Raises:
         UserError: a file cannot be read, or is wrong.
@@ -95,7 +96,9 @@ def read_files(
             raise UserError("data", path, f"cannot be read: {error.strerror}") from None
         curves = read_curves(content, path.name, dq=dq, q_unit=q_unit, field=path.name)
         for place, curve in enumerate(curves, start=1):
-            name = path.stem if len(curves) == 1 else f"{path.stem} {curve.metadata.data_set or place}"
+            name = curve.metadata.data_set or str(place)
+            if len(paths) > 1 or len(curves) == 1:
+                name = path.stem if len(curves) == 1 else f"{path.stem} {name}"
             while any(name == other.metadata.data_set for other in found):
                 name += "'"
             found.append(replace(curve, metadata=replace(curve.metadata, data_set=name)))

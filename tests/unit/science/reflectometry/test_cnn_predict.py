@@ -109,6 +109,24 @@ def test_resolution_is_that_of_the_file_or_else_the_one_given(
     assert errors["default"] > 0.05
 
 
+def test_notes_name_their_curves(network: dict[str, Path], tmp_path: Path) -> None:
+    wide = curve_of(0.05)
+    result, _ = predict(tmp_path / "file", network, export.to_ort(wide))
+    assert not [note for note in result.notes if note.code == "RESOLUTION_ASSUMED"]
+    bare = np.stack([wide.q, wide.r])[None].repeat(2, 0)
+    result, _ = predict(tmp_path / "bare", network, bare, resolution=0.05)
+    assumed = [note.message for note in result.notes if note.code == "RESOLUTION_ASSUMED"]
+    said = "the curve has no dq; 0.05 q (one standard deviation) was assumed"
+    assert assumed == [f"0: {said}", f"1: {said}"]
+    # In percent, which the file says of R.
+    head = "# q (1/angstrom), R (%)\n"
+    rows = "".join(f"{q:.8e} {100 * r:.8e}\n" for q, r in zip(wide.q, wide.r, strict=True))
+    result, _ = predict(tmp_path / "text", network, (head + rows).encode())
+    read = [note.message for note in result.notes if note.code == "FILE_READ"]
+    assert read
+    assert all(message.startswith("1: ") for message in read)
+
+
 def test_error_bars_give_a_chi_square(network: dict[str, Path], tmp_path: Path) -> None:
     curve = curve_of(0.0125)
     shifted = replace(curve, r=curve.r * 1.1)

@@ -172,6 +172,22 @@ def test_too_few_layers_are_doubted_and_the_evidence_counts_them(tmp_path: Path)
     assert probable.layers == 2
 
 
+def test_the_evidence_of_curves_that_test_nothing_is_doubted(tmp_path: Path) -> None:
+    one = {
+        "fronting": {"name": "air", "sld": 0.0},
+        "layers": [{"name": "top", "sld": {"min": 0.5, "max": 6.0}, "thickness": {"min": 30, "max": 200}}],
+        "backing": {"name": "silicon", "sld": 2.07},
+    }
+    table = simulated(one, [120.0, 4.5, 1.0, 1e-7], seed=5)
+    params = {"stack": one, "samples": 0, "layer_counts": 1, "starts": 4}
+    few, _ = fitted(tmp_path / "few", write(tmp_path / "few.ort", table[::40]), params)
+    assert [item.doubts for item in few.layer_evidence] == ["TOO_FEW_POINTS"]
+    noise = table.copy()
+    noise[:, 1], noise[:, 2] = 0.0, 1.0
+    dark, _ = fitted(tmp_path / "dark", write(tmp_path / "dark.ort", noise), params)
+    assert "NO_SIGNAL" in dark.layer_evidence[0].doubts
+
+
 def test_the_evidence_counts_the_layers_of_each_curve(tmp_path: Path) -> None:
     bounds = {"sld": {"min": 0.5, "max": 6.0}, "thickness": {"min": 30, "max": 200}, "roughness": 3.0}
     one = {

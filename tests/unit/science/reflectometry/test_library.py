@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import runpy
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 
 import guidehall
 from guidehall.science.pipeline import UserError
-from guidehall.science.reflectometry.curves import Curve
+from guidehall.science.reflectometry.curves import Curve, Metadata
+from guidehall.science.reflectometry.export import join_ort
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
 from guidehall.science.reflectometry.params import StackPrior
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.progress import ProgressLine
 from guidehall.science.reflectometry.resolution import resolution
-from tests.unit.science.reflectometry.test_infer import FILM
+from tests.unit.science.reflectometry.test_infer import FILM, WATER, simulated
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
 
@@ -221,3 +223,33 @@ def test_points_below_the_noise_do_not_make_a_fit_poor() -> None:
     curve = Curve(q, r + dr * generator.standard_normal(len(q)), dr, 0.02 * q)
     found = guidehall.fit(curve, stack, instrument={"background": 0.0}, samples=0, starts=8)
     assert not {"POOR_FIT", "MODEL_INSUFFICIENT"} & codes(found)
+
+
+def test_a_model_file_may_bring_its_instrument(tmp_path: Path) -> None:
+    file = tmp_path / "film.json"
+    file.write_text(json.dumps({"stack": FILM, "instrument": {"background": {"min": 2e-8, "max": 1e-5}}}))
+    found = guidehall.fit(MEASURED / "e361r.txt", file, samples=0, starts=2)
+    assert found["background"].lower == pytest.approx(2e-8)
+    own = guidehall.fit(MEASURED / "e361r.txt", file, instrument=Instrument(), samples=0, starts=2)
+    assert own["background"].lower == pytest.approx(1e-9)
+
+
+def test_sets_of_one_file_keep_their_names(tmp_path: Path) -> None:
+    names = ["in water", "in air"]
+    tables = [simulated(FILM, WATER, seed=seed) for seed in (1, 2)]
+    curves = [
+        Curve(q, r, dr, dq, metadata=Metadata(data_set=name))
+        for (q, r, dr, dq), name in zip((table.T for table in tables), names, strict=True)
+    ]
+    (tmp_path / "both.ort").write_bytes(join_ort(curves))
+    found = guidehall.fit(tmp_path / "both.ort", FILM, samples=0, starts=2)
+    assert [item.name for item in found.curves] == names
+
+
+def test_a_mistyped_name_is_told_with_the_right_one() -> None:
+    film = json.loads(json.dumps(FILM))
+    film["layers"][1]["thicknes"] = film["layers"][1].pop("thickness")
+    with pytest.raises(UserError) as caught:
+        guidehall.fit(MEASURED / "e361r.txt", film)
+    assert caught.value.field == "model.layers[1].thicknes"
+    assert "did you mean thickness?" in str(caught.value)

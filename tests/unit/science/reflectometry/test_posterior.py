@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidehall.science.reflectometry import posterior
 from guidehall.science.reflectometry.fit import Mode, descend, merge
 from guidehall.science.reflectometry.posterior import Posterior, sample
 
@@ -117,6 +118,22 @@ def test_two_factors_of_which_only_the_product_is_known() -> None:
     expected = math.log(deviation * math.sqrt(2.0 * math.pi) * whole)
     assert found.log_evidence == pytest.approx(expected, abs=0.15)
     assert found.method == "sequential"
+
+
+def test_a_ladder_may_have_as_many_rungs_as_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one rung less its end is a leap, whose samples nobody may trust."""
+    target = Known(2, lambda unit: (unit[:, :1] * unit[:, 1:] - 0.1) / 0.002)
+    reached: list[float] = []
+    free = sample(target, target.modes(), 200, 3, reached=reached.append)
+    # The first was told before the ladder.
+    rungs = len(reached) - 1
+    assert (free.method, free.mixed) == ("sequential", True)
+    monkeypatch.setattr(posterior, "_MOST_RUNGS", rungs)
+    allowed = sample(target, target.modes(), 200, 3)
+    assert allowed.mixed
+    assert np.array_equal(allowed.unit, free.unit)
+    monkeypatch.setattr(posterior, "_MOST_RUNGS", rungs - 1)
+    assert not sample(target, target.modes(), 200, 3).mixed
 
 
 def test_a_seed_decides() -> None:

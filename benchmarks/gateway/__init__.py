@@ -1,0 +1,1 @@
+"""The HTTP gateway: what a request costs besides what it asks for."""

@@ -1,0 +1,1 @@
+"""Generated from protos/ by `./run protos`. Never edited by hand."""

@@ -1,0 +1,1 @@
+"""What is kept about one person: told in one piece, or erased."""

@@ -1,0 +1,194 @@
+"""Takes storage's steps of erasures, some rows in each transaction: killed anywhere, it goes on there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, Table, delete, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from guidehall.core import names
+from guidehall.core.access import GROUP_PROJECT, user_reader
+from guidehall.core.errors import AppError
+from guidehall.core.faults import fault_point
+from services.storage import garbage, outbox
+from services.storage.audit import log
+from services.storage.database import SERVICE, Database
+from services.storage.personal_data.erasures import Erasure, complete, due, finish
+from services.storage.tables import (
+    artifacts,
+    dataset_versions,
+    datasets,
+    history,
+    model_versions,
+    models,
+    requests,
+    results,
+    upload_roles,
+)
+
+logger = logging.getLogger(__name__)
+
+_TOGETHER = 50
+_OWNED = {"datasets": datasets, "models": models, "results": results}
+ERASED_METHOD = "/guidehall.identity.v1.PersonalDataService/Erased"
+
+
+class Eraser:
+    """Runs in every replica; what one has locked the others pass over."""
+
+    def __init__(self, database: Database, collector: garbage.Collector, interval_seconds: float) -> None:
+        self._database = database
+        self._collector = collector
+        self._interval = interval_seconds
+
+    async def run(self) -> None:
+        """Goes on until cancelled, whatever is away meanwhile."""
+        while True:
+            try:
+                while await self.advance():
+                    pass
+            except AppError as error:
+                logger.debug("erasures wait: %s", error.message)
+            except SQLAlchemyError:
+                # Such as a table that refers to what is to go: the rest of the service goes on.
+                logger.exception("an erasure cannot go on")
+            await asyncio.sleep(self._interval)
+
+    async def advance(self) -> bool:
+        """Takes one step, or a part of one; whether there was any.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        async with self._database.transaction() as connection:
+            erasure = await due(connection)
+            if erasure is None:
+                return False
+            step = erasure.steps_left[0]
+            if await self._take(connection, erasure, step):
+                await complete(connection, erasure.id, step)
+            fault_point("storage.erasure.stepped")
+        self._database.announced.set()
+        self._collector.wake()
+        return True
+
+    async def _take(self, connection: AsyncConnection, erasure: Erasure, step: str) -> bool:
+        """Does what a step is about; whether nothing of it is left."""
+        user = erasure.user_id
+        assert user is not None  # noqa: S101 (it is not done)
+        if step == "history":
+            await connection.execute(delete(history).where(history.c.user_id == user))
+            await connection.execute(delete(upload_roles).where(upload_roles.c.user_id == user))
+        elif step == "requests":
+            await connection.execute(delete(requests).where(requests.c.caller == f"user:{user}"))
+        elif step == "name":
+            # An upload that had begun before may have ended only now.
+            for step in _OWNED:
+                if not await _clear(connection, erasure, step):
+                    return False
+                await _stop_sharing(connection, _OWNED[step], user)
+            await self._finish(connection, erasure)
+        else:
+            return await _clear(connection, erasure, step)
+        return True
+
+    async def _finish(self, connection: AsyncConnection, erasure: Erasure) -> None:
+        await finish(connection, erasure)
+        entry = log.Entry(
+            event_id=str(uuid.uuid4()),
+            time=datetime.now(UTC),
+            service=SERVICE,
+            subject=SERVICE,
+            kind="service",
+            actor="",
+            method=ERASED_METHOD,
+            resource=names.USER.format(user=erasure.pseudonym),
+            outcome="OK",
+            etag_before="",
+            etag_after="",
+            trace_id="",
+            count=1,
+        )
+        await log.append(connection, [entry])
+
+
+async def _clear(connection: AsyncConnection, erasure: Erasure, step: str) -> bool:
+    """Gives away or deletes what a user owns in one table; whether nothing of it is left."""
+    user = erasure.user_id
+    assert user is not None  # noqa: S101 (it is not done)
+    table = _OWNED[step]
+    # What is in a group's project is the group's: it stays, without the name of who made it.
+    await _hand_over(connection, table, user, erasure.pseudonym, table.c.project.startswith(GROUP_PROJECT))
+    if erasure.hand_over_to:
+        await _hand_over(connection, table, user, erasure.hand_over_to)
+        return True
+    if step == "datasets":
+        return await _delete_datasets(connection, user)
+    if step == "models":
+        return await _delete_models(connection, user)
+    return await _delete_results(connection, user)
+
+
+async def _hand_over(
+    connection: AsyncConnection, table: Table, user: str, heir: str, *which: ColumnElement[bool]
+) -> None:
+    await _change(connection, table, {"owner": heir}, table.c.owner == user, *which)
+
+
+async def _stop_sharing(connection: AsyncConnection, table: Table, user: str) -> None:
+    """Nothing of others' says any more that it is shared with a user."""
+    reader = user_reader(user)
+    without = func.array_remove(table.c.readers, reader)
+    await _change(connection, table, {"readers": without}, table.c.readers.contains([reader]))
+
+
+async def _change(
+    connection: AsyncConnection, table: Table, values: dict[str, Any], *which: ColumnElement[bool]
+) -> None:
+    if "revision" in table.c:
+        values = values | {"revision": table.c.revision + 1, "update_time": func.now()}
+    await connection.execute(update(table).where(*which).values(values))
+
+
+async def _delete_datasets(connection: AsyncConnection, user: str) -> bool:
+    rows = (await connection.execute(_some(datasets, user))).all()
+    for row in rows:
+        gone = delete(dataset_versions).filter_by(project=row.project, dataset=row.id)
+        keys = (await connection.scalars(gone.returning(dataset_versions.c.object_key))).all()
+        await garbage.drop(connection, keys)
+        await connection.execute(delete(datasets).filter_by(project=row.project, id=row.id))
+    return len(rows) < _TOGETHER
+
+
+async def _delete_models(connection: AsyncConnection, user: str) -> bool:
+    rows = (await connection.execute(_some(models, user))).all()
+    told = []
+    for row in rows:
+        gone = delete(model_versions).filter_by(project=row.project, model=row.id)
+        keys = (await connection.scalars(gone.returning(model_versions.c.object_key))).all()
+        await garbage.drop(connection, keys)
+        await connection.execute(delete(models).filter_by(project=row.project, id=row.id))
+        name = names.MODEL.format(project=row.project, model=row.id)
+        told.append(outbox.Announcement(outbox.MODEL_DELETED, {"model": name, "deleted": True}))
+    await outbox.enqueue(connection, told)
+    return len(rows) < _TOGETHER
+
+
+async def _delete_results(connection: AsyncConnection, user: str) -> bool:
+    rows = (await connection.execute(_some(results, user))).all()
+    for row in rows:
+        gone = delete(artifacts).filter_by(project=row.project, result=row.id)
+        keys = (await connection.scalars(gone.returning(artifacts.c.object_key))).all()
+        await garbage.drop(connection, keys)
+        await connection.execute(delete(results).filter_by(project=row.project, id=row.id))
+    return len(rows) < _TOGETHER
+
+
+def _some(table: Table, user: str) -> Select[Any]:
+    return select(table.c.project, table.c.id).where(table.c.owner == user).limit(_TOGETHER).with_for_update()

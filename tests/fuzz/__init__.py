@@ -1,0 +1,1 @@
+"""Random requests for every operation of the HTTP interface and for every rpc."""
