@@ -20,6 +20,7 @@ from guidehall.cli import (
     control,
     data,
     demo,
+    groups,
     jobs,
     local,
     platform,
@@ -99,8 +100,8 @@ def cli(**_: object) -> None:
 
 
 for _module in (
-    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, audit,
-    local, demo,
+    submit, jobs, control, upkeep, queue, workers, predict, data, reflectometry, platform, account, groups,
+    audit, local, demo,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

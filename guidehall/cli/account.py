@@ -220,11 +220,16 @@ def tokens(ctx: click.Context, user: str, as_json: bool) -> None:
 )
 @click.option("--ttl", type=DURATION, default=0, help="How long it counts, such as 90d. [default: for ever]")
 @click.option("--user", default="", metavar="NAME", help="For whom. [default: yourself]")
+@click.option(
+    "--scope", "scopes", multiple=True, help="Limits it, such as jobs:write. [default: all the roles allow]"
+)
 @json_option
-def create(name: str, roles: tuple[str, ...], ttl: int, user: str, as_json: bool) -> None:
+def create(
+    name: str, roles: tuple[str, ...], ttl: int, user: str, scopes: tuple[str, ...], as_json: bool
+) -> None:
     """Make an API key. It is shown this once: on standard output, alone."""
     with connect() as client:
-        made = client.create_api_key(user, name=name, roles=roles, ttl=ttl)
+        made = client.create_api_key(user, name=name, roles=roles, ttl=ttl, scopes=scopes)
     if as_json:
         emit(made)
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from guidehall.client import _control, _jobs, _platform, _prediction, _stored, _submissions, types
+from guidehall.client import _control, _groups, _jobs, _platform, _prediction, _stored, _submissions, types
 from guidehall.client._async_driver import AsyncDriver
 from guidehall.client._client import as_timeouts
 from guidehall.client._config import Config, Credentials, Timeouts, Tls
@@ -382,13 +382,52 @@ class AsyncClient:
         name: str = "",
         roles: Sequence[str] = (),
         ttl: int | float | str = 0,
+        scopes: Sequence[str] = (),
     ) -> types.NewApiKey:
         """As `Client.create_api_key`."""
-        return await self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl))
+        return await self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl, scopes))
 
     async def revoke_api_key(self, key: str, user: str = "") -> types.ApiKey:
         """As `Client.revoke_api_key`."""
         return await self._driver.run(_platform.revoke_api_key(self._config, key, user))
+
+    async def groups(self) -> list[types.Group]:
+        """As `Client.groups`."""
+        return await self._driver.run(_groups.groups(self._config))
+
+    async def create_group(self, group: str, *, display_name: str = "", description: str = "") -> types.Group:
+        """As `Client.create_group`."""
+        return await self._driver.run(_groups.create_group(self._config, group, display_name, description))
+
+    async def group_members(self, group: str) -> list[types.GroupMember]:
+        """As `Client.group_members`."""
+        return await self._driver.run(_groups.members(self._config, group))
+
+    async def set_group_member(self, group: str, user: str, role: str = "MEMBER") -> types.GroupMember:
+        """As `Client.set_group_member`."""
+        return await self._driver.run(_groups.set_member(self._config, group, user, role))
+
+    async def remove_group_member(self, group: str, user: str) -> None:
+        """As `Client.remove_group_member`."""
+        await self._driver.run(_groups.remove_member(self._config, group, user))
+
+    async def service_accounts(self, group: str) -> list[types.ServiceAccount]:
+        """As `Client.service_accounts`."""
+        return await self._driver.run(_groups.service_accounts(self._config, group))
+
+    async def create_service_account(
+        self, group: str, user: str, *, display_name: str = "", roles: Sequence[str] = ()
+    ) -> types.ServiceAccount:
+        """As `Client.create_service_account`."""
+        return await self._driver.run(
+            _groups.create_service_account(self._config, group, user, display_name, roles)
+        )
+
+    async def share(
+        self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """As `Client.share`."""
+        return await self._driver.run(_groups.share(self._config, name, add, remove))
 
     async def whoami(self) -> types.Identity:
         """As `Client.whoami`."""

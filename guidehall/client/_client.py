@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from guidehall.client import _control, _jobs, _platform, _prediction, _stored, _submissions, types
+from guidehall.client import _control, _groups, _jobs, _platform, _prediction, _stored, _submissions, types
 from guidehall.client._config import Config, Credentials, Timeouts, Tls
 from guidehall.client._endpoints import Endpoints
 from guidehall.client._sync_driver import SyncDriver
@@ -546,6 +546,7 @@ class Client:
         name: str = "",
         roles: Sequence[str] = (),
         ttl: int | float | str = 0,
+        scopes: Sequence[str] = (),
     ) -> types.NewApiKey:
         """Makes an API key, by which programs call in a user's name.
 
@@ -554,15 +555,52 @@ class Client:
             name: a person's name for it.
             roles: VIEWER, SCIENTIST, OPERATOR, ADMIN, none above the user's; empty are all of those.
             ttl: how long it counts, in seconds or such as "90d"; 0 is for ever.
+            scopes: such as "jobs:write", to which it is limited; empty is all that the roles allow.
 
         Returns:
             The key with its secret, which is told this once.
         """
-        return self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl))
+        return self._driver.run(_platform.create_api_key(self._config, user, name, roles, ttl, scopes))
 
     def revoke_api_key(self, key: str, user: str = "") -> types.ApiKey:
         """Ends an API key, for good; it is named as in `drain`, among the user's or one's own."""
         return self._driver.run(_platform.revoke_api_key(self._config, key, user))
+
+    def groups(self) -> list[types.Group]:
+        """The caller's groups; for operators all."""
+        return self._driver.run(_groups.groups(self._config))
+
+    def create_group(self, group: str, *, display_name: str = "", description: str = "") -> types.Group:
+        """Adds a group, empty. For administrators."""
+        return self._driver.run(_groups.create_group(self._config, group, display_name, description))
+
+    def group_members(self, group: str) -> list[types.GroupMember]:
+        """Who is in a group."""
+        return self._driver.run(_groups.members(self._config, group))
+
+    def set_group_member(self, group: str, user: str, role: str = "MEMBER") -> types.GroupMember:
+        """Adds a member as READER, MEMBER or MANAGER, or gives another of these roles. For managers."""
+        return self._driver.run(_groups.set_member(self._config, group, user, role))
+
+    def remove_group_member(self, group: str, user: str) -> None:
+        """Takes somebody out of a group; may be repeated. For managers."""
+        self._driver.run(_groups.remove_member(self._config, group, user))
+
+    def service_accounts(self, group: str) -> list[types.ServiceAccount]:
+        """The service accounts of a group."""
+        return self._driver.run(_groups.service_accounts(self._config, group))
+
+    def create_service_account(
+        self, group: str, user: str, *, display_name: str = "", roles: Sequence[str] = ()
+    ) -> types.ServiceAccount:
+        """Adds an account for a program; its keys are made by `create_api_key(user)`. For managers."""
+        return self._driver.run(
+            _groups.create_service_account(self._config, group, user, display_name, roles)
+        )
+
+    def share(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> tuple[str, ...]:
+        """Lets "group:..." or "user:..." read a thing by its name, or no longer; gives all who may."""
+        return self._driver.run(_groups.share(self._config, name, add, remove))
 
     def whoami(self) -> types.Identity:
         """Who the server takes the caller for."""

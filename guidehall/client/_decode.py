@@ -10,7 +10,7 @@ from google.protobuf import timestamp_pb2
 from guidehall.client import types
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2, personal_data_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, groups_pb2, identity_pb2, personal_data_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import results_pb2
@@ -327,6 +327,29 @@ def api_key(message: identity_pb2.ApiKey) -> types.ApiKey:
         expire_time=_time(message, "expire_time"),
         revoke_time=_time(message, "revoke_time"),
         last_use_time=_time(message, "last_use_time"),
+        scopes=tuple(message.scopes),
+    )
+
+
+def group(message: groups_pb2.Group) -> types.Group:
+    """A group."""
+    role = _word(identity_pb2.GroupRole, message.role) if message.role else ""
+    return types.Group(message.name, message.display_name, message.description, role)
+
+
+def group_member(message: groups_pb2.GroupMember) -> types.GroupMember:
+    """A member."""
+    return types.GroupMember(message.user, _word(identity_pb2.GroupRole, message.role))
+
+
+def service_account(message: identity_pb2.User) -> types.ServiceAccount:
+    """A service account."""
+    return types.ServiceAccount(
+        message.name,
+        message.display_name,
+        message.owner_group,
+        tuple(_word(identity_pb2.Role, role) for role in message.roles),
+        message.disabled,
     )
 
 

@@ -122,10 +122,15 @@ def api_keys(config: Config, user: str) -> Operation[list[types.ApiKey]]:
 
 
 def create_api_key(
-    config: Config, user: str, name: str, roles: Sequence[str], ttl: int | float | str
+    config: Config,
+    user: str,
+    name: str,
+    roles: Sequence[str],
+    ttl: int | float | str,
+    scopes: Sequence[str],
 ) -> Operation[types.NewApiKey]:
     """Makes an API key."""
-    key = identity_pb2.ApiKey(display_name=name, roles=[_role(role) for role in roles])
+    key = identity_pb2.ApiKey(display_name=name, roles=[role_number(role) for role in roles], scopes=scopes)
     seconds = seconds_in(ttl, "ttl")
     if seconds:
         key.expire_time.FromSeconds(int(time.time()) + seconds)
@@ -209,7 +214,12 @@ def _user(config: Config, user: str) -> Operation[str]:
     return name
 
 
-def _role(text: str) -> identity_pb2.Role.ValueType:
+def role_number(text: str) -> identity_pb2.Role.ValueType:
+    """A role by its name.
+
+    Raises:
+        InvalidArgument: there is none of this name.
+    """
     known = [value.name.removeprefix("ROLE_") for value in identity_pb2.Role.DESCRIPTOR.values[1:]]
     if text.upper() not in known:
         raise InvalidArgument.field("roles", text, ", ".join(known))

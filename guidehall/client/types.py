@@ -604,6 +604,8 @@ class ApiKey:
     # None while it counts.
     revoke_time: datetime | None
     last_use_time: datetime | None
+    # Such as "jobs:write"; none is all that the roles allow.
+    scopes: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -635,6 +637,47 @@ class Identity:
     groups: tuple[str, ...]
     default_project: str
     actor: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """People and programs that work on the same things."""
+
+    name: str
+    display_name: str
+    description: str
+    # The caller's own: READER, MEMBER, MANAGER; empty where it is no member.
+    role: str
+
+    @property
+    def id(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def project(self) -> str:
+        """The project that belongs to it."""
+        return f"group.{self.id}"
+
+
+@dataclass(frozen=True)
+class GroupMember:
+    """Somebody in a group: READER, MEMBER or MANAGER."""
+
+    user: str
+    role: str
+
+
+@dataclass(frozen=True)
+class ServiceAccount:
+    """The account of a program; it comes by API keys alone."""
+
+    name: str
+    display_name: str
+    # "groups/{group}".
+    group: str
+    roles: tuple[str, ...]
+    disabled: bool
 
 
 @dataclass(frozen=True)

@@ -32,22 +32,23 @@ _KEPT = 5
 _CLOSING_SECONDS = 5.0
 _NAMES = ("name", "parent", "job", "model", "model_version", "model_name")
 _LONGEST_NAME = 300
-_COUNTED_KINDS = frozenset({"user", "guest"})
+_COUNTED_KINDS = frozenset({"user", "guest", "service_account"})
 
 _BY_SERVICE: dict[str, dict[Class, str]] = {
     "guidehall.datasets.v1.DatasetsService": {
-        "mutation": "CreateDataset UpdateDataset DeleteDataset UploadDatasetVersion",
+        "mutation": "CreateDataset UpdateDataset DeleteDataset UploadDatasetVersion ShareDataset",
         "read": "GetDataset ListDatasets GetDatasetVersion ListDatasetVersions DownloadDatasetVersion"
         " CreateDatasetVersionUrl",
     },
     "guidehall.datasets.v1.UploadRolesService": {"mutation": "UpdateUploadRoles", "read": "GetUploadRoles"},
     "guidehall.models.v1.ModelsService": {
-        "mutation": "UpdateModel DeleteModel UndeleteModel PublishModelVersion",
+        "mutation": "UpdateModel DeleteModel UndeleteModel PublishModelVersion ShareModel",
         "read": "GetModel ListModels GetModelVersion ListModelVersions DownloadModelVersion"
         " CreateModelVersionUrl",
     },
     "guidehall.results.v1.ResultsService": {
-        "read": "GetResult ListResults DownloadArtifact DownloadJobLog CreateArtifactUrl"
+        "mutation": "ShareResult",
+        "read": "GetResult ListResults DownloadArtifact DownloadJobLog CreateArtifactUrl",
     },
     "guidehall.results.v1.StagingService": {
         "mutation": "Promote Claim",
@@ -63,6 +64,11 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
         "read": "WhoAmI GetUser ListUsers ListApiKeys",
         # The second writes down whom it sees for the first time.
         "internal": "IntrospectApiKey ResolveUser AdmitCall",
+    },
+    "guidehall.identity.v1.GroupsService": {
+        "mutation": "CreateGroup UpdateGroup DeleteGroup SetGroupMember RemoveGroupMember"
+        " CreateServiceAccount SetServiceAccountDisabled DeleteServiceAccount",
+        "read": "GetGroup ListGroups ListGroupMembers ListServiceAccounts",
     },
     "guidehall.identity.v1.AccountsService": {
         "mutation": "LogIn LogOut Register ChangePassword RevokeSession RevokeSessions SetPassword"
@@ -89,7 +95,7 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
     },
     "guidehall.jobs.v1.JobsService": {
         "mutation": "SubmitJob BatchSubmitJobs CancelJob PauseJob ResumeJob StopJob RetryJob UpdateJob"
-        " DeleteJob PurgeJobs ClaimJob",
+        " DeleteJob PurgeJobs ClaimJob ShareJob",
         "read": "GetJob ListJobs WatchJob ListAttempts ListPipelines GetPipeline",
     },
     "guidehall.workers.v1.WorkerService": {

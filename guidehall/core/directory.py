@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import grpc
 import grpc.aio
 
 from guidehall.contracts.identity.v1 import identity_pb2, identity_pb2_grpc
+from guidehall.core import names
 from guidehall.core.auth import Answer, Principal, Role
 from guidehall.core.errors import Unavailable, from_rpc_error
 
@@ -39,8 +41,7 @@ class RemoteDirectory:
         if not answer.active:
             return Answer(None)
         ends = answer.expire_time.ToMicroseconds() / 1e6 if answer.HasField("expire_time") else None
-        principal = _principal(answer.principal.subject, answer.principal, answer.api_key)
-        return Answer(principal, ends)
+        return Answer(_key_bearer(answer.principal, answer.api_key), ends)
 
     async def user(self, subject: str) -> Answer[Principal]:
         """A user of whom somebody else has made sure; nobody for one who is disabled.
@@ -53,22 +54,39 @@ class RemoteDirectory:
             answer = await self._identity.ResolveUser(request, timeout=self._call_seconds)
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
-        return Answer(None if answer.disabled else _principal(subject, answer))
+        return Answer(None if answer.disabled else _user(subject, answer))
 
 
-def _principal(
-    subject: str, message: identity_pb2.Principal | identity_pb2.User, credential: str | None = None
-) -> Principal:
-    """A user; the numbers of roles are those of the proto, and what this version does not know it leaves
-    out."""
-    known = {role.value for role in Role}
+def _key_bearer(message: identity_pb2.Principal, credential: str) -> Principal:
+    is_program = message.kind == identity_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT
+    return Principal(
+        message.subject,
+        "service_account" if is_program else "user",
+        _roles(message.roles),
+        frozenset(message.groups),
+        credential_id=credential,
+        writable_groups=frozenset(message.writable_groups),
+        scopes=frozenset(message.scopes),
+    )
+
+
+def _user(subject: str, message: identity_pb2.User) -> Principal:
+    given = {names.GROUP.parse(item.group, "group")["group"]: item.role for item in message.memberships}
     return Principal(
         subject,
         "user",
-        frozenset(Role(number) for number in message.roles if number in known),
-        frozenset(message.groups),
-        credential_id=credential,
+        _roles(message.roles),
+        frozenset({*message.groups, *given}),
+        writable_groups=frozenset(
+            group for group, role in given.items() if role >= identity_pb2.GROUP_ROLE_MEMBER
+        ),
     )
+
+
+def _roles(numbers: Iterable[int]) -> frozenset[Role]:
+    """Their numbers are those of the proto; what this version does not know it leaves out."""
+    known = {role.value for role in Role}
+    return frozenset(Role(number) for number in numbers if number in known)
 
 
 def _unavailable(error: grpc.aio.AioRpcError) -> Unavailable:

@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from prometheus_client import Counter, Gauge, Histogram
 
 from guidehall.core.audit import Counts
-from guidehall.core.auth import Authenticator, Policy, known_principal, set_principal
+from guidehall.core.auth import Authenticator, Policy, known_principal, require_scope, set_principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import (
     AppError,
@@ -194,6 +194,7 @@ class Chain(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 f"{method} is open to nobody", reason="NO_POLICY", metadata={"method": method}
             )
         policy.check(principal, method)
+        require_scope(principal, method)
         job_id.set(principal.job_id or "")
         seconds: float | None = context.time_remaining()
         if seconds is not None and seconds <= 0:

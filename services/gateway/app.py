@@ -16,6 +16,7 @@ from services.gateway.api import (
     auth,
     control,
     device,
+    groups,
     inference,
     jobs,
     linked,
@@ -88,6 +89,7 @@ def create_app(
         audit,
         identities,
         linked,
+        groups,
     ):
         api.include_router(module.router)
     app.include_router(api)

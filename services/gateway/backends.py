@@ -13,6 +13,7 @@ from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
 from guidehall.contracts.identity.v1 import (
     accounts_pb2_grpc,
     audit_pb2_grpc,
+    groups_pb2_grpc,
     identity_pb2_grpc,
     log_ins_pb2_grpc,
     personal_data_pb2_grpc,
@@ -59,6 +60,7 @@ class Backends:
         self.results = results_pb2_grpc.ResultsServiceStub(storage)
         self.history = history_pb2_grpc.HistoryServiceStub(storage)
         self.identity = identity_pb2_grpc.IdentityServiceStub(storage)
+        self.groups = groups_pb2_grpc.GroupsServiceStub(storage)
         self.accounts = accounts_pb2_grpc.AccountsServiceStub(storage)
         self.audit = audit_pb2_grpc.AuditServiceStub(storage)
         self.personal_data = personal_data_pb2_grpc.PersonalDataServiceStub(storage)

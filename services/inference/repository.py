@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from prometheus_client import Gauge
 
 from guidehall.core import names
-from guidehall.core.access import may_see, require_visible
+from guidehall.core.access import may_read, require_changeable, require_readable
 from guidehall.core.auth import Principal
 from guidehall.core.deadlines import set_deadline
 from guidehall.core.errors import AppError, ResourceExhausted, Unavailable
@@ -101,7 +101,7 @@ class Repository:
 
     def visible(self, principal: Principal) -> list[Entry]:
         """All versions that `principal` may see, by model, newest first."""
-        return [entry for entry in self._catalogue if may_see(principal, entry.published.owner)]
+        return [entry for entry in self._catalogue if may_read(principal, entry.published)]
 
     def candidates(self, principal: Principal) -> list[Published]:
         """Every version that `principal` may see and that is not known to be unusable, newest first."""
@@ -114,9 +114,10 @@ class Repository:
 
         Raises:
             NotFound: there is none that `principal` may see.
+            PermissionDenied: `principal` may only read it.
             Unavailable: it cannot be loaded.
         """
-        entries = await self._visible(principal, reference)
+        entries = await self._changeable(principal, reference)
         for entry in entries:
             entry.held_back, entry.failure = False, None
         if await self._loaded(entries[0]) is None:
@@ -127,8 +128,9 @@ class Repository:
 
         Raises:
             NotFound: there is none that `principal` may see.
+            PermissionDenied: `principal` may only read it.
         """
-        for entry in await self._visible(principal, reference):
+        for entry in await self._changeable(principal, reference):
             entry.held_back = True
             entry.unload()
         _MEMORY.set(self._memory_used())
@@ -204,8 +206,12 @@ class Repository:
                 # Its older versions are not known yet.
                 self._projects.add(published.key.project)
                 self.reconcile_soon()
-        owner = entries[0].published.owner if entries else None
-        require_visible(principal, owner, str(reference))
+        require_readable(principal, entries[0].published if entries else None, str(reference))
+        return entries
+
+    async def _changeable(self, principal: Principal, reference: Reference) -> list[Entry]:
+        entries = await self._visible(principal, reference)
+        require_changeable(principal, entries[0].published, str(reference))
         return entries
 
     def _take_over(self, published: Published) -> Entry:

@@ -121,8 +121,13 @@ def _published(
 
 
 def _same(version: models_pb2.ModelVersion, known: Published | None) -> Published | None:
-    told = (version.manifest_sha256, version.weights.sha256, version.owner)
-    if known is not None and told == (known.manifest_sha256, known.weights_sha256, known.owner):
+    told = (version.manifest_sha256, version.weights.sha256, version.owner, tuple(version.readers))
+    if known is not None and told == (
+        known.manifest_sha256,
+        known.weights_sha256,
+        known.owner,
+        known.readers,
+    ):
         return known
     return None
 
@@ -139,6 +144,7 @@ def _read(version: models_pb2.ModelVersion) -> Published:
         weights_sha256=version.weights.sha256,
         weights_bytes=version.weights.size_bytes,
         published_at=version.create_time.ToMicroseconds() / 1e6,
+        readers=tuple(version.readers),
     )
 
 

@@ -96,6 +96,12 @@ class Published:
     weights_sha256: str
     weights_bytes: int
     published_at: float
+    readers: tuple[str, ...] = ()
+
+    @property
+    def project(self) -> str:
+        """Id of its project."""
+        return self.key.project
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from guidehall.contracts.datasets.v1 import datasets_pb2_grpc
 from guidehall.contracts.identity.v1 import (
     accounts_pb2_grpc,
     audit_pb2_grpc,
+    groups_pb2_grpc,
     identity_pb2_grpc,
     log_ins_pb2_grpc,
     personal_data_pb2_grpc,
@@ -47,6 +48,7 @@ from services.storage.identity.admissions import Admissions
 from services.storage.identity.api_keys import ApiKeys
 from services.storage.identity.devices import Devices
 from services.storage.identity.directory import LocalDirectory
+from services.storage.identity.groups import Groups
 from services.storage.identity.providers import Providers
 from services.storage.identity.sessions import Sessions
 from services.storage.identity.users import Users
@@ -63,6 +65,7 @@ from services.storage.promotion import Promotion
 from services.storage.results import Results
 from services.storage.servicers.accounts import ACCOUNTS, AccountsServicer
 from services.storage.servicers.datasets import DATASETS, UPLOAD_ROLES, DatasetsServicer, UploadRolesServicer
+from services.storage.servicers.groups import GROUPS, GroupsServicer
 from services.storage.servicers.history import HISTORY, HistoryServicer
 from services.storage.servicers.identity import AUDIT, IDENTITY, AuditServicer, IdentityServicer
 from services.storage.servicers.log_ins import LOG_INS, LogInsServicer
@@ -140,6 +143,11 @@ def _services(
             IDENTITY,
             identity_pb2_grpc.add_IdentityServiceServicer_to_server,
             IdentityServicer(Users(database), ApiKeys(database), Admissions(database)),
+        ),
+        Service(
+            GROUPS,
+            groups_pb2_grpc.add_GroupsServiceServicer_to_server,
+            GroupsServicer(Groups(database)),
         ),
         Service(
             ACCOUNTS,

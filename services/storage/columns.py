@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Identity, MetaData, func
+from sqlalchemy import BigInteger, Column, DateTime, Identity, MetaData, Text, func
+from sqlalchemy.dialects.postgresql import ARRAY
 
 
 def schema(name: str) -> MetaData:
@@ -29,3 +30,8 @@ def sequence() -> Column[int]:
 def moment(name: str) -> Column[Any]:
     """A time that is the transaction's unless it is given."""
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def readers() -> Column[Any]:
+    """With whom something is shared: "user:..." and "group:..."."""
+    return Column("readers", ARRAY(Text), nullable=False, server_default="{}")

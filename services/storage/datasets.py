@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import Select, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.access import owner_for, sees_everything
+from guidehall.core.access import group_of, owner_for, require_project, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import NotFound
 from services.storage import fields, outbox
@@ -37,6 +37,7 @@ class DatasetVersion:
     content_info: Mapping[str, Any]
     labels: Mapping[str, str]
     owner: str
+    readers: Sequence[str]
     create_time: datetime
 
 
@@ -83,6 +84,7 @@ class Datasets:
             AlreadyExists: the name is taken.
             InvalidArgument: a field is not as it may be.
         """
+        require_project(caller.principal, new.project)
         values = {
             "project": new.project,
             "id": fields.identifier("dataset_id", new.id) if new.id else f"dataset-{secrets.token_hex(6)}",
@@ -145,6 +147,19 @@ class Datasets:
             series, _ = await self._series.set_deleted(mutation, ids["project"], ids["dataset"], True, etag)
         return series
 
+    async def share(self, caller: Caller, name: str, add: Sequence[str], remove: Sequence[str]) -> Series:
+        """Changes who else may read a series; once more changes nothing.
+
+        Raises:
+            NotFound: there is none for the caller.
+            PermissionDenied: the caller may only read it.
+            InvalidArgument: not how readers are named, or too many.
+        """
+        ids = names.DATASET.parse(name)
+        async with self._database.mutation(caller) as mutation:
+            series, _ = await self._series.share(mutation, ids["project"], ids["dataset"], add, remove)
+        return series
+
     def check(self, upload: Upload) -> None:
         """Refuses what can be refused before the content comes.
 
@@ -168,6 +183,7 @@ class Datasets:
             ResourceExhausted: it would be more than the caller may have stored.
         """
         self.check(upload)
+        require_project(caller.principal, upload.project)
         owner = owner_for(caller.principal)
         await self._quota.require_room_soon(caller.principal, upload.claim.size_bytes)
         inspector = DataInspector()
@@ -184,7 +200,7 @@ class Datasets:
                     upload.project,
                     upload.dataset,
                     owner,
-                    of_others=sees_everything(caller.principal),
+                    of_others=sees_everything(caller.principal) or group_of(upload.project) != "",
                 )
                 await self._quota.require_room(connection, series.owner, stored.size_bytes)
                 version = await self._series.advance(connection, series)
@@ -269,7 +285,12 @@ class Datasets:
 def _versions() -> Select[Any]:
     return (
         select(
-            dataset_versions, objects.c.size_bytes, objects.c.sha256, objects.c.media_type, datasets.c.owner
+            dataset_versions,
+            objects.c.size_bytes,
+            objects.c.sha256,
+            objects.c.media_type,
+            datasets.c.owner,
+            datasets.c.readers,
         )
         .join(objects, objects.c.key == dataset_versions.c.object_key)
         .join(datasets)
@@ -282,7 +303,14 @@ def _version(row: Any) -> DatasetVersion:
     )
     content = Content(row["object_key"], row["size_bytes"], row["sha256"], row["media_type"], row["filename"])
     return DatasetVersion(
-        name, row["version"], content, row["content_info"], row["labels"], row["owner"], row["create_time"]
+        name,
+        row["version"],
+        content,
+        row["content_info"],
+        row["labels"],
+        row["owner"],
+        row["readers"],
+        row["create_time"],
     )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.access import may_see
+from guidehall.core.access import may_see, reads_all
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound
 from services.storage import garbage
@@ -65,7 +65,7 @@ class JobLogs:
         )
         async with self._database.transaction() as connection:
             row = (await connection.execute(of_success.union_all(of_failure))).first()
-        if row is None or not may_see(principal, row.owner):
+        if row is None or not (may_see(principal, row.owner) or reads_all(principal, job.project)):
             raise missing
         return Content(row.key, row.size_bytes, row.sha256, row.media_type, f"{job.id}.log")
 

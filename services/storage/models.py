@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, Text, and_, cast, exists, func, in
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.access import owner_for, sees_everything
+from guidehall.core.access import group_of, owner_for, require_project, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound
 from guidehall.core.filters import Term
@@ -45,6 +45,7 @@ class ModelVersion:
     job: str
     labels: Mapping[str, str]
     owner: str
+    readers: Sequence[str]
     create_time: datetime
 
 
@@ -198,6 +199,24 @@ class Models:
                 mutation.announce(subject, model=name, deleted=deleted)
         return series
 
+    async def share(self, caller: Caller, name: str, add: Sequence[str], remove: Sequence[str]) -> Series:
+        """Changes who else may read a model and ask it for predictions; once more changes nothing.
+
+        Raises:
+            NotFound: there is none for the caller.
+            PermissionDenied: the caller may only read it.
+            InvalidArgument: not how readers are named, or too many.
+        """
+        ids = names.MODEL.parse(name)
+        async with self._database.mutation(caller) as mutation:
+            series, changed = await series_of_models.share(
+                mutation, ids["project"], ids["model"], add, remove
+            )
+            if changed and series.delete_time is None:
+                # Who serves it reads again who may ask it.
+                mutation.announce(outbox.MODEL_UNDELETED, model=name, deleted=False)
+        return series
+
     def check(self, publication: Publication) -> None:
         """Refuses what can be refused before the weights come.
 
@@ -221,6 +240,7 @@ class Models:
             ResourceExhausted: it would be more than the caller may have stored.
         """
         self.check(publication)
+        require_project(caller.principal, publication.project)
         await self._quota.require_room_soon(caller.principal, publication.claim.size_bytes)
         async with self._intake.receive(
             publication.claim, pieces, WeightsInspector(), expects_end=False
@@ -237,7 +257,7 @@ class Models:
             if first := await request.first_made(connection):
                 return await self._read(connection, caller.principal, first)
             owner = owner_for(caller.principal)
-            of_others = sees_everything(caller.principal)
+            of_others = sees_everything(caller.principal) or group_of(project) != ""
             series = await series_of_models.open(connection, project, model, owner, of_others=of_others)
             await self._quota.require_room(connection, series.owner, stored.size_bytes)
             await keep(connection, stored)
@@ -269,7 +289,7 @@ class Models:
         query = _versions().where(
             model_versions.c.project == ids["project"],
             models.c.delete_time.is_(None),
-            *visible(principal, models.c.owner),
+            *visible(principal, ids["project"], models),
             *conditions(filter_text, _VERSION_FILTERS),
         )
         async with self._database.transaction() as connection:
@@ -307,7 +327,14 @@ def require_digest(manifest: Manifest, sha256: str | None) -> None:
 
 def _versions() -> Select[Any]:
     return (
-        select(model_versions, objects.c.size_bytes, objects.c.sha256, objects.c.media_type, models.c.owner)
+        select(
+            model_versions,
+            objects.c.size_bytes,
+            objects.c.sha256,
+            objects.c.media_type,
+            models.c.owner,
+            models.c.readers,
+        )
         .join(objects, objects.c.key == model_versions.c.object_key)
         .join(models)
     )
@@ -327,5 +354,6 @@ def _version(row: Any) -> ModelVersion:
         job=row["job"],
         labels=row["labels"],
         owner=row["owner"],
+        readers=row["readers"],
         create_time=row["create_time"],
     )

@@ -17,8 +17,8 @@ _TRAINER = Policy(frozenset({"service"}), services=frozenset({"trainer"}))
 _SERVICE = Policy(frozenset({"service"}))
 _GATEWAY = Policy(frozenset({"service"}), services=frozenset({"gateway"}))
 _OPERATOR = Policy(_PEOPLE_AND_SERVICES, Role.OPERATOR)
-_USER = Policy(frozenset({"user"}), Role.VIEWER)
-_ADMIN = Policy(frozenset({"user"}), Role.ADMIN)
+_USER = Policy(frozenset({"user"}), Role.VIEWER, people=True)
+_ADMIN = Policy(frozenset({"user"}), Role.ADMIN, people=True)
 
 _BY_SERVICE: dict[str, dict[str, Policy]] = {
     "datasets.v1.DatasetsService": {
@@ -27,6 +27,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListDatasets": _READ,
         "UpdateDataset": _WRITE,
         "DeleteDataset": _WRITE,
+        "ShareDataset": _WRITE,
         "UploadDatasetVersion": _WRITE,
         "GetDatasetVersion": _READ_OR_JOB,
         "ListDatasetVersions": _READ,
@@ -39,6 +40,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "ListModels": _READ,
         "UpdateModel": _WRITE,
         "DeleteModel": _WRITE,
+        "ShareModel": _WRITE,
         "UndeleteModel": _WRITE,
         "GetModelVersion": _READ,
         "ListModelVersions": _READ,
@@ -52,6 +54,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "DownloadArtifact": _READ,
         "CreateArtifactUrl": _READ,
         "DownloadJobLog": _READ,
+        "ShareResult": _WRITE,
     },
     "results.v1.StagingService": {
         "StageObject": _JOB,
@@ -82,6 +85,21 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "IntrospectApiKey": _SERVICE,
         "ResolveUser": _GATEWAY,
         "AdmitCall": _GATEWAY,
+    },
+    "identity.v1.GroupsService": {
+        "CreateGroup": _ADMIN,
+        "GetGroup": _READ,
+        "ListGroups": _READ,
+        # For managers of the group, which is decided there.
+        "UpdateGroup": _USER,
+        "DeleteGroup": _ADMIN,
+        "ListGroupMembers": _READ,
+        "SetGroupMember": _USER,
+        "RemoveGroupMember": _USER,
+        "CreateServiceAccount": _USER,
+        "ListServiceAccounts": _READ,
+        "SetServiceAccountDisabled": _USER,
+        "DeleteServiceAccount": _USER,
     },
     "identity.v1.AccountsService": {
         # Nobody who logs in has a credential yet: the gateway asks, which knows where they call from.

@@ -10,6 +10,7 @@ from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
+from guidehall.core.access import group_of
 from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from guidehall.core.faults import fault_point
 from services.storage import documents, fields, garbage, staging
@@ -205,12 +206,14 @@ async def _is_taken(connection: AsyncConnection, project: str, model: str) -> bo
 
 async def _series(connection: AsyncConnection, commit: Commit, model: str) -> Series:
     job = commit.job
+    # In a group's project the models are the group's, as the job was.
+    shared = group_of(job.project) != ""
     # Guests share no name, which nobody of them could be given with his job.
     if commit.owner or not await _is_taken(connection, job.project, model):
         try:
-            return await series_of_models.open(connection, job.project, model, commit.owner, of_others=False)
+            return await series_of_models.open(connection, job.project, model, commit.owner, of_others=shared)
         except (AlreadyExists, FailedPrecondition):
             # Somebody else's name, or a deleted one. The job has succeeded and its model must go somewhere.
             pass
     own = f"{model[:30]}-{job.id.replace('-', '')}"
-    return await series_of_models.open(connection, job.project, own, commit.owner, of_others=False)
+    return await series_of_models.open(connection, job.project, own, commit.owner, of_others=shared)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.access import may_see
+from guidehall.core.access import changed_readers, require_changeable, require_readable
 from guidehall.core.auth import Principal
 from guidehall.core.errors import NotFound
-from services.storage.database import Database
+from services.storage.database import Caller, Database
 from services.storage.downloads import Content
 from services.storage.lists import Field, Paging, TextField, conditions, page
 from services.storage.series import visible
@@ -53,6 +53,7 @@ class Result:
     artifacts: Sequence[Artifact]
     model_versions: Sequence[str]
     owner: str
+    readers: Sequence[str]
     create_time: datetime
 
 
@@ -80,7 +81,7 @@ class Results:
         """One page, newest first, without documents; and the token of the next."""
         query = select(*_WITHOUT_DOCUMENT).where(
             results.c.project == project,
-            *visible(principal, results.c.owner),
+            *visible(principal, project, results),
             *conditions(filter_text, _FILTERS),
         )
         async with self._database.transaction() as connection:
@@ -104,16 +105,42 @@ class Results:
                 return file.content
         raise NotFound(f"{name} does not exist", metadata={"resource": name})
 
+    async def share(self, caller: Caller, name: str, add: Sequence[str], remove: Sequence[str]) -> Result:
+        """Changes who else may read a result and its files; once more changes nothing.
+
+        Raises:
+            NotFound: there is none for the caller.
+            PermissionDenied: the caller may only read it.
+            InvalidArgument: not how readers are named, or too many.
+        """
+        ids = names.RESULT.parse(name)
+        async with self._database.mutation(caller) as mutation:
+            row = await _read(mutation.connection, ids, lock=True)
+            require_changeable(caller.principal, row, name)
+            assert row is not None  # noqa: S101 (require_changeable raises without one)
+            readers = changed_readers(row.readers, add, remove)
+            if readers != list(row.readers):
+                changed = update(results).filter_by(project=row.project, id=row.id).values(readers=readers)
+                await mutation.connection.execute(changed)
+                mutation.record(name)
+        return await self.get(caller.principal, name)
+
 
 async def _find(connection: AsyncConnection, principal: Principal, ids: Mapping[str, str], name: str) -> Any:
-    row = None
+    row = await _read(connection, ids)
+    require_readable(principal, row, name)
+    assert row is not None  # noqa: S101 (require_readable raises without one)
+    return row._mapping
+
+
+async def _read(
+    connection: AsyncConnection, ids: Mapping[str, str], *, lock: bool = False
+) -> Row[Any] | None:
     # The column takes nothing else, so nothing else is there.
     if _UUID.fullmatch(ids["result"]):
         query = select(results).where(results.c.project == ids["project"], results.c.id == ids["result"])
-        row = (await connection.execute(query)).one_or_none()
-    if row is None or not may_see(principal, row.owner):
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
-    return row._mapping
+        return (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+    return None
 
 
 async def _artifacts(
@@ -143,5 +170,6 @@ def _result(row: Any, files: Sequence[Artifact]) -> Result:
         artifacts=files,
         model_versions=row["model_versions"],
         owner=row["owner"],
+        readers=row["readers"],
         create_time=row["create_time"],
     )

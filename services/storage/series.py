@@ -8,11 +8,18 @@ from dataclasses import fields as fields_of
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, Table, Text, cast, func, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guidehall.core.access import may_see, sees_everything
+from guidehall.core.access import (
+    changed_readers,
+    group_of,
+    reader_names,
+    reads_all,
+    require_changeable,
+    require_readable,
+)
 from guidehall.core.auth import Principal
 from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from guidehall.core.names import Pattern
@@ -31,6 +38,7 @@ class Series:
     display_name: str
     description: str
     owner: str
+    readers: Sequence[str]
     labels: Mapping[str, str]
     latest_version: int
     revision: int
@@ -70,33 +78,46 @@ class SeriesTable:
         """Its resource name."""
         return self._pattern.format(**{"project": series.project, self._part: series.id})
 
-    async def find(
-        self, connection: AsyncConnection, principal: Principal, project: str, id: str, *, lock: bool = False
-    ) -> Series:
-        """A series that the caller may see, deleted or not.
+    async def find(self, connection: AsyncConnection, principal: Principal, project: str, id: str) -> Series:
+        """A series that the caller may read, deleted or not.
 
         Raises:
-            NotFound: there is none, or it is somebody else's.
+            NotFound: there is none for the caller.
         """
-        series = await self._read(connection, project, id, lock)
-        if series is None or not may_see(principal, series.owner):
-            name = self._pattern.format(**{"project": project, self._part: id})
-            raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        series = await self._read(connection, project, id, lock=False)
+        require_readable(principal, series, self._pattern.format(**{"project": project, self._part: id}))
+        assert series is not None  # noqa: S101 (require_readable raises without one)
+        return series
+
+    async def lock(self, mutation: Mutation, project: str, id: str) -> Series:
+        """A series that the caller may change, deleted or not, locked.
+
+        Raises:
+            NotFound: there is none for the caller.
+            PermissionDenied: the caller may only read it.
+        """
+        series = await self._read(mutation.connection, project, id, lock=True)
+        name = self._pattern.format(**{"project": project, self._part: id})
+        require_changeable(mutation.caller.principal, series, name)
+        assert series is not None  # noqa: S101 (require_changeable raises without one)
         return series
 
     async def find_living(
-        self, connection: AsyncConnection, principal: Principal, project: str, id: str, *, lock: bool = False
+        self, connection: AsyncConnection, principal: Principal, project: str, id: str
     ) -> Series:
         """A series that the caller may see and that is not deleted.
 
         Raises:
             NotFound: there is none, it is deleted, or it is somebody else's.
         """
-        series = await self.find(connection, principal, project, id, lock=lock)
+        series = await self.find(connection, principal, project, id)
+        self._require_living(series)
+        return series
+
+    def _require_living(self, series: Series) -> None:
         if series.delete_time is not None:
             name = self.name(series)
             raise NotFound(f"{name} was deleted", reason="DELETED", metadata={"resource": name})
-        return series
 
     async def page(
         self,
@@ -110,7 +131,7 @@ class SeriesTable:
         """One page of what the caller may see, newest first, and the token of the next."""
         columns = self._table.c
         query = select(self._table).where(columns.project == project, *conditions(filter_text, self._filters))
-        query = query.where(*visible(principal, columns.owner))
+        query = query.where(*visible(principal, project, self._table))
         if not show_deleted:
             query = query.where(columns.delete_time.is_(None))
         bound = (self._table.name, project, filter_text, show_deleted, principal.subject)
@@ -184,11 +205,32 @@ class SeriesTable:
             NotFound: there is none, or it is somebody else's.
             Aborted: it is not the one that the caller has seen.
         """
-        series = await self.find(mutation.connection, mutation.caller.principal, project, id, lock=True)
+        series = await self.lock(mutation, project, id)
         require_etag(etag, series.etag)
         if (series.delete_time is not None) == deleted:
             return series, False
         changed = await self._change(mutation.connection, series, delete_time=func.now() if deleted else None)
+        mutation.record(self.name(series), series.etag, changed.etag)
+        return changed, True
+
+    async def share(
+        self, mutation: Mutation, project: str, id: str, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[Series, bool]:
+        """Changes who else may read a series.
+
+        Returns:
+            The series, and whether that changed anything.
+
+        Raises:
+            NotFound: there is none for the caller.
+            PermissionDenied: the caller may only read it.
+            InvalidArgument: not how readers are named, or too many.
+        """
+        series = await self.lock(mutation, project, id)
+        readers = changed_readers(series.readers, add, remove)
+        if readers == list(series.readers):
+            return series, False
+        changed = await self._change(mutation.connection, series, readers=readers)
         mutation.record(self.name(series), series.etag, changed.etag)
         return changed, True
 
@@ -198,13 +240,14 @@ class SeriesTable:
         """Changes what is said about a series.
 
         Raises:
-            NotFound: there is none, it is deleted, or it is somebody else's.
+            NotFound: there is none for the caller, or it is deleted.
+            PermissionDenied: the caller may only read it.
             Aborted: it is not the one that the caller has seen.
         """
-        connection, principal = mutation.connection, mutation.caller.principal
-        series = await self.find_living(connection, principal, project, id, lock=True)
+        series = await self.lock(mutation, project, id)
+        self._require_living(series)
         require_etag(etag, series.etag)
-        changed = await self._change(connection, series, **values)
+        changed = await self._change(mutation.connection, series, **values)
         mutation.record(self.name(series), series.etag, changed.etag)
         return changed
 
@@ -256,9 +299,15 @@ def changes(
     return {path: checked[path]() for path in paths}
 
 
-def visible(principal: Principal, owner: ColumnElement[str]) -> list[ColumnElement[bool]]:
-    """`access.may_see` as SQL conditions."""
-    return [] if sees_everything(principal) else [owner == principal.subject, owner != ""]
+def visible(principal: Principal, project: str, table: Table) -> list[ColumnElement[bool]]:
+    """`access.may_read` as SQL conditions on a table with the columns `owner` and `readers`."""
+    if reads_all(principal, project):
+        return []
+    named = reader_names(principal)
+    shared = table.c.readers.overlap(cast(named, ARRAY(Text)))
+    if not named or group_of(project):
+        return [shared]
+    return [or_(table.c.owner == principal.subject, shared)]
 
 
 def _series(row: Any) -> Series:

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-from services.storage.columns import moment, schema, sequence
+from services.storage.columns import moment, readers, schema, sequence
 
 metadata = schema("storage")
 
@@ -55,6 +55,8 @@ def _series(name: str) -> Table:
         Column("description", Text, nullable=False),
         # Subject of the owner; empty for what a guest's job made.
         Column("owner", Text, nullable=False),
+        # With whom it is shared: "user:..." and "group:...".
+        readers(),
         Column("labels", JSONB, nullable=False),
         Column("latest_version", BigInteger, nullable=False, server_default="0"),
         # Counts changes; its text is the etag.
@@ -64,6 +66,7 @@ def _series(name: str) -> Table:
         Column("delete_time", DateTime(timezone=True)),
     )
     Index(f"{name}_project_owner_seq_idx", table.c.project, table.c.owner, table.c.seq)
+    Index(f"{name}_readers_idx", table.c.readers, postgresql_using="gin")
     Index(f"{name}_labels_idx", table.c.labels, postgresql_using="gin")
     return table
 
@@ -119,8 +122,10 @@ results = Table(
     # Names of the model versions that the job left.
     Column("model_versions", JSONB, nullable=False),
     Column("owner", Text, nullable=False),
+    readers(),
     moment("create_time"),
 )
+Index("results_readers_idx", results.c.readers, postgresql_using="gin")
 Index("results_project_owner_seq_idx", results.c.project, results.c.owner, results.c.seq)
 
 artifacts = Table(

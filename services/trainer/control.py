@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, delete, false, func, select
 
-from guidehall.core.access import owner_for, require_visible
+from guidehall.core.access import changed_readers, owner_for, require_project, require_readable
 from guidehall.core.auth import Principal
 from guidehall.core.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied
 from guidehall.core.faults import fault_point
 from services.trainer.audit import audit
 from services.trainer.checkpoints import discard, newest_checkpoint
 from services.trainer.database import Database, Unit
-from services.trainer.jobs import conditions, lock_visible
+from services.trainer.jobs import conditions, lock_changeable
 from services.trainer.journal import Journal, append, lock_job
 from services.trainer.leases import job_id_of
 from services.trainer.lifecycle import (
@@ -96,11 +96,12 @@ class Control:
 
         Raises:
             NotFound: the caller sees no job of this name.
+            PermissionDenied: the caller may only read it.
             FailedPrecondition: the job is not in a state for it.
             ResourceExhausted: it would wait, and its owner has too many that do.
         """
         async with self._database.unit() as unit:
-            job = await lock_visible(unit, principal, name)
+            job = await lock_changeable(unit, principal, name)
             if job.state is State.PAUSED and method == "ResumeJob":
                 await self._pools.require_room(unit.connection, principal, job.owner, job.pool)
             after = await self._journal.apply(unit, job, WISHES[method])
@@ -114,12 +115,13 @@ class Control:
         Raises:
             InvalidArgument: a path or a value is wrong.
             NotFound: the caller sees no job of this name.
+            PermissionDenied: the caller may only read it.
             Aborted: it has changed since the caller saw `etag`.
             FailedPrecondition: another priority for a job that does not wait.
         """
         values = self._changes(change)
         async with self._database.unit() as unit:
-            job = await lock_visible(unit, principal, name)
+            job = await lock_changeable(unit, principal, name)
             _require_etag(etag, job)
             values = {key: value for key, value in values.items() if getattr(job, key) != value}
             if "priority" in values:
@@ -127,6 +129,23 @@ class Control:
             if values:
                 after = await append(unit, job, [], values)
                 audit(unit, principal, "UpdateJob", name, etag_before=job.etag, etag_after=after.etag)
+                job = after
+        return (await self._queues.see_stored(self._database, [job]))[0]
+
+    async def share(self, principal: Principal, name: str, add: Sequence[str], remove: Sequence[str]) -> Seen:
+        """Changes who else may read a job; harmless to repeat.
+
+        Raises:
+            NotFound: the caller sees no job of this name.
+            PermissionDenied: the caller may only read it.
+            InvalidArgument: not how readers are named, or too many.
+        """
+        async with self._database.unit() as unit:
+            job = await lock_changeable(unit, principal, name)
+            readers = changed_readers(job.readers, add, remove)
+            if readers != list(job.readers):
+                after = await append(unit, job, [], {"readers": readers})
+                audit(unit, principal, "ShareJob", name, etag_before=job.etag, etag_after=after.etag)
                 job = after
         return (await self._queues.see_stored(self._database, [job]))[0]
 
@@ -168,11 +187,12 @@ class Control:
 
         Raises:
             NotFound: the caller sees no job of this name, also when it was deleted before.
+            PermissionDenied: the caller may only read it.
             Aborted: it has changed since the caller saw `etag`.
             FailedPrecondition: it has not ended, or its result is still being published.
         """
         async with self._database.unit() as unit:
-            job = await lock_visible(unit, principal, name)
+            job = await lock_changeable(unit, principal, name)
             _require_etag(etag, job)
             _require_complete(job)
             await _delete(unit, principal, "DeleteJob", [job])
@@ -186,8 +206,10 @@ class Control:
 
         Raises:
             InvalidArgument: the filter is wrong.
+            PermissionDenied: the caller changes nothing in this project.
         """
         owner = owner_for(principal)
+        require_project(principal, project)
         # Guests own nothing by name: whose job it is nobody can tell.
         mine = and_(jobs.c.project == project, jobs.c.owner == owner) if owner else false()
         matching = and_(mine, *conditions(filter_text))
@@ -240,7 +262,7 @@ class Control:
         async with self._database.unit() as unit:
             job = await lock_job(unit.connection, job_id_of(name, "name"))
             if job is None or job.name != name or job.owner not in ("", owner):
-                require_visible(principal, None if job is None or job.name != name else job.owner, name)
+                require_readable(principal, None if job is None or job.name != name else job, name)
                 raise FailedPrecondition(f"{name} has an owner", reason="JOB_OWNED")
             if job.owner == "":
                 if job.state is State.QUEUED:

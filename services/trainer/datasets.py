@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import grpc
 
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.core import names
-from guidehall.core.access import may_see
+from guidehall.core.access import may_read
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, NotFound, from_rpc_error
 
 MOST_INPUTS = 32
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    project: str
+    owner: str
+    readers: tuple[str, ...]
 
 
 class Datasets:
@@ -53,7 +61,8 @@ class Datasets:
             if isinstance(refused, NotFound):
                 raise _unknown(field, name) from None
             raise refused from None
-        if not may_see(principal, version.owner):
+        ids = names.DATASET_VERSION.parse(version.name)
+        if not may_read(principal, _Dataset(ids["project"], version.owner, tuple(version.readers))):
             raise _unknown(field, name)
         return str(version.name)
 

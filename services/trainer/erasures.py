@@ -9,10 +9,11 @@ import asyncio
 import logging
 
 import grpc
-from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 
 from guidehall.contracts.identity.v1 import personal_data_pb2, personal_data_pb2_grpc
 from guidehall.core import names
+from guidehall.core.access import GROUP_PROJECT, user_reader
 from guidehall.core.auth import Principal
 from guidehall.core.errors import AppError, from_rpc_error
 from services.trainer.control import Control
@@ -61,11 +62,14 @@ class Erasures:
         """
         for erasure in await self._waiting():
             user = names.USER.parse(erasure.user)["user"]
+            # What is in a group's project is the group's: it stays, without the name of who submitted it.
+            left = await self._hand_over(user, erasure.pseudonym, jobs.c.project.startswith(GROUP_PROJECT))
+            await self._stop_sharing(user)
             if erasure.hand_over_to:
                 heir = names.USER.parse(erasure.hand_over_to)["user"]
                 left = await self._hand_over(user, heir)
             else:
-                left = await self._delete(user)
+                left = await self._delete(user) or left
             if left or await self._untold(user):
                 continue
             request = personal_data_pb2.CompleteErasureStepRequest(name=erasure.name)
@@ -82,10 +86,13 @@ class Erasures:
             raise from_rpc_error(error) from error
         return list(answer.erasures)
 
-    async def _hand_over(self, user: str, heir: str) -> bool:
-        """Gives jobs to somebody else, but for those whose result is just being published for their owner."""
+    async def _hand_over(self, user: str, heir: str, *which: ColumnElement[bool]) -> bool:
+        """Gives jobs to somebody else, but for those whose result is just being published for their owner;
+        whether any is left.
+        """
         publishing = and_(jobs.c.state == State.SUCCEEDED.value, jobs.c.result.is_(None))
-        changed = update(jobs).where(jobs.c.owner == user, ~publishing)
+        theirs = and_(jobs.c.owner == user, *which)
+        changed = update(jobs).where(theirs, ~publishing)
         # Nor is the person told any more how they end.
         values = {
             "owner": heir,
@@ -96,10 +103,20 @@ class Erasures:
         async with self._database.unit() as unit:
             await unit.connection.execute(changed.values(values))
             await unit.connection.execute(delete(request_ids).where(request_ids.c.subject == f"user:{user}"))
-            left = await unit.connection.scalar(
-                select(func.count()).select_from(jobs).where(jobs.c.owner == user)
-            )
+            left = await unit.connection.scalar(select(func.count()).select_from(jobs).where(theirs))
         return bool(left)
+
+    async def _stop_sharing(self, user: str) -> None:
+        """No job of others says any more that it is shared with this person."""
+        reader = user_reader(user)
+        shared = update(jobs).where(jobs.c.readers.contains([reader]))
+        values = {
+            "readers": func.array_remove(jobs.c.readers, reader),
+            "version": jobs.c.version + 1,
+            "update_time": func.now(),
+        }
+        async with self._database.unit() as unit:
+            await unit.connection.execute(shared.values(values))
 
     async def _delete(self, user: str) -> bool:
         """Cancels jobs and deletes those that have ended; whether any is left."""

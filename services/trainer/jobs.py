@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy import ColumnElement, Text, cast, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import filters, names, pages
-from guidehall.core.access import require_visible, sees_everything
+from guidehall.core.access import (
+    group_of,
+    reader_names,
+    reads_all,
+    require_changeable,
+    require_readable,
+)
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument
 from services.trainer import cursors
@@ -61,7 +68,7 @@ class Page:
 
 
 async def find(connection: AsyncConnection, principal: Principal, name: str, field: str = "name") -> Job:
-    """A job that the caller may see.
+    """A job that the caller may read.
 
     Raises:
         NotFound: there is none.
@@ -69,24 +76,38 @@ async def find(connection: AsyncConnection, principal: Principal, name: str, fie
     """
     statement = select(jobs).where(jobs.c.id == job_id_of(name, field))
     row = (await connection.execute(statement)).mappings().first()
-    return _visible(principal, None if row is None else Job.of(row), name)
+    job = _named(None if row is None else Job.of(row), name)
+    require_readable(principal, job, name)
+    assert job is not None  # noqa: S101 (require_readable raises without one)
+    return job
 
 
-async def lock_visible(unit: Unit, principal: Principal, name: str) -> Job:
+async def lock_changeable(unit: Unit, principal: Principal, name: str) -> Job:
     """A job that the caller may change, held against other writers until the transaction ends.
 
     Raises:
-        As `find`.
+        NotFound, InvalidArgument: as `find`.
+        PermissionDenied: the caller may only read it.
     """
-    return _visible(principal, await lock_job(unit.connection, job_id_of(name, "name")), name)
-
-
-def _visible(principal: Principal, job: Job | None, name: str) -> Job:
-    if job is None or job.name != name:
-        job = None
-    require_visible(principal, None if job is None else job.owner, name)
-    assert job is not None  # noqa: S101 (require_visible raises without one)
+    job = _named(await lock_job(unit.connection, job_id_of(name, "name")), name)
+    require_changeable(principal, job, name)
+    assert job is not None  # noqa: S101 (require_changeable raises without one)
     return job
+
+
+def _named(job: Job | None, name: str) -> Job | None:
+    return job if job is not None and job.name == name else None
+
+
+def _visible(principal: Principal, project: str) -> list[ColumnElement[bool]]:
+    """`access.may_read` as SQL conditions."""
+    if reads_all(principal, project):
+        return []
+    named = reader_names(principal)
+    shared = jobs.c.readers.overlap(cast(named, ARRAY(Text)))
+    if not named or group_of(project):
+        return [shared]
+    return [or_(jobs.c.owner == principal.subject, shared)]
 
 
 @dataclass(frozen=True)
@@ -163,9 +184,7 @@ class Jobs:
         cursor = cursors.time_and_id(token, *arguments)
         size = min(pages.page_size(size), MOST_LISTED)
 
-        statement = select(jobs).where(jobs.c.project == project)
-        if not sees_everything(principal):
-            statement = statement.where(jobs.c.owner == principal.subject, jobs.c.owner != "")
+        statement = select(jobs).where(jobs.c.project == project, *_visible(principal, project))
         statement = statement.where(*conditions(filter_text))
         place = tuple_(column, jobs.c.id)
         if cursor is not None:

@@ -80,6 +80,7 @@ def job(seen: Seen) -> jobs_pb2.Job:
         end_reason=_end_reason(job.end_reason.value if job.end_reason else None),
         error=_error(job.error),
         owner=job.owner,
+        readers=job.readers,
         labels=job.labels,
         create_time=timestamp(job.create_time),
         update_time=timestamp(job.update_time),

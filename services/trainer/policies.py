@@ -16,6 +16,7 @@ _CHANGES = (
     "BatchSubmitJobs",
     "RetryJob",
     "UpdateJob",
+    "ShareJob",
     "DeleteJob",
     "PurgeJobs",
     *WISHES,

@@ -56,6 +56,7 @@ class Job:
     batch: str | None
     batch_position: int | None
     annotations: Document
+    readers: Sequence[str]
     first_seq: int
     traceparent: str
     version: int

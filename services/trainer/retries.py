@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from guidehall.core.access import require_changeable, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import FailedPrecondition
 from services.trainer.checkpoints import starting_point
@@ -46,7 +47,9 @@ class Retries:
     async def retry(
         self, principal: Principal, name: str, changes: Changes, request_id: str, validate_only: bool
     ) -> Seen:
-        """Stores a job like an ended one; the same again when `request_id` is known. It has the same owner.
+        """Stores a job like an ended one; the same again when `request_id` is known.
+
+        Who has it run owns it, except that an operator leaves it to its owner.
 
         Raises:
             InvalidArgument: a change is wrong, or the request id came before with other content.
@@ -59,6 +62,7 @@ class Retries:
             return earlier[0]
         async with self._database.statements() as connection:
             job = await find(connection, principal, name)
+            require_changeable(principal, job, name)
             kept, made_by = await starting_point(connection, job)
         if job.state not in FINAL:
             raise FailedPrecondition(
@@ -93,8 +97,10 @@ class Retries:
             annotations=job.annotations,
         )
         new = await self._submissions.prepare(principal, submission)
-        # An operator who has a job run again does not take it from its owner.
-        new.values.update(owner=job.owner, retried_from=job.id)
+        new.values["retried_from"] = job.id
+        if sees_everything(principal):
+            # An operator who has a job run again does not take it from its owner.
+            new.values["owner"] = job.owner
         if not changes.pool:
             new.values["device_class"] = job.device_class
         return new

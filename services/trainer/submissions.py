@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
-from guidehall.core.access import owner_for, sees_everything
+from guidehall.core.access import owner_for, require_project, sees_everything
 from guidehall.core.auth import Principal
 from guidehall.core.errors import InvalidArgument, Violation
 from guidehall.core.faults import fault_point
@@ -102,7 +102,7 @@ class Submissions:
 
         Raises:
             InvalidArgument: a field is wrong, or the request id came before with other content.
-            PermissionDenied: the caller may not own a job.
+            PermissionDenied: the caller may not own a job, or not in this project.
             FailedPrecondition: no pool can stand in for the device class.
             ResourceExhausted: too many of the owner's jobs wait already.
             Unavailable: the database, or storage that has the inputs, cannot be reached.
@@ -197,6 +197,7 @@ class Submissions:
             Unavailable: storage, which has the inputs, cannot be reached.
         """
         owner = owner_for(principal)
+        require_project(principal, submission.project)
         pipeline = pipeline_named(submission.pipeline)
         self._check_fields(submission)
         check_targets(submission.notifications, self._notify)

@@ -19,7 +19,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from services.trainer.lifecycle import Desired, EndReason, State
 
@@ -102,6 +102,8 @@ jobs = Table(
     Column("batch_position", Integer),
     # What its client keeps with it.
     Column("annotations", JSONB, nullable=False, server_default=text("'{}'")),
+    # With whom it is shared: "user:..." and "group:...".
+    Column("readers", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     # The first of its events that is kept.
     Column("first_seq", BigInteger, nullable=False, server_default="1"),
     # W3C trace context of its submission, which its attempts go on with; empty for none.
@@ -143,6 +145,7 @@ Index("jobs_active_idx", jobs.c.pool, jobs.c.state, postgresql_where=jobs.c.end_
 Index("jobs_project_create_time_idx", jobs.c.project, jobs.c.create_time, jobs.c.id)
 Index("jobs_project_update_time_idx", jobs.c.project, jobs.c.update_time, jobs.c.id)
 Index("jobs_owner_create_time_idx", jobs.c.project, jobs.c.owner, jobs.c.create_time, jobs.c.id)
+Index("jobs_readers_idx", jobs.c.readers, postgresql_using="gin")
 Index("jobs_labels_idx", jobs.c.labels, postgresql_using="gin")
 
 attempts = Table(

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
-from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2, personal_data_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, groups_pb2, identity_pb2, personal_data_pb2
+from guidehall.contracts.identity.v1.groups_pb2_grpc import GroupsServiceStub
 from guidehall.contracts.identity.v1.personal_data_pb2_grpc import PersonalDataServiceStub
 from guidehall.contracts.models.v1 import models_pb2
 from guidehall.contracts.results.v1 import history_pb2
 from guidehall.core import audit_chain
 from guidehall.core.auth import Role
 from guidehall.core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from tests.fixtures.storage import StorageSite, Stubs, dataset_name, eventually, model_name, weights
+from tests.fixtures.storage import StorageSite, Stubs, dataset_name, eventually, model_name, upload, weights
 from tests.fixtures.trainer import refused
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,45 @@ async def test_what_was_theirs_goes_to_somebody_else(own_storage: Callable[..., 
         assert (await bob.datasets.GetDataset(data)).owner == heir
         assert (await bob.models.GetModel(model)).owner == heir
         assert await site.fetch("SELECT FROM storage.history WHERE user_id = $1", user) == []
+
+
+async def test_what_is_a_groups_stays_and_nothing_is_shared_with_the_name_any_more(
+    own_storage: Callable[..., StorageSite],
+) -> None:
+    site = own_storage(**_SETTINGS)
+    site.start()
+    user, group = f"ada{uuid.uuid4().hex[:8]}", f"film{uuid.uuid4().hex[:8]}"
+    await make_things(site, user)
+    async with (
+        site.user("root", Role.ADMIN) as root,
+        site.user(user, groups=[group], writable_groups=[group]) as ada,
+        site.user("bob", groups=[group], writable_groups=[group]) as bob,
+    ):
+        groups = GroupsServiceStub(root.channel)
+        await groups.CreateGroup(groups_pb2.CreateGroupRequest(group_id=group))
+        member = groups_pb2.GroupMember(user=f"users/{user}", role=identity_pb2.GROUP_ROLE_MEMBER)
+        await groups.SetGroupMember(groups_pb2.SetGroupMemberRequest(parent=f"groups/{group}", member=member))
+        theirs = f"projects/group.{group}/datasets/common"
+        await ada.datasets.UploadDatasetVersion(upload("common", b"1 2 3\n", parent=theirs))
+        await bob.upload(f"{group}-data", b"1 2 3\n")
+        shared = datasets_pb2.ShareDatasetRequest(
+            name=dataset_name(f"{group}-data"), add=[f"user:{user}", "user:carol"]
+        )
+        await bob.datasets.ShareDataset(shared)
+        told = [line for line in await exported(ada, user) if line["type"] == "membership"]
+        assert told == [{"type": "membership", "group": group, "role": "MEMBER"}]
+
+        begun = await erase(root, user)
+        listed = groups_pb2.ListGroupMembersRequest(parent=f"groups/{group}")
+        assert list((await groups.ListGroupMembers(listed)).members) == []
+        await trainers_part(site, begun.name)
+        ended = await done(site, begun.name)
+
+        kept = await bob.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=theirs))
+        assert kept.owner == ended.pseudonym
+        mine = await bob.datasets.GetDataset(datasets_pb2.GetDatasetRequest(name=shared.name))
+        assert list(mine.readers) == ["user:carol"]
+        assert await traces(site, f'"{user}"') == []
 
 
 async def test_killed_after_each_step_it_goes_on(

@@ -22,6 +22,7 @@ from guidehall.core.auth.principals import (
     known_principal,
     set_principal,
 )
+from guidehall.core.auth.scopes import SCOPES, covers, require_scope
 from guidehall.core.auth.tokens import PLATFORM, TokenIssuer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "DELEGABLE",
     "ON_BEHALF_OF",
     "PLATFORM",
+    "SCOPES",
     "Answer",
     "Authenticator",
     "KeyDirectory",
@@ -42,8 +44,10 @@ __all__ = [
     "TokenIssuer",
     "TrustStore",
     "TrustedKey",
+    "covers",
     "current_principal",
     "encode_delegation",
     "known_principal",
+    "require_scope",
     "set_principal",
 ]

@@ -19,7 +19,8 @@ from guidehall.core.settings import AuthSettings
 ON_BEHALF_OF = "x-guidehall-on-behalf-of"
 # Whom a service may act for; everybody else comes with a credential of their own. A tuple, for what is
 # looked for in it may be any JSON.
-DELEGABLE: tuple[Kind, ...] = ("user", "guest")
+DELEGABLE: tuple[Kind, ...] = ("user", "guest", "service_account")
+_DELEGATED = ("sub", "kind", "roles", "groups", "writable_groups", "scopes")
 
 
 class Authenticator:
@@ -93,6 +94,8 @@ def encode_delegation(principal: Principal) -> str:
         "kind": principal.kind,
         "roles": sorted(role.name for role in principal.roles),
         "groups": sorted(principal.groups),
+        "writable_groups": sorted(principal.writable_groups),
+        "scopes": sorted(principal.scopes),
     }
     return base64.urlsafe_b64encode(json.dumps(body).encode()).decode("ascii")
 
@@ -107,7 +110,7 @@ def _delegate(service: VerifiedToken, text: str) -> Principal:
         claims = None
     if not isinstance(claims, dict) or claims.get("kind") not in DELEGABLE:
         raise Unauthenticated("the delegation makes no sense", reason="BAD_CREDENTIAL")
-    known = {name: claims[name] for name in ("sub", "kind", "roles", "groups") if name in claims}
+    known = {name: claims[name] for name in _DELEGATED if name in claims}
     return replace(principal_of(known), actor=service.principal.subject)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from guidehall.core.errors import PermissionDenied, Unauthenticated
 
-Kind = Literal["user", "guest", "service", "worker", "job"]
+Kind = Literal["user", "guest", "service", "worker", "job", "service_account"]
 
 
 class Role(IntEnum):
@@ -33,6 +33,8 @@ class Principal:
         credential_id: the id of the token, by which it can be revoked.
         inputs: names of what a job's token opens: dataset versions, and a job whose checkpoint it reads.
         project: of a job.
+        writable_groups: those of the groups in whose projects the principal may also change things.
+        scopes: what the principal's API key is limited to; empty is all that the roles allow.
     """
 
     subject: str
@@ -46,6 +48,8 @@ class Principal:
     credential_id: str | None = None
     inputs: tuple[str, ...] = ()
     project: str | None = None
+    writable_groups: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()
 
     def has(self, role: Role) -> bool:
         """Whether the principal has `role` or a higher one."""
@@ -54,16 +58,22 @@ class Principal:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may call a method: these kinds, users from this role on, services on this list (None is any)."""
+    """Who may call a method: these kinds, users from this role on, services on this list (None is any).
+
+    What is open to users is open to service accounts, too, except what is for `people`.
+    """
 
     kinds: frozenset[str] = frozenset({"user", "service"})
     min_role: Role = Role.VIEWER
     services: frozenset[str] | None = None
+    people: bool = False
 
     def check(self, principal: Principal, method: str) -> None:
         """Raises PermissionDenied unless `principal` may call `method`."""
         allowed = principal.kind in self.kinds
-        if principal.kind == "user":
+        if principal.kind == "service_account":
+            allowed = allowed or ("user" in self.kinds and not self.people)
+        if principal.kind in ("user", "service_account"):
             allowed = allowed and principal.has(self.min_role)
         if principal.kind == "service" and self.services is not None:
             allowed = allowed and principal.subject in self.services

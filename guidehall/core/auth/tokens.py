@@ -40,7 +40,8 @@ class TokenIssuer:
         audience: str | Sequence[str] = PLATFORM,
         **claims: Any,
     ) -> str:
-        """A signed token. `claims` may hold job_id, lease_epoch, pool, inputs, project, jti."""
+        """A signed token. `claims` may hold job_id, lease_epoch, pool, inputs, project, jti,
+        writable_groups, scopes."""
         now = time.time()
         body = {
             "iss": self.issuer,
@@ -149,6 +150,8 @@ def principal_of(claims: Mapping[str, Any]) -> Principal:
             credential_id=claims.get("jti"),
             inputs=tuple(map(str, claims.get("inputs", ()))),
             project=claims.get("project"),
+            writable_groups=frozenset(map(str, claims.get("writable_groups", ()))),
+            scopes=frozenset(map(str, claims.get("scopes", ()))),
         )
     except (KeyError, TypeError, ValueError):
         raise _bad("the token's claims make no sense") from None

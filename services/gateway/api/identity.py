@@ -29,7 +29,7 @@ from services.gateway.messages import enum_choices, enum_number
 router = APIRouter(tags=["identity"])
 
 _ROLE = identity_pb2.Role.DESCRIPTOR
-_ROLES = "VIEWER, SCIENTIST, OPERATOR, ADMIN: each may do what those before it may"
+ROLES = "VIEWER, SCIENTIST, OPERATOR, ADMIN: each may do what those before it may"
 
 
 class UserBody(Body):
@@ -37,7 +37,7 @@ class UserBody(Body):
 
     display_name: Text = Field("", max_length=200)
     email: Text = Field("", max_length=320)
-    roles: list[Text] = Field(default_factory=list, description=_ROLES)
+    roles: list[Text] = Field(default_factory=list, description=ROLES)
     groups: list[Text] = Field(default_factory=list)
     disabled: bool = False
 
@@ -53,7 +53,7 @@ class UpdateUser(Body):
 
     display_name: Text | None = Field(None, max_length=200)
     email: Text | None = Field(None, max_length=320)
-    roles: list[Text] | None = Field(None, description=_ROLES)
+    roles: list[Text] | None = Field(None, description=ROLES)
     groups: list[Text] | None = None
     disabled: bool | None = Field(None, description="Ends every session of the user, too")
     etag: Etag = ""
@@ -69,15 +69,18 @@ class CreateApiKey(Body):
     """What a key is for, and how long it counts."""
 
     display_name: Text = Field("", max_length=200)
-    roles: list[Text] = Field(default_factory=list, description=f"Those of the user where empty; {_ROLES}")
+    roles: list[Text] = Field(default_factory=list, description=f"Those of the user where empty; {ROLES}")
     ttl: Seconds = Field(0, description=f"{ALLOWED}; 0 is for ever")
+    scopes: list[Text] = Field(
+        default_factory=list, description="Such as jobs:write; all that the roles allow where empty"
+    )
 
 
 class CreateInvitation(Body):
     """For somebody who shall register."""
 
     note: Text = Field("", max_length=200)
-    roles: list[Text] = Field(default_factory=list, description=f"The usual one where empty; {_ROLES}")
+    roles: list[Text] = Field(default_factory=list, description=f"The usual one where empty; {ROLES}")
     groups: list[Text] = Field(default_factory=list)
     ttl: Seconds = Field(0, description=f"{ALLOWED}; 0 is a week")
 
@@ -97,7 +100,7 @@ async def create_user(body: CreateUser, backends: BackendsDep) -> JSONResponse:
     user = identity_pb2.User(
         display_name=body.display_name,
         email=body.email,
-        roles=_roles(body.roles),
+        roles=roles_of(body.roles),
         groups=body.groups,
         disabled=body.disabled,
     )
@@ -125,7 +128,7 @@ async def update_user(user: str, body: UpdateUser, backends: BackendsDep) -> JSO
         if field in changed:
             setattr(message, field, changed[field])
     if body.roles is not None:
-        message.roles[:] = _roles(body.roles)
+        message.roles[:] = roles_of(body.roles)
     if body.groups is not None:
         message.groups[:] = body.groups
     # That nobody's change between the two calls gets lost.
@@ -160,7 +163,7 @@ async def list_api_keys(
 async def create_api_key(user: str, backends: BackendsDep, body: CreateApiKey | None = None) -> JSONResponse:
     """Makes an API key, which counts as a bearer token everywhere."""
     body = body or CreateApiKey()
-    key = identity_pb2.ApiKey(display_name=body.display_name, roles=_roles(body.roles))
+    key = identity_pb2.ApiKey(display_name=body.display_name, roles=roles_of(body.roles), scopes=body.scopes)
     if body.ttl:
         key.expire_time.FromSeconds(int(time.time()) + body.ttl)
     request = identity_pb2.CreateApiKeyRequest(parent=resource(USER, user=user), api_key=key)
@@ -208,7 +211,7 @@ async def revoke_session(user: str, session: str, backends: BackendsDep) -> JSON
 async def create_invitation(backends: BackendsDep, body: CreateInvitation | None = None) -> JSONResponse:
     """Makes an invitation, which is good for one registration. For administrators."""
     body = body or CreateInvitation()
-    invitation = accounts_pb2.Invitation(note=body.note, roles=_roles(body.roles), groups=body.groups)
+    invitation = accounts_pb2.Invitation(note=body.note, roles=roles_of(body.roles), groups=body.groups)
     if body.ttl:
         invitation.expire_time.FromSeconds(int(time.time()) + body.ttl)
     request = accounts_pb2.CreateInvitationRequest(invitation=invitation)
@@ -232,7 +235,12 @@ async def delete_invitation(invitation: str, backends: BackendsDep) -> JSONRespo
     return await answer(await backends.accounts.DeleteInvitation(request, timeout=backends.timeouts.call))
 
 
-def _roles(texts: list[str]) -> list[identity_pb2.Role.ValueType]:
+def roles_of(texts: list[str]) -> list[identity_pb2.Role.ValueType]:
+    """Roles by their names.
+
+    Raises:
+        InvalidArgument: one that there is not.
+    """
     numbers = []
     for index, text in enumerate(texts):
         number = enum_number(_ROLE, text)

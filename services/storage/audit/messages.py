@@ -18,6 +18,7 @@ KINDS: dict[Kind, identity_pb2.PrincipalKind.ValueType] = {
     "service": identity_pb2.PRINCIPAL_KIND_SERVICE,
     "worker": identity_pb2.PRINCIPAL_KIND_WORKER,
     "job": identity_pb2.PRINCIPAL_KIND_JOB,
+    "service_account": identity_pb2.PRINCIPAL_KIND_SERVICE_ACCOUNT,
 }
 _KIND_NAMES: dict[int, str] = {number: name for name, number in KINDS.items()}
 

@@ -189,6 +189,7 @@ class Accounts:
             user = await users.find(mutation.connection, user_id, lock=True)
             if user is None:
                 raise NotFound(f"{name} does not exist", metadata={"resource": name})
+            users.require_person(user)
             await store_hash(mutation.connection, user_id, fresh)
             await end_sessions(mutation.connection, user_id)
             mutation.record(name)

@@ -12,12 +12,12 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.access import require_visible
-from guidehall.core.auth import API_KEY_PREFIX, Principal, Role
+from guidehall.core.access import may_see
+from guidehall.core.auth import API_KEY_PREFIX, SCOPES, Principal, Role
 from guidehall.core.errors import InvalidArgument, NotFound, PermissionDenied
 from services.storage.database import Caller, Database
 from services.storage.fields import text
-from services.storage.identity import users
+from services.storage.identity import groups, users
 from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.tables import api_keys
 from services.storage.lists import Paging, page
@@ -40,6 +40,7 @@ class ApiKey:
     expire_time: datetime | None
     revoke_time: datetime | None
     last_use_time: datetime | None
+    scopes: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -55,6 +56,7 @@ class NewApiKey:
     display_name: str
     roles: Sequence[Role]
     expire_time: datetime | None
+    scopes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,20 @@ class Bearer:
     """Whom a key that is good speaks for."""
 
     key: ApiKey
+    user: users.User
     roles: Sequence[Role]
-    groups: Sequence[str]
+
+    def principal(self) -> Principal:
+        """Whom its servers take it for."""
+        return Principal(
+            self.user.id,
+            self.user.kind,
+            frozenset(self.roles),
+            self.user.all_groups,
+            credential_id=self.key.name,
+            writable_groups=self.user.writable_groups,
+            scopes=frozenset(self.key.scopes),
+        )
 
 
 class ApiKeys:
@@ -84,18 +98,18 @@ class ApiKeys:
             InvalidArgument: a field is not as it may be.
         """
         parent = names.USER.format(user=new.user)
-        require_visible(caller.principal, new.user, parent)
+        for scope in new.scopes:
+            if scope not in SCOPES:
+                raise InvalidArgument.field("api_key.scopes", scope, ", ".join(sorted(SCOPES)))
         text("api_key.display_name", new.display_name, 200)
         if new.expire_time is not None and new.expire_time <= datetime.now(UTC):
             raise InvalidArgument.field("api_key.expire_time", new.expire_time.isoformat(), "a time to come")
         secret = mint(API_KEY_PREFIX)
         async with self._database.mutation(caller) as mutation:
             connection = mutation.connection
-            if caller.principal.subject == new.user:
+            if caller.principal.kind == "user" and caller.principal.subject == new.user:
                 await users.ensure(connection, caller.principal)
-            user = await users.find(connection, new.user, lock=True)
-            if user is None:
-                raise NotFound(f"{parent} does not exist", metadata={"resource": parent})
+            user = await _require_own(connection, caller.principal, new.user, parent)
             values = {
                 "id": str(uuid.uuid4()),
                 "user_id": new.user,
@@ -104,6 +118,7 @@ class ApiKeys:
                 "prefix": secret[:_SHOWN_CHARACTERS],
                 "secret_sha256": digest(secret),
                 "expire_time": new.expire_time,
+                "scopes": sorted(set(new.scopes)),
             }
             row = (await connection.execute(insert(api_keys).values(values).returning(api_keys))).one()
             key = _key(row._mapping)
@@ -117,9 +132,10 @@ class ApiKeys:
             NotFound: another user's.
         """
         user = names.USER.parse(parent, "parent")["user"]
-        require_visible(principal, user, parent)
         query = select(api_keys).where(api_keys.c.user_id == user)
         async with self._database.transaction() as connection:
+            if not may_see(principal, user):
+                await _require_own(connection, principal, user, parent)
             rows, token = await page(connection, query, api_keys.c.seq, paging, "api_keys", parent)
         return [_key(row._mapping) for row in rows], token
 
@@ -130,8 +146,9 @@ class ApiKeys:
             NotFound: there is none for the caller.
         """
         ids = names.API_KEY.parse(name)
-        require_visible(caller.principal, ids["user"], name)
         async with self._database.mutation(caller) as mutation:
+            if not may_see(caller.principal, ids["user"]):
+                await _require_own(mutation.connection, caller.principal, ids["user"], name)
             key = await _find(mutation.connection, ids["user"], ids["key"], name)
             if key.revoke_time is None:
                 revoked = update(api_keys).where(api_keys.c.id == key.id).values(revoke_time=func.now())
@@ -169,7 +186,25 @@ class ApiKeys:
             )
             await connection.execute(used.values(last_use_time=func.now()))
         roles = [Role[role] for role in key.roles if Role[role] <= user.highest_role]
-        return Bearer(key, roles, user.groups)
+        return Bearer(key, user, roles)
+
+
+async def _require_own(connection: AsyncConnection, principal: Principal, id: str, name: str) -> users.User:
+    """A user whose keys are the principal's to make: oneself, or a service account of a group it manages.
+
+    Raises:
+        NotFound: it is another's, or there is none.
+    """
+    user = await users.find(connection, id, lock=True)
+    if user is None or user.delete_time is not None or not await _has_keys_of(connection, principal, user):
+        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+    return user
+
+
+async def _has_keys_of(connection: AsyncConnection, principal: Principal, user: users.User) -> bool:
+    if may_see(principal, user.id):
+        return True
+    return user.owner_group is not None and await groups.manages(connection, principal, user.owner_group)
 
 
 def _granted(principal: Principal, user: users.User, wanted: Sequence[Role]) -> set[str]:

@@ -21,12 +21,5 @@ class LocalDirectory:
         bearer = await self._api_keys.introspect(secret)
         if bearer is None:
             return Answer(None)
-        key = bearer.key
-        principal = Principal(
-            key.user_id,
-            "user",
-            frozenset(bearer.roles),
-            frozenset(bearer.groups),
-            credential_id=key.name,
-        )
-        return Answer(principal, None if key.expire_time is None else key.expire_time.timestamp())
+        expires = bearer.key.expire_time
+        return Answer(bearer.principal(), None if expires is None else expires.timestamp())

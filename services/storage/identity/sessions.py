@@ -258,7 +258,8 @@ class Sessions:
             "user",
             ttl_seconds=seconds,
             roles=[Role[role] for role in user.roles],
-            groups=sorted({*user.groups, *session.groups}),
+            groups=sorted({*user.all_groups, *session.groups}),
+            writable_groups=sorted(user.writable_groups),
             jti=session.name,
         )
         return Tokens(session, user, token, datetime.now(UTC) + timedelta(seconds=seconds), refresh_token)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     LargeBinary,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -21,6 +22,20 @@ from sqlalchemy.dialects.postgresql import ARRAY, UUID
 from services.storage.columns import moment, schema, sequence
 
 metadata = schema("identity")
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    sequence(),
+    Column("display_name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False, server_default="1"),
+    moment("create_time"),
+    moment("update_time"),
+    # A deleted one keeps its name: what was shared with it must not open to another.
+    Column("delete_time", DateTime(timezone=True)),
+)
 
 users = Table(
     "users",
@@ -36,6 +51,28 @@ users = Table(
     Column("revision", BigInteger, nullable=False, server_default="1"),
     moment("create_time"),
     moment("update_time"),
+    Column("kind", Text, nullable=False, server_default="user"),
+    # Of a service account.
+    Column("owner_group", ForeignKey(groups.c.id)),
+    Column("delete_time", DateTime(timezone=True)),
+    CheckConstraint("kind IN ('user', 'service_account')", name="kind"),
+    CheckConstraint("(kind = 'service_account') = (owner_group IS NOT NULL)", name="owner_group"),
+)
+Index(
+    "users_owner_group_seq_idx",
+    users.c.owner_group,
+    users.c.seq,
+    postgresql_where=users.c.owner_group.is_not(None),
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("group_id", ForeignKey(groups.c.id), primary_key=True),
+    Column("user_id", ForeignKey(users.c.id), primary_key=True, index=True),
+    # The number of a GroupRole.
+    Column("role", SmallInteger, nullable=False),
+    CheckConstraint("role BETWEEN 1 AND 3", name="role"),
 )
 
 api_keys = Table(
@@ -54,6 +91,8 @@ api_keys = Table(
     Column("expire_time", DateTime(timezone=True)),
     Column("revoke_time", DateTime(timezone=True)),
     Column("last_use_time", DateTime(timezone=True)),
+    # Empty is all that the roles allow.
+    Column("scopes", ARRAY(Text), nullable=False, server_default="{}"),
     CheckConstraint("octet_length(secret_sha256) = 32", name="secret_sha256"),
 )
 Index("api_keys_user_id_seq_idx", api_keys.c.user_id, api_keys.c.seq)

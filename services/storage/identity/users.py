@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any
+from enum import IntEnum
+from typing import Any, Literal
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -14,15 +15,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from guidehall.core import names
 from guidehall.core.access import require_visible
 from guidehall.core.auth import Principal, Role
-from guidehall.core.errors import AlreadyExists, InvalidArgument, NotFound
+from guidehall.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from services.storage.database import Caller, Database
 from services.storage.etags import require_etag
 from services.storage.fields import text
 from services.storage.identity.endings import end_sessions
-from services.storage.identity.tables import users
+from services.storage.identity.tables import memberships, users
 from services.storage.lists import Paging, page
 
 MAX_GROUPS = 256
+
+
+class GroupRole(IntEnum):
+    """Each role may do what the ones before it may; numbers as in identity.proto."""
+
+    READER = 1
+    MEMBER = 2
+    MANAGER = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,20 @@ class User:
     revision: int
     create_time: datetime
     update_time: datetime
+    kind: Literal["user", "service_account"]
+    owner_group: str | None
+    delete_time: datetime | None
+    memberships: Mapping[str, GroupRole] = field(default_factory=dict)
+
+    @property
+    def all_groups(self) -> frozenset[str]:
+        """The groups that others say and those that it is a member of here."""
+        return frozenset({*self.groups, *self.memberships})
+
+    @property
+    def writable_groups(self) -> frozenset[str]:
+        """Those in whose projects it may also change things."""
+        return frozenset(group for group, role in self.memberships.items() if role >= GroupRole.MEMBER)
 
     @property
     def name(self) -> str:
@@ -103,7 +126,7 @@ class Users:
             row = (await mutation.connection.execute(statement)).one_or_none()
             if row is None:
                 raise AlreadyExists(f"{name} exists", metadata={"resource": name})
-            user = _user(row._mapping)
+            user = read_user(row._mapping)
             mutation.record(name, etag_after=user.etag)
         return user
 
@@ -140,13 +163,14 @@ class Users:
                 user = await find(mutation.connection, id)
         if user is None:
             raise _missing(name)
+        require_person(user)
         return user
 
     async def page(self, paging: Paging) -> tuple[list[User], str]:
         """One page, newest first, and the token of the next."""
         async with self._database.transaction() as connection:
             rows, token = await page(connection, select(users), users.c.seq, paging, "users")
-        return [_user(row._mapping) for row in rows], token
+        return [read_user(row._mapping) for row in rows], token
 
     async def update(self, caller: Caller, name: str, profile: Profile, etag: str) -> User:
         """Replaces what is kept about a user.
@@ -162,11 +186,12 @@ class Users:
             before = await find(mutation.connection, id, lock=True)
             if before is None:
                 raise _missing(name)
+            require_person(before)
             require_etag(etag, before.etag)
             changed = update(users).where(users.c.id == id).returning(users)
             times = {"revision": users.c.revision + 1, "update_time": func.now()}
             row = (await mutation.connection.execute(changed.values(**values, **times))).one()
-            user = _user(row._mapping)
+            user = replace(read_user(row._mapping), memberships=before.memberships)
             if user.disabled:
                 # For good: who is let in again logs in again.
                 await end_sessions(mutation.connection, id)
@@ -178,7 +203,20 @@ async def find(connection: AsyncConnection, id: str, lock: bool = False) -> User
     """A user by id."""
     query = select(users).where(users.c.id == id)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
-    return None if row is None else _user(row._mapping)
+    if row is None:
+        return None
+    given = select(memberships.c.group_id, memberships.c.role).where(memberships.c.user_id == id)
+    roles = {group: GroupRole(role) for group, role in (await connection.execute(given)).tuples()}
+    return replace(read_user(row._mapping), memberships=roles)
+
+
+def require_person(user: User) -> None:
+    """Raises FailedPrecondition for a service account, which comes by its keys alone."""
+    if user.kind != "user":
+        raise FailedPrecondition(
+            f"{user.name} is a service account: its group changes it, and it has no password",
+            reason="SERVICE_ACCOUNT",
+        )
 
 
 async def ensure(connection: AsyncConnection, principal: Principal) -> bool:
@@ -198,5 +236,6 @@ def _missing(name: str) -> NotFound:
     return NotFound(f"{name} does not exist", metadata={"resource": name})
 
 
-def _user(row: Any) -> User:
-    return User(**{field.name: row[field.name] for field in fields(User)})
+def read_user(row: Any) -> User:
+    """The user in a row, without memberships."""
+    return User(**{item.name: row[item.name] for item in fields(User) if item.name != "memberships"})

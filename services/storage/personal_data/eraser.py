@@ -8,11 +8,12 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, Table, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, Table, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
+from guidehall.core.access import GROUP_PROJECT, user_reader
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
 from services.storage import garbage, outbox
@@ -91,6 +92,7 @@ class Eraser:
             for step in _OWNED:
                 if not await _clear(connection, erasure, step):
                     return False
+                await _stop_sharing(connection, _OWNED[step], user)
             await self._finish(connection, erasure)
         else:
             return await _clear(connection, erasure, step)
@@ -120,8 +122,11 @@ async def _clear(connection: AsyncConnection, erasure: Erasure, step: str) -> bo
     """Gives away or deletes what a user owns in one table; whether nothing of it is left."""
     user = erasure.user_id
     assert user is not None  # noqa: S101 (it is not done)
+    table = _OWNED[step]
+    # What is in a group's project is the group's: it stays, without the name of who made it.
+    await _hand_over(connection, table, user, erasure.pseudonym, table.c.project.startswith(GROUP_PROJECT))
     if erasure.hand_over_to:
-        await _hand_over(connection, _OWNED[step], erasure)
+        await _hand_over(connection, table, user, erasure.hand_over_to)
         return True
     if step == "datasets":
         return await _delete_datasets(connection, user)
@@ -130,11 +135,25 @@ async def _clear(connection: AsyncConnection, erasure: Erasure, step: str) -> bo
     return await _delete_results(connection, user)
 
 
-async def _hand_over(connection: AsyncConnection, table: Table, erasure: Erasure) -> None:
-    values: dict[str, Any] = {"owner": erasure.hand_over_to}
+async def _hand_over(
+    connection: AsyncConnection, table: Table, user: str, heir: str, *which: ColumnElement[bool]
+) -> None:
+    await _change(connection, table, {"owner": heir}, table.c.owner == user, *which)
+
+
+async def _stop_sharing(connection: AsyncConnection, table: Table, user: str) -> None:
+    """Nothing of others' says any more that it is shared with a user."""
+    reader = user_reader(user)
+    without = func.array_remove(table.c.readers, reader)
+    await _change(connection, table, {"readers": without}, table.c.readers.contains([reader]))
+
+
+async def _change(
+    connection: AsyncConnection, table: Table, values: dict[str, Any], *which: ColumnElement[bool]
+) -> None:
     if "revision" in table.c:
-        values |= {"revision": table.c.revision + 1, "update_time": func.now()}
-    await connection.execute(update(table).where(table.c.owner == erasure.user_id).values(values))
+        values = values | {"revision": table.c.revision + 1, "update_time": func.now()}
+    await connection.execute(update(table).where(*which).values(values))
 
 
 async def _delete_datasets(connection: AsyncConnection, user: str) -> bool:

@@ -24,6 +24,7 @@ from services.storage.identity.tables import (
     erasure_steps,
     erasures,
     identities,
+    memberships,
     passwords,
     sessions,
 )
@@ -43,8 +44,8 @@ STEPS = {
 }
 
 
-# By which somebody gets in; all that refers to an account has to be here.
-_OF_ACCOUNT = (api_keys, device_log_ins, identities, passwords, sessions)
+# By which somebody gets in, and where; all that refers to an account has to be here.
+_OF_ACCOUNT = (api_keys, device_log_ins, identities, memberships, passwords, sessions)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from guidehall.core.auth import Principal, Role
 from guidehall.core.errors import NotFound
 from services.storage.audit import log
 from services.storage.database import Database
-from services.storage.identity.tables import api_keys, identities, passwords, sessions, users
+from services.storage.identity.tables import api_keys, identities, memberships, passwords, sessions, users
+from services.storage.identity.users import GroupRole
 from services.storage.lists import Paging, page
 from services.storage.tables import (
     artifacts,
@@ -57,10 +58,16 @@ async def export(database: Database, principal: Principal, name: str) -> AsyncIt
         changed = await connection.scalar(select(passwords.c.change_time).where(passwords.c.user_id == user))
         roles = select(upload_roles).where(upload_roles.c.user_id == user)
         uploads = (await connection.execute(roles)).mappings().one_or_none()
+        member = select(memberships).where(memberships.c.user_id == user).order_by(memberships.c.group_id)
+        groups = [
+            {"group": row.group_id, "role": GroupRole(row.role).name}
+            for row in await connection.execute(member)
+        ]
     told = {"id": user} if account is None else dict(account)
     lines = [_line("account", told | {"password_change_time": changed})]
     if uploads is not None:
         lines.append(_line("upload_roles", uploads))
+    lines += [_line("membership", group) for group in groups]
     yield lines
     for kind, query, key in _queries(user):
         token = ""

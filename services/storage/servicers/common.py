@@ -54,6 +54,7 @@ def series_fields(series: Series, name: str) -> dict[str, Any]:
         "name": name,
         "display_name": series.display_name,
         "owner": series.owner,
+        "readers": series.readers,
         "labels": dict(series.labels),
         "latest_version": series.latest_version,
         "create_time": timestamp(series.create_time),

@@ -77,6 +77,12 @@ class DatasetsServicer(datasets_pb2_grpc.DatasetsServiceServicer):
         caller = common.caller(DATASETS, "DeleteDataset")
         return self._dataset(await self._datasets.delete(caller, request.name, request.etag))
 
+    async def ShareDataset(
+        self, request: datasets_pb2.ShareDatasetRequest, context: Any
+    ) -> datasets_pb2.Dataset:
+        caller = common.caller(DATASETS, "ShareDataset")
+        return self._dataset(await self._datasets.share(caller, request.name, request.add, request.remove))
+
     async def UploadDatasetVersion(
         self, request_iterator: AsyncIterator[datasets_pb2.UploadDatasetVersionRequest], context: Any
     ) -> datasets_pb2.DatasetVersion:
@@ -166,6 +172,7 @@ def _version(version: DatasetVersion) -> datasets_pb2.DatasetVersion:
         content_info=common.struct(version.content_info),
         labels=dict(version.labels),
         owner=version.owner,
+        readers=version.readers,
         create_time=common.timestamp(version.create_time),
     )
 

@@ -15,7 +15,7 @@ from services.storage.audit.messages import KINDS, decoded, encoded
 from services.storage.audit.use_cases import AuditLog
 from services.storage.identity.admissions import Admissions, Call
 from services.storage.identity.api_keys import ApiKey, ApiKeys, NewApiKey
-from services.storage.identity.users import Profile, User, Users
+from services.storage.identity.users import GroupRole, Profile, User, Users
 from services.storage.servicers import common
 
 IDENTITY = "guidehall.identity.v1.IdentityService"
@@ -39,6 +39,8 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             groups=sorted(principal.groups),
             default_project=names.PROJECT.format(project=principal.project or names.DEFAULT_PROJECT),
             actor=principal.actor or "",
+            writable_groups=sorted(principal.writable_groups),
+            scopes=sorted(principal.scopes),
         )
 
     async def CreateUser(self, request: identity_pb2.CreateUserRequest, context: Any) -> identity_pb2.User:
@@ -70,6 +72,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             expire_time=common.moment("api_key.expire_time", given.expire_time)
             if given.HasField("expire_time")
             else None,
+            scopes=list(given.scopes),
         )
         key, secret = await self._api_keys.create(common.caller(IDENTITY, "CreateApiKey"), new)
         return identity_pb2.CreateApiKeyResponse(api_key=_api_key(key), secret=secret)
@@ -92,10 +95,12 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         if bearer is None:
             return identity_pb2.IntrospectApiKeyResponse(active=False)
         principal = identity_pb2.Principal(
-            subject=bearer.key.user_id,
-            kind=identity_pb2.PRINCIPAL_KIND_USER,
+            subject=bearer.user.id,
+            kind=KINDS[bearer.user.kind],
             roles=encode_roles(bearer.roles),
-            groups=bearer.groups,
+            groups=sorted(bearer.user.all_groups),
+            writable_groups=sorted(bearer.user.writable_groups),
+            scopes=bearer.key.scopes,
             default_project=names.PROJECT.format(project=names.DEFAULT_PROJECT),
         )
         return identity_pb2.IntrospectApiKeyResponse(
@@ -181,7 +186,18 @@ def encode_user(user: User) -> identity_pb2.User:
         create_time=common.timestamp(user.create_time),
         update_time=common.timestamp(user.update_time),
         etag=user.etag,
+        kind=KINDS[user.kind],
+        owner_group=names.GROUP.format(group=user.owner_group) if user.owner_group else "",
+        memberships=[
+            identity_pb2.Membership(group=names.GROUP.format(group=group), role=encode_group_role(role))
+            for group, role in sorted(user.memberships.items())
+        ],
     )
+
+
+def encode_group_role(role: GroupRole) -> identity_pb2.GroupRole.ValueType:
+    """A role in a group as it travels."""
+    return identity_pb2.GroupRole.Value(f"GROUP_ROLE_{role.name}")
 
 
 def _api_key(key: ApiKey) -> identity_pb2.ApiKey:
@@ -194,4 +210,5 @@ def _api_key(key: ApiKey) -> identity_pb2.ApiKey:
         expire_time=common.timestamp(key.expire_time),
         revoke_time=common.timestamp(key.revoke_time),
         last_use_time=common.timestamp(key.last_use_time),
+        scopes=key.scopes,
     )

@@ -62,6 +62,10 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
         caller = common.caller(MODELS, "UndeleteModel")
         return _model(await self._models.set_deleted(caller, request.name, False))
 
+    async def ShareModel(self, request: models_pb2.ShareModelRequest, context: Any) -> models_pb2.Model:
+        caller = common.caller(MODELS, "ShareModel")
+        return _model(await self._models.share(caller, request.name, request.add, request.remove))
+
     async def GetModelVersion(
         self, request: models_pb2.GetModelVersionRequest, context: Any
     ) -> models_pb2.ModelVersion:
@@ -132,6 +136,7 @@ def _version(version: ModelVersion) -> models_pb2.ModelVersion:
         metrics=manifests.metrics(version.manifest),
         job=version.job,
         owner=version.owner,
+        readers=version.readers,
         labels=dict(version.labels),
         create_time=common.timestamp(version.create_time),
     )

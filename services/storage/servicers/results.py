@@ -57,6 +57,11 @@ class ResultsServicer(results_pb2_grpc.ResultsServiceServicer):
             lambda: results_pb2.ListResultsResponse(results=map(_result, found), next_page_token=token)
         )
 
+    async def ShareResult(self, request: results_pb2.ShareResultRequest, context: Any) -> results_pb2.Result:
+        caller = common.caller(RESULTS, "ShareResult")
+        result = await self._results.share(caller, request.name, request.add, request.remove)
+        return await asyncio.to_thread(_result, result)
+
     async def DownloadArtifact(
         self, request: results_pb2.DownloadArtifactRequest, context: Any
     ) -> AsyncIterator[results_pb2.DownloadArtifactResponse]:
@@ -187,6 +192,7 @@ def _result(result: Result) -> results_pb2.Result:
         ],
         model_versions=result.model_versions,
         owner=result.owner,
+        readers=result.readers,
         create_time=common.timestamp(result.create_time),
     )
     if result.document is not None:

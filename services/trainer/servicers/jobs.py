@@ -130,6 +130,10 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         updated = await self._control.update(current_principal(), request.job.name, request.job.etag, change)
         return messages.job(updated)
 
+    async def ShareJob(self, request: jobs_pb2.ShareJobRequest, _context: Any) -> jobs_pb2.Job:
+        shared = await self._control.share(current_principal(), request.name, request.add, request.remove)
+        return messages.job(shared)
+
     async def DeleteJob(
         self, request: jobs_pb2.DeleteJobRequest, _context: Any
     ) -> jobs_pb2.DeleteJobResponse:

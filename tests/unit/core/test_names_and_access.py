@@ -64,7 +64,7 @@ def test_what_is_no_version_is_refused(text: str) -> None:
     [
         (ANN, "ann", True), (ANN, "ben", False), (ANN, "", False), (OPERATOR, "ann", True),
         (TRAINER, "ann", True),
-        (GUEST, "guest", True), (GUEST, "", False), (Principal("", "guest"), "", False),
+        (GUEST, "guest", False), (GUEST, "", False), (Principal("", "guest"), "", False),
     ],
 )  # fmt: skip
 def test_who_sees_what(principal: Principal, owner: str, sees: bool) -> None:

@@ -85,6 +85,11 @@ class DatasetsServiceStub(object):
                 request_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.CreateDatasetVersionUrlRequest.SerializeToString,
                 response_deserializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
                 _registered_method=True)
+        self.ShareDataset = channel.unary_unary(
+                '/guidehall.datasets.v1.DatasetsService/ShareDataset',
+                request_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ShareDatasetRequest.SerializeToString,
+                response_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.FromString,
+                _registered_method=True)
 
 
 class DatasetsServiceServicer(object):
@@ -152,6 +157,13 @@ class DatasetsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareDataset(self, request, context):
+        """Lets others read the series. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatasetsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -204,6 +216,11 @@ def add_DatasetsServiceServicer_to_server(servicer, server):
                     servicer.CreateDatasetVersionUrl,
                     request_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.CreateDatasetVersionUrlRequest.FromString,
                     response_serializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.SerializeToString,
+            ),
+            'ShareDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareDataset,
+                    request_deserializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ShareDatasetRequest.FromString,
+                    response_serializer=guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -476,6 +493,33 @@ class DatasetsService(object):
             '/guidehall.datasets.v1.DatasetsService/CreateDatasetVersionUrl',
             guidehall_dot_datasets_dot_v1_dot_datasets__pb2.CreateDatasetVersionUrlRequest.SerializeToString,
             guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.datasets.v1.DatasetsService/ShareDataset',
+            guidehall_dot_datasets_dot_v1_dot_datasets__pb2.ShareDatasetRequest.SerializeToString,
+            guidehall_dot_datasets_dot_v1_dot_datasets__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,

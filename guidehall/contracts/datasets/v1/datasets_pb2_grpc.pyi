@@ -44,6 +44,8 @@ class DatasetsServiceStub:
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetVersionsRequest, _datasets_pb2.ListDatasetVersionsResponse]
     DownloadDatasetVersion: _grpc.UnaryStreamMultiCallable[_datasets_pb2.DownloadDatasetVersionRequest, _datasets_pb2.DownloadDatasetVersionResponse]
     CreateDatasetVersionUrl: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetVersionUrlRequest, _common_pb2.PresignedUrl]
+    ShareDataset: _grpc.UnaryUnaryMultiCallable[_datasets_pb2.ShareDatasetRequest, _datasets_pb2.Dataset]
+    """Lets others read the series. Idempotent."""
 
 @_typing.type_check_only
 class DatasetsServiceAsyncStub(DatasetsServiceStub):
@@ -60,6 +62,8 @@ class DatasetsServiceAsyncStub(DatasetsServiceStub):
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ListDatasetVersionsRequest, _datasets_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
     DownloadDatasetVersion: _aio.UnaryStreamMultiCallable[_datasets_pb2.DownloadDatasetVersionRequest, _datasets_pb2.DownloadDatasetVersionResponse]  # type: ignore[assignment]
     CreateDatasetVersionUrl: _aio.UnaryUnaryMultiCallable[_datasets_pb2.CreateDatasetVersionUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
+    ShareDataset: _aio.UnaryUnaryMultiCallable[_datasets_pb2.ShareDatasetRequest, _datasets_pb2.Dataset]  # type: ignore[assignment]
+    """Lets others read the series. Idempotent."""
 
 class DatasetsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -133,6 +137,14 @@ class DatasetsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _datasets_pb2.CreateDatasetVersionUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.PresignedUrl, _abc.Awaitable[_common_pb2.PresignedUrl]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareDataset(
+        self,
+        request: _datasets_pb2.ShareDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_datasets_pb2.Dataset, _abc.Awaitable[_datasets_pb2.Dataset]]:
+        """Lets others read the series. Idempotent."""
 
 def add_DatasetsServiceServicer_to_server(servicer: DatasetsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

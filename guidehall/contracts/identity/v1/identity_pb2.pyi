@@ -30,9 +30,11 @@ class _PrincipalKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Princip
     PRINCIPAL_KIND_USER: _PrincipalKind.ValueType  # 1
     PRINCIPAL_KIND_GUEST: _PrincipalKind.ValueType  # 2
     PRINCIPAL_KIND_SERVICE: _PrincipalKind.ValueType  # 3
-    """One of the platform's services, or facility software with an account of its own."""
+    """One of the platform's services."""
     PRINCIPAL_KIND_WORKER: _PrincipalKind.ValueType  # 4
     PRINCIPAL_KIND_JOB: _PrincipalKind.ValueType  # 5
+    PRINCIPAL_KIND_SERVICE_ACCOUNT: _PrincipalKind.ValueType  # 6
+    """Facility software, with an account of its own."""
 
 class PrincipalKind(_PrincipalKind, metaclass=_PrincipalKindEnumTypeWrapper): ...
 
@@ -40,9 +42,11 @@ PRINCIPAL_KIND_UNSPECIFIED: PrincipalKind.ValueType  # 0
 PRINCIPAL_KIND_USER: PrincipalKind.ValueType  # 1
 PRINCIPAL_KIND_GUEST: PrincipalKind.ValueType  # 2
 PRINCIPAL_KIND_SERVICE: PrincipalKind.ValueType  # 3
-"""One of the platform's services, or facility software with an account of its own."""
+"""One of the platform's services."""
 PRINCIPAL_KIND_WORKER: PrincipalKind.ValueType  # 4
 PRINCIPAL_KIND_JOB: PrincipalKind.ValueType  # 5
+PRINCIPAL_KIND_SERVICE_ACCOUNT: PrincipalKind.ValueType  # 6
+"""Facility software, with an account of its own."""
 Global___PrincipalKind: _TypeAlias = PrincipalKind  # noqa: Y015
 
 class _Role:
@@ -67,6 +71,32 @@ ROLE_OPERATOR: Role.ValueType  # 3
 ROLE_ADMIN: Role.ValueType  # 4
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _GroupRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_ROLE_UNSPECIFIED: _GroupRole.ValueType  # 0
+    GROUP_ROLE_READER: _GroupRole.ValueType  # 1
+    """Reads what is in the group's project."""
+    GROUP_ROLE_MEMBER: _GroupRole.ValueType  # 2
+    """Also makes, changes and deletes things there."""
+    GROUP_ROLE_MANAGER: _GroupRole.ValueType  # 3
+    """Also says who is in the group, and makes its service accounts."""
+
+class GroupRole(_GroupRole, metaclass=_GroupRoleEnumTypeWrapper):
+    """Each role may do what the ones before it may."""
+
+GROUP_ROLE_UNSPECIFIED: GroupRole.ValueType  # 0
+GROUP_ROLE_READER: GroupRole.ValueType  # 1
+"""Reads what is in the group's project."""
+GROUP_ROLE_MEMBER: GroupRole.ValueType  # 2
+"""Also makes, changes and deletes things there."""
+GROUP_ROLE_MANAGER: GroupRole.ValueType  # 3
+"""Also says who is in the group, and makes its service accounts."""
+Global___GroupRole: _TypeAlias = GroupRole  # noqa: Y015
+
 @_typing.final
 class Principal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -77,6 +107,8 @@ class Principal(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     DEFAULT_PROJECT_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    WRITABLE_GROUPS_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     kind: Global___PrincipalKind.ValueType
     default_project: _builtins.str
@@ -87,6 +119,14 @@ class Principal(_message.Message):
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]: ...
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def writable_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the groups in whose projects it may also change things."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a key is limited to; empty is all that the roles allow."""
+
     def __init__(
         self,
         *,
@@ -96,14 +136,39 @@ class Principal(_message.Message):
         groups: _abc.Iterable[_builtins.str] | None = ...,
         default_project: _builtins.str = ...,
         actor: _builtins.str = ...,
+        writable_groups: _abc.Iterable[_builtins.str] | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "default_project", b"default_project", "groups", b"groups", "kind", b"kind", "roles", b"roles", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "default_project", b"default_project", "groups", b"groups", "kind", b"kind", "roles", b"roles", "scopes", b"scopes", "subject", b"subject", "writable_groups", b"writable_groups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Principal: _TypeAlias = Principal  # noqa: Y015
+
+@_typing.final
+class Membership(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """"groups/{group}"."""
+    role: Global___GroupRole.ValueType
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        role: Global___GroupRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Membership: _TypeAlias = Membership  # noqa: Y015
 
 @_typing.final
 class User(_message.Message):
@@ -118,12 +183,19 @@ class User(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OWNER_GROUP_FIELD_NUMBER: _builtins.int
+    MEMBERSHIPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"users/{user}"."""
     display_name: _builtins.str
     email: _builtins.str
     disabled: _builtins.bool
     etag: _builtins.str
+    kind: Global___PrincipalKind.ValueType
+    """A user, or a service account."""
+    owner_group: _builtins.str
+    """"groups/{group}" that a service account belongs to."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]: ...
     @_builtins.property
@@ -132,6 +204,10 @@ class User(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def memberships(self) -> _containers.RepeatedCompositeFieldContainer[Global___Membership]:
+        """Given by GroupsService; `groups` are those that others say."""
+
     def __init__(
         self,
         *,
@@ -144,10 +220,13 @@ class User(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        kind: Global___PrincipalKind.ValueType = ...,
+        owner_group: _builtins.str = ...,
+        memberships: _abc.Iterable[Global___Membership] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disabled", b"disabled", "display_name", b"display_name", "email", b"email", "etag", b"etag", "groups", b"groups", "name", b"name", "roles", b"roles", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disabled", b"disabled", "display_name", b"display_name", "email", b"email", "etag", b"etag", "groups", b"groups", "kind", b"kind", "memberships", b"memberships", "name", b"name", "owner_group", b"owner_group", "roles", b"roles", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,6 +244,7 @@ class ApiKey(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"users/{user}/apiKeys/{key}"."""
     display_name: _builtins.str
@@ -180,6 +260,10 @@ class ApiKey(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Such as "jobs:write"; empty is all that the roles allow."""
+
     def __init__(
         self,
         *,
@@ -191,10 +275,11 @@ class ApiKey(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "name", b"name", "prefix", b"prefix", "revoke_time", b"revoke_time", "roles", b"roles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "name", b"name", "prefix", b"prefix", "revoke_time", b"revoke_time", "roles", b"roles", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -236,6 +236,7 @@ class Job(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     LATEST_RETRY_FIELD_NUMBER: _builtins.int
     ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"projects/{project}/jobs/{job}"."""
     display_name: _builtins.str
@@ -318,6 +319,10 @@ class Job(_message.Message):
         none of it; a retry has the same.
         """
 
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who may read it besides those whose it is: "user:{user}" and "group:{group}"."""
+
     def __init__(
         self,
         *,
@@ -363,10 +368,11 @@ class Job(_message.Message):
         checkpoint: Global___CheckpointCommitted | None = ...,
         latest_retry: _builtins.str = ...,
         annotations: _struct_pb2.Struct | None = ...,
+        readers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "checkpoint", b"checkpoint", "create_time", b"create_time", "end_estimate", b"end_estimate", "end_time", b"end_time", "error", b"error", "params", b"params", "progress", b"progress", "start_estimate", b"start_estimate", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "latest_retry", b"latest_retry", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "attempt_count", b"attempt_count", "batch", b"batch", "checkpoint", b"checkpoint", "create_time", b"create_time", "desired_state", b"desired_state", "device_class", b"device_class", "display_name", b"display_name", "end_estimate", b"end_estimate", "end_reason", b"end_reason", "end_time", b"end_time", "error", b"error", "etag", b"etag", "group", b"group", "inputs", b"inputs", "labels", b"labels", "last_log_line", b"last_log_line", "last_seq", b"last_seq", "latest_retry", b"latest_retry", "lease_epoch", b"lease_epoch", "max_attempts", b"max_attempts", "memory_hint_bytes", b"memory_hint_bytes", "name", b"name", "notifications", b"notifications", "owner", b"owner", "params", b"params", "params_digest", b"params_digest", "pipeline", b"pipeline", "pipeline_version", b"pipeline_version", "pool", b"pool", "priority", b"priority", "progress", b"progress", "queue_position", b"queue_position", "readers", b"readers", "result", b"result", "retried_from", b"retried_from", "seed", b"seed", "start_estimate", b"start_estimate", "start_time", b"start_time", "state", b"state", "timeout_seconds", b"timeout_seconds", "update_time", b"update_time", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1492,3 +1498,34 @@ class GetPipelineRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPipelineRequest: _TypeAlias = GetPipelineRequest  # noqa: Y015
+
+@_typing.final
+class ShareJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"user:{user}" or "group:{group}", who may read it from now on."""
+
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """And who no longer."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        add: _abc.Iterable[_builtins.str] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "name", b"name", "remove", b"remove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareJobRequest: _TypeAlias = ShareJobRequest  # noqa: Y015

@@ -120,6 +120,11 @@ class JobsServiceStub(object):
                 request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.GetPipelineRequest.SerializeToString,
                 response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Pipeline.FromString,
                 _registered_method=True)
+        self.ShareJob = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/ShareJob',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ShareJobRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
 
 
 class JobsServiceServicer(object):
@@ -236,6 +241,13 @@ class JobsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareJob(self, request, context):
+        """Lets others read the job; its result is shared by itself. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -323,6 +335,11 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.GetPipeline,
                     request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.GetPipelineRequest.FromString,
                     response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Pipeline.SerializeToString,
+            ),
+            'ShareJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareJob,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ShareJobRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -785,6 +802,33 @@ class JobsService(object):
             '/guidehall.jobs.v1.JobsService/GetPipeline',
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.GetPipelineRequest.SerializeToString,
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Pipeline.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/ShareJob',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ShareJobRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,8 @@ class JobsServiceStub:
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetPipelineRequest, _jobs_pb2.Pipeline]
+    ShareJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ShareJobRequest, _jobs_pb2.Job]
+    """Lets others read the job; its result is shared by itself. Idempotent."""
 
 @_typing.type_check_only
 class JobsServiceAsyncStub(JobsServiceStub):
@@ -91,6 +93,8 @@ class JobsServiceAsyncStub(JobsServiceStub):
     ListAttempts: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     ListPipelines: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]  # type: ignore[assignment]
     GetPipeline: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetPipelineRequest, _jobs_pb2.Pipeline]  # type: ignore[assignment]
+    ShareJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ShareJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
+    """Lets others read the job; its result is shared by itself. Idempotent."""
 
 class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Jobs as their owners see them."""
@@ -222,5 +226,13 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.GetPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.Pipeline, _abc.Awaitable[_jobs_pb2.Pipeline]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareJob(
+        self,
+        request: _jobs_pb2.ShareJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
+        """Lets others read the job; its result is shared by itself. Idempotent."""
 
 def add_JobsServiceServicer_to_server(servicer: JobsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -85,6 +85,11 @@ class ModelsServiceStub(object):
                 request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.CreateModelVersionUrlRequest.SerializeToString,
                 response_deserializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
                 _registered_method=True)
+        self.ShareModel = channel.unary_unary(
+                '/guidehall.models.v1.ModelsService/ShareModel',
+                request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
+                response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
 
 
 class ModelsServiceServicer(object):
@@ -152,6 +157,13 @@ class ModelsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareModel(self, request, context):
+        """Lets others read the model and ask it for predictions. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -204,6 +216,11 @@ def add_ModelsServiceServicer_to_server(servicer, server):
                     servicer.CreateModelVersionUrl,
                     request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.CreateModelVersionUrlRequest.FromString,
                     response_serializer=guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.SerializeToString,
+            ),
+            'ShareModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareModel,
+                    request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.FromString,
+                    response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -476,6 +493,33 @@ class ModelsService(object):
             '/guidehall.models.v1.ModelsService/CreateModelVersionUrl',
             guidehall_dot_models_dot_v1_dot_models__pb2.CreateModelVersionUrlRequest.SerializeToString,
             guidehall_dot_common_dot_v1_dot_common__pb2.PresignedUrl.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.models.v1.ModelsService/ShareModel',
+            guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
+            guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

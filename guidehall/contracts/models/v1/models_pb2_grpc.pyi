@@ -44,6 +44,8 @@ class ModelsServiceStub:
     """Adds a version outside a job, such as an import."""
     DownloadModelVersion: _grpc.UnaryStreamMultiCallable[_models_pb2.DownloadModelVersionRequest, _models_pb2.DownloadModelVersionResponse]
     CreateModelVersionUrl: _grpc.UnaryUnaryMultiCallable[_models_pb2.CreateModelVersionUrlRequest, _common_pb2.PresignedUrl]
+    ShareModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.ShareModelRequest, _models_pb2.Model]
+    """Lets others read the model and ask it for predictions. Idempotent."""
 
 @_typing.type_check_only
 class ModelsServiceAsyncStub(ModelsServiceStub):
@@ -60,6 +62,8 @@ class ModelsServiceAsyncStub(ModelsServiceStub):
     """Adds a version outside a job, such as an import."""
     DownloadModelVersion: _aio.UnaryStreamMultiCallable[_models_pb2.DownloadModelVersionRequest, _models_pb2.DownloadModelVersionResponse]  # type: ignore[assignment]
     CreateModelVersionUrl: _aio.UnaryUnaryMultiCallable[_models_pb2.CreateModelVersionUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
+    ShareModel: _aio.UnaryUnaryMultiCallable[_models_pb2.ShareModelRequest, _models_pb2.Model]  # type: ignore[assignment]
+    """Lets others read the model and ask it for predictions. Idempotent."""
 
 class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -133,5 +137,13 @@ class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.CreateModelVersionUrlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.PresignedUrl, _abc.Awaitable[_common_pb2.PresignedUrl]]: ...
+
+    @_abc_1.abstractmethod
+    def ShareModel(
+        self,
+        request: _models_pb2.ShareModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
+        """Lets others read the model and ask it for predictions. Idempotent."""
 
 def add_ModelsServiceServicer_to_server(servicer: ModelsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from guidehall.contracts.common.v1 import common_pb2 as guidehall_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"guidehall/results/v1/results.proto\x12\x14guidehall.results.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"Z\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12.\n\x06object\x18\x03 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"\xeb\x01\n\x06Result\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12)\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x31\n\tartifacts\x18\x05 \x03(\x0b\x32\x1e.guidehall.results.v1.Artifact\x12\x16\n\x0emodel_versions\x18\x06 \x03(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\" \n\x10GetResultRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"[\n\x12ListResultsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"]\n\x13ListResultsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.guidehall.results.v1.Result\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x87\x01\n\x18\x44ownloadArtifactResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"D\n\x18\x43reateArtifactUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\":\n\x15\x44ownloadJobLogRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x85\x01\n\x16\x44ownloadJobLogResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message2\x93\x04\n\x0eResultsService\x12Q\n\tGetResult\x12&.guidehall.results.v1.GetResultRequest\x1a\x1c.guidehall.results.v1.Result\x12\x62\n\x0bListResults\x12(.guidehall.results.v1.ListResultsRequest\x1a).guidehall.results.v1.ListResultsResponse\x12s\n\x10\x44ownloadArtifact\x12-.guidehall.results.v1.DownloadArtifactRequest\x1a..guidehall.results.v1.DownloadArtifactResponse0\x01\x12\x66\n\x11\x43reateArtifactUrl\x12..guidehall.results.v1.CreateArtifactUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12m\n\x0e\x44ownloadJobLog\x12+.guidehall.results.v1.DownloadJobLogRequest\x1a,.guidehall.results.v1.DownloadJobLogResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"guidehall/results/v1/results.proto\x12\x14guidehall.results.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"Z\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12.\n\x06object\x18\x03 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\"\xfc\x01\n\x06Result\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x10\n\x08pipeline\x18\x03 \x01(\t\x12)\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x31\n\tartifacts\x18\x05 \x03(\x0b\x32\x1e.guidehall.results.v1.Artifact\x12\x16\n\x0emodel_versions\x18\x06 \x03(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07readers\x18\t \x03(\t\" \n\x10GetResultRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"[\n\x12ListResultsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"]\n\x13ListResultsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.guidehall.results.v1.Result\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x17\x44ownloadArtifactRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x87\x01\n\x18\x44ownloadArtifactResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"D\n\x18\x43reateArtifactUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\":\n\x15\x44ownloadJobLogRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x85\x01\n\x16\x44ownloadJobLogResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"?\n\x12ShareResultRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t2\xea\x04\n\x0eResultsService\x12Q\n\tGetResult\x12&.guidehall.results.v1.GetResultRequest\x1a\x1c.guidehall.results.v1.Result\x12\x62\n\x0bListResults\x12(.guidehall.results.v1.ListResultsRequest\x1a).guidehall.results.v1.ListResultsResponse\x12s\n\x10\x44ownloadArtifact\x12-.guidehall.results.v1.DownloadArtifactRequest\x1a..guidehall.results.v1.DownloadArtifactResponse0\x01\x12\x66\n\x11\x43reateArtifactUrl\x12..guidehall.results.v1.CreateArtifactUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12m\n\x0e\x44ownloadJobLog\x12+.guidehall.results.v1.DownloadJobLogRequest\x1a,.guidehall.results.v1.DownloadJobLogResponse0\x01\x12U\n\x0bShareResult\x12(.guidehall.results.v1.ShareResultRequest\x1a\x1c.guidehall.results.v1.Resultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACT']._serialized_start=157
   _globals['_ARTIFACT']._serialized_end=247
   _globals['_RESULT']._serialized_start=250
-  _globals['_RESULT']._serialized_end=485
-  _globals['_GETRESULTREQUEST']._serialized_start=487
-  _globals['_GETRESULTREQUEST']._serialized_end=519
-  _globals['_LISTRESULTSREQUEST']._serialized_start=521
-  _globals['_LISTRESULTSREQUEST']._serialized_end=612
-  _globals['_LISTRESULTSRESPONSE']._serialized_start=614
-  _globals['_LISTRESULTSRESPONSE']._serialized_end=707
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=709
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=770
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=773
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=908
-  _globals['_CREATEARTIFACTURLREQUEST']._serialized_start=910
-  _globals['_CREATEARTIFACTURLREQUEST']._serialized_end=978
-  _globals['_DOWNLOADJOBLOGREQUEST']._serialized_start=980
-  _globals['_DOWNLOADJOBLOGREQUEST']._serialized_end=1038
-  _globals['_DOWNLOADJOBLOGRESPONSE']._serialized_start=1041
-  _globals['_DOWNLOADJOBLOGRESPONSE']._serialized_end=1174
-  _globals['_RESULTSSERVICE']._serialized_start=1177
-  _globals['_RESULTSSERVICE']._serialized_end=1708
+  _globals['_RESULT']._serialized_end=502
+  _globals['_GETRESULTREQUEST']._serialized_start=504
+  _globals['_GETRESULTREQUEST']._serialized_end=536
+  _globals['_LISTRESULTSREQUEST']._serialized_start=538
+  _globals['_LISTRESULTSREQUEST']._serialized_end=629
+  _globals['_LISTRESULTSRESPONSE']._serialized_start=631
+  _globals['_LISTRESULTSRESPONSE']._serialized_end=724
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=726
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=787
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=790
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=925
+  _globals['_CREATEARTIFACTURLREQUEST']._serialized_start=927
+  _globals['_CREATEARTIFACTURLREQUEST']._serialized_end=995
+  _globals['_DOWNLOADJOBLOGREQUEST']._serialized_start=997
+  _globals['_DOWNLOADJOBLOGREQUEST']._serialized_end=1055
+  _globals['_DOWNLOADJOBLOGRESPONSE']._serialized_start=1058
+  _globals['_DOWNLOADJOBLOGRESPONSE']._serialized_end=1191
+  _globals['_SHARERESULTREQUEST']._serialized_start=1193
+  _globals['_SHARERESULTREQUEST']._serialized_end=1256
+  _globals['_RESULTSSERVICE']._serialized_start=1259
+  _globals['_RESULTSSERVICE']._serialized_end=1877
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,11 @@ class ResultsServiceStub(object):
                 request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.SerializeToString,
                 response_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.FromString,
                 _registered_method=True)
+        self.ShareResult = channel.unary_unary(
+                '/guidehall.results.v1.ResultsService/ShareResult',
+                request_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.SerializeToString,
+                response_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.Result.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer(object):
@@ -96,6 +101,13 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareResult(self, request, context):
+        """Lets others read the result and its files. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +135,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.DownloadJobLog,
                     request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.FromString,
                     response_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.SerializeToString,
+            ),
+            'ShareResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareResult,
+                    request_deserializer=guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.FromString,
+                    response_serializer=guidehall_dot_results_dot_v1_dot_results__pb2.Result.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,6 +277,33 @@ class ResultsService(object):
             '/guidehall.results.v1.ResultsService/DownloadJobLog',
             guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogRequest.SerializeToString,
             guidehall_dot_results_dot_v1_dot_results__pb2.DownloadJobLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.results.v1.ResultsService/ShareResult',
+            guidehall_dot_results_dot_v1_dot_results__pb2.ShareResultRequest.SerializeToString,
+            guidehall_dot_results_dot_v1_dot_results__pb2.Result.FromString,
             options,
             channel_credentials,
             insecure,

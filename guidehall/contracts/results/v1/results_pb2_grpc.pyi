@@ -38,6 +38,8 @@ class ResultsServiceStub:
     CreateArtifactUrl: _grpc.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]
     DownloadJobLog: _grpc.UnaryStreamMultiCallable[_results_pb2.DownloadJobLogRequest, _results_pb2.DownloadJobLogResponse]
     """The whole log of a job that has ended, however it ended."""
+    ShareResult: _grpc.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]
+    """Lets others read the result and its files. Idempotent."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -48,6 +50,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     CreateArtifactUrl: _aio.UnaryUnaryMultiCallable[_results_pb2.CreateArtifactUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
     DownloadJobLog: _aio.UnaryStreamMultiCallable[_results_pb2.DownloadJobLogRequest, _results_pb2.DownloadJobLogResponse]  # type: ignore[assignment]
     """The whole log of a job that has ended, however it ended."""
+    ShareResult: _aio.UnaryUnaryMultiCallable[_results_pb2.ShareResultRequest, _results_pb2.Result]  # type: ignore[assignment]
+    """Lets others read the result and its files. Idempotent."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -85,5 +89,13 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_results_pb2.DownloadJobLogResponse], _abc.AsyncIterator[_results_pb2.DownloadJobLogResponse]]:
         """The whole log of a job that has ended, however it ended."""
+
+    @_abc_1.abstractmethod
+    def ShareResult(
+        self,
+        request: _results_pb2.ShareResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_results_pb2.Result, _abc.Awaitable[_results_pb2.Result]]:
+        """Lets others read the result and its files. Idempotent."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
