@@ -265,15 +265,18 @@ def verify(lines: Iterable[str], expect: tuple[int, bytes] | None = None, *, who
     return verifier.finish(whole=whole)
 
 
-async def verify_stream(lines: AsyncIterable[str], expect: tuple[int, bytes] | None = None) -> Verdict:
-    """Checks a whole log as it is read.
+async def verify_stream(
+    parts: AsyncIterable[Sequence[str]], expect: tuple[int, bytes] | None = None
+) -> Verdict:
+    """Checks a whole log as it is read, some lines at a time.
 
     Raises:
         DataLoss: it is broken; the message says where first.
     """
     verifier = Verifier(expect)
-    async for line in lines:
-        verifier.read(line)
+    async for lines in parts:
+        for line in lines:
+            verifier.read(line)
     return verifier.finish()
 
 

@@ -7,9 +7,10 @@ import uuid
 
 import grpc
 
-from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2
+from guidehall.core.audit import sender
 from guidehall.core.auth import Principal
-from guidehall.core.errors import Unavailable, from_rpc_error
+from guidehall.core.errors import AppError, Unavailable
 from guidehall.core.telemetry import current_trace_id, request_id
 
 # Each event counts once, by its id.
@@ -21,9 +22,8 @@ class AuditLog:
     """Reports what callers changed here, in the name of a service."""
 
     def __init__(self, channel: grpc.aio.Channel, service: str, call_seconds: float) -> None:
-        self._audit = audit_pb2_grpc.AuditServiceStub(channel)
+        self._send = sender(channel, call_seconds)
         self._service = service
-        self._call_seconds = call_seconds
 
     async def record(self, principal: Principal, method: str, resource: str) -> None:
         """Writes down that `principal` did this; `method` as "/package.Service/Method".
@@ -46,12 +46,9 @@ class AuditLog:
         )
         event.time.GetCurrentTime()
         try:
-            await self._audit.AppendAuditEvents(
-                audit_pb2.AppendAuditEventsRequest(events=[event]), timeout=self._call_seconds
-            )
-        except grpc.aio.AioRpcError as error:
-            reason = from_rpc_error(error).message
-            _log.error("a deed is not in the audit log", extra={"method": method, "reason": reason})
+            await self._send([event])
+        except AppError as error:
+            _log.error("a deed is not in the audit log", extra={"method": method, "reason": error.message})
             raise Unavailable(
                 "it was done, but storage could not write it down; ask again", reason="AUDIT_UNAVAILABLE"
             ) from error

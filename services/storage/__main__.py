@@ -251,12 +251,8 @@ async def _run(
 async def verify_audit(settings: StorageSettings, expect: str = "") -> None:
     """Checks the audit log in the database, and that it still has a seal that was noted earlier."""
     noted = audit_chain.parse_seal(expect) if expect else None
-    verifier = audit_chain.Verifier(noted)
     async with _database(settings) as database:
-        async for lines in export(database):
-            for line in lines:
-                verifier.read(line)
-    print(verifier.finish())
+        print(await audit_chain.verify_stream(export(database), noted))
 
 
 async def export_audit(settings: StorageSettings) -> None:
@@ -289,7 +285,7 @@ def main() -> None:
                 _start(lambda settings: migrate(settings, _PACKAGE))
             case ["migrate", "--down-to", revision]:
                 _start(lambda settings: migrate(settings, _PACKAGE, revision))
-            case ["audit", "verify"] | ["verify-audit"]:
+            case ["audit", "verify"]:
                 _start(verify_audit)
             case ["audit", "verify", "--expect", seal]:
                 _start(lambda settings: verify_audit(settings, seal))

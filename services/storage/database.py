@@ -18,8 +18,6 @@ from guidehall.core.telemetry import current_trace_id, request_id
 from services.storage import outbox
 from services.storage.audit import log
 
-SERVICE = "storage"
-
 
 @dataclass(frozen=True)
 class Caller:
@@ -27,6 +25,10 @@ class Caller:
 
     principal: Principal
     method: str
+
+    def as_user(self, id: str) -> Caller:
+        """The user who has just been proven, by way of who asks."""
+        return Caller(Principal(id, "user", actor=self.principal.subject), self.method)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Mutation:
         entry = log.Entry(
             event_id=str(uuid.uuid4()),
             time=datetime.now(UTC),
-            service=SERVICE,
+            service=log.SERVICE,
             subject=principal.subject,
             kind=principal.kind,
             actor=principal.actor or "",

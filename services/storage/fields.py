@@ -69,3 +69,8 @@ def sha256(field: str, value: str) -> str:
     if not _SHA256.fullmatch(value):
         raise InvalidArgument.field(field, value, "64 lower-case hexadecimal digits")
     return value
+
+
+def readable(told: str, most_characters: int) -> str:
+    """What others say of themselves, as it is kept: in one line, cut to a length."""
+    return "".join(sign if sign.isprintable() else " " for sign in told)[:most_characters]

@@ -81,12 +81,12 @@ async def keep_newest(connection: AsyncConnection, job: Job, owner: str) -> None
     """
     newest = (
         select(staged_objects.c.epoch)
-        .where(_staged(job))
+        .where(staged(job))
         .order_by(staged_objects.c.epoch.desc())
         .limit(1)
         .scalar_subquery()
     )
-    taken = delete(staged_objects).where(_staged(job), staged_objects.c.epoch == newest)
+    taken = delete(staged_objects).where(staged(job), staged_objects.c.epoch == newest)
     key = await connection.scalar(taken.returning(staged_objects.c.object_key))
     if key is not None:
         row = {"project": job.project, "job": job.id, "owner": owner, "object_key": key}
@@ -101,6 +101,11 @@ async def drop_kept(connection: AsyncConnection, job: Job) -> None:
     await _drop(connection, _of(job))
 
 
+async def drop_owned(connection: AsyncConnection, user: str) -> None:
+    """Drops every log that was kept for a user."""
+    await _drop(connection, job_logs.c.owner == user)
+
+
 async def _drop(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:
     dropped = delete(job_logs).where(condition).returning(job_logs.c.object_key)
     await garbage.drop(connection, (await connection.scalars(dropped)).all())
@@ -110,7 +115,8 @@ def _of(job: Job) -> ColumnElement[bool]:
     return and_(job_logs.c.project == job.project, job_logs.c.job == job.id)
 
 
-def _staged(job: Job) -> ColumnElement[bool]:
+def staged(job: Job) -> ColumnElement[bool]:
+    """Logs that attempts have brought and nobody has kept yet."""
     return and_(
         staged_objects.c.project == job.project,
         staged_objects.c.job == job.id,

@@ -125,7 +125,7 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "DeleteIdentity": _ADMIN,
         "BeginDeviceLogIn": _GATEWAY,
         "FinishDeviceLogIn": _GATEWAY,
-        # With a session, which the servicer sees to.
+        # With a session alone, as is found out where they are carried out.
         "GetDeviceLogIn": _USER,
         "DecideDeviceLogIn": _USER,
     },

@@ -121,7 +121,9 @@ class Staging:
             await drop(connection, _this(output))
             if output.kind == "log":
                 # However often a job is tried, it has one.
-                await drop(connection, and_(_logs(output.job), staged_objects.c.epoch < output.epoch))
+                await drop(
+                    connection, and_(job_logs.staged(output.job), staged_objects.c.epoch < output.epoch)
+                )
             await self._require_room(connection, output)
             await keep(connection, stored)
             row = {
@@ -279,10 +281,6 @@ def _this(output: Output) -> ColumnElement[bool]:
         staged_objects.c.kind == output.kind,
         staged_objects.c.object_id == output.object_id,
     )
-
-
-def _logs(job: Job) -> ColumnElement[bool]:
-    return and_(of_job(staged_objects, job), staged_objects.c.kind == "log")
 
 
 def _is_checkpoint(job: Job, checkpoint: Checkpoint) -> ColumnElement[bool]:

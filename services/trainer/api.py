@@ -95,8 +95,10 @@ async def serve(settings: TrainerSettings, issuer: TokenIssuer) -> None:
         datasets = Datasets(channel, settings.storage_seconds)
         launches = Launches(database, workers_table, settings)
         choosing = Pools(database, workers_table, settings)
-        control = Control(database, journal, choosing, Queues(settings), settings)
-        services = _services(database, journal, workers_table, leases, datasets, settings)
+        queues = Queues(settings)
+        control = Control(database, journal, choosing, queues, settings)
+        submissions = Submissions(database, journal, datasets, choosing, queues, leases, settings)
+        services = _services(database, journal, workers_table, leases, submissions, queues, control, settings)
         services.append(_for_operators(database, workers_table, launches, issuer, settings))
         directory = RemoteDirectory(channel, settings.auth.lookups.call_seconds)
         authenticator = Authenticator(settings.auth, SERVICE, directory)
@@ -146,19 +148,18 @@ def _services(
     journal: Journal,
     workers_table: Workers,
     leases: Leases,
-    datasets: Datasets,
+    submissions: Submissions,
+    queues: Queues,
+    control: Control,
     settings: TrainerSettings,
 ) -> list[Service]:
     """What the api answers to owners and workers."""
-    queues = Queues(settings)
-    choosing = Pools(database, workers_table, settings)
-    submissions = Submissions(database, journal, datasets, choosing, queues, leases, settings)
     for_owners = jobs.JobsServicer(
         submissions,
         Batches(submissions, settings.jobs),
         Retries(database, submissions),
         Jobs(database, queues),
-        Control(database, journal, choosing, queues, settings),
+        control,
         Watching(database, settings.watch),
         workers_table,
     )

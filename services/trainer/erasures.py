@@ -9,7 +9,8 @@ import asyncio
 import logging
 
 import grpc
-from sqlalchemy import ColumnElement, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from guidehall.contracts.identity.v1 import personal_data_pb2, personal_data_pb2_grpc
 from guidehall.core import names
@@ -52,6 +53,9 @@ class Erasures:
                 await self.advance()
             except AppError as error:
                 logger.debug("erasures wait: %s", error.message)
+            except SQLAlchemyError:
+                # The rest of the service goes on.
+                logger.exception("an erasure cannot go on")
             await asyncio.sleep(self._interval)
 
     async def advance(self) -> None:
@@ -119,24 +123,35 @@ class Erasures:
             await unit.connection.execute(shared.values(values))
 
     async def _delete(self, user: str) -> bool:
-        """Cancels jobs and deletes those that have ended; whether any is left."""
+        """Cancels jobs and deletes those that have ended; whether there were any."""
+        theirs = select(jobs).where(jobs.c.owner == user).order_by(jobs.c.id).limit(_TOGETHER)
+        found: list[Job] = []
+        while True:
+            # Those that wait for their end must not keep the others from being reached.
+            query = theirs.where(jobs.c.id > found[-1].id) if found else theirs
+            async with self._database.statements() as connection:
+                rows = await connection.execute(query)
+                some = [Job.of(row) for row in rows.mappings()]
+            for job in some:
+                await self._end(job)
+            found += some
+            if len(some) < _TOGETHER:
+                return bool(found)
+
+    async def _end(self, job: Job) -> None:
+        """Deletes a job, or has it end first."""
         ourselves = Principal(_SERVICE, "service")
-        async with self._database.statements() as connection:
-            rows = await connection.execute(select(jobs).where(jobs.c.owner == user).limit(_TOGETHER))
-            found = [Job.of(row) for row in rows.mappings()]
-        for job in found:
-            try:
-                if job.complete:
-                    await self._control.delete(ourselves, job.name, "")
-                elif job.state is not State.SUCCEEDED:
-                    await self._control.wish(ourselves, "CancelJob", job.name)
-            except AppError as error:
-                logger.debug("%s waits: %s", job.name, error.message)
-        return bool(found)
+        try:
+            if job.complete:
+                await self._control.delete(ourselves, job.name, "")
+            elif job.state is not State.SUCCEEDED:
+                await self._control.wish(ourselves, "CancelJob", job.name)
+        except AppError as error:
+            logger.debug("%s waits: %s", job.name, error.message)
 
     async def _untold(self, user: str) -> bool:
-        """Whether storage has still to hear of something that this person did."""
-        deeds = select(func.count()).select_from(outbox)
-        deeds = deeds.where(outbox.c.kind == "audit", outbox.c.payload["subject"].astext == user)
+        """Whether storage has still to hear of something that this person did, or is to have."""
+        names_them = or_(*(outbox.c.payload[key].astext == user for key in ("subject", "owner", "log_owner")))
+        untold = select(func.count()).select_from(outbox).where(names_them)
         async with self._database.statements() as connection:
-            return bool((await connection.execute(deeds)).scalar_one())
+            return bool((await connection.execute(untold)).scalar_one())

@@ -16,8 +16,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.events.v1 import events_pb2
-from guidehall.contracts.identity.v1 import audit_pb2, audit_pb2_grpc, identity_pb2
+from guidehall.contracts.identity.v1 import audit_pb2, identity_pb2
 from guidehall.contracts.results.v1 import staging_pb2, staging_pb2_grpc
+from guidehall.core.audit import sender
 from guidehall.core.bus import EventBus
 from guidehall.core.errors import Code, from_rpc_error
 from guidehall.core.faults import fault_point
@@ -138,7 +139,7 @@ class StorageTellers:
     def __init__(self, database: Database, channel: grpc.aio.Channel, call_seconds: float) -> None:
         self._database = database
         self._staging = staging_pb2_grpc.StagingServiceStub(channel)
-        self._audit = audit_pb2_grpc.AuditServiceStub(channel)
+        self._append = sender(channel, call_seconds)
         self._call_seconds = call_seconds
 
     def endings(self) -> Mapping[str, Teller]:
@@ -233,11 +234,7 @@ class StorageTellers:
 
     async def audit(self, deeds: Sequence[Message]) -> None:
         """Who did what."""
-        request = audit_pb2.AppendAuditEventsRequest(events=[_audit_event(deed) for deed in deeds])
-        try:
-            await self._audit.AppendAuditEvents(request, timeout=self._call_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        await self._append([_audit_event(deed) for deed in deeds])
         fault_point("trainer.audit.answered")
 
 

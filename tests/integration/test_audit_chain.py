@@ -78,12 +78,9 @@ async def damage(site: StorageSite, *statements: str) -> None:
 async def check(site: StorageSite, noted: str = "") -> str:
     """What the check of the log says, as the command does."""
     engine = create_engine(StorageSettings.load(site.environ).postgres)
-    verifier = audit_chain.Verifier(audit_chain.parse_seal(noted) if noted else None)
+    expected = audit_chain.parse_seal(noted) if noted else None
     try:
-        async for lines in export(Database(engine)):
-            for line in lines:
-                verifier.read(line)
-        return str(verifier.finish())
+        return str(await audit_chain.verify_stream(export(Database(engine)), expected))
     except DataLoss as error:
         return error.message
     finally:

@@ -271,10 +271,8 @@ def file_notes(curve: Curve) -> list[Note]:
 
 def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, list[Note]]:
     """One standard deviation of each q, [N]: the curve's own, or the middle of the probe's and a note."""
-    if curve.dq is not None:
-        return curve.dq, []
-    if curve.relative_dq is not None:
-        return curve.relative_dq * curve.q, []
+    if curve.sigma is not None:
+        return curve.sigma, []
     relative = sigma_of(0.5 * (probe.resolution.min + probe.resolution.max), probe.resolution_convention)
     return relative * curve.q, [assumed_resolution(relative)]
 

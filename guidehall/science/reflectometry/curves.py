@@ -70,6 +70,13 @@ class Curve:
     segment: np.ndarray | None = None
     metadata: Metadata = field(default_factory=Metadata)
 
+    @property
+    def sigma(self) -> np.ndarray | None:
+        """One standard deviation of each q, [N], in 1/angstrom; None when not known."""
+        if self.dq is not None or self.relative_dq is None:
+            return self.dq
+        return self.relative_dq * self.q
+
     def check(self, field: str = "curve") -> None:
         """Refuses what cannot be a measurement; `field` goes in front of the name of what is wrong.
 

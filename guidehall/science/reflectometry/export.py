@@ -52,7 +52,7 @@ def to_npy(curve: Curve) -> bytes:
     columns = [curve.q, curve.r]
     if curve.dr is not None:
         columns.append(curve.dr)
-        dq = _dq(curve)
+        dq = curve.sigma
         columns += [] if dq is None else [dq]
     buffer = io.BytesIO()
     np.save(buffer, np.stack(columns, axis=1), allow_pickle=False)
@@ -71,7 +71,7 @@ def to_csv(curve: Curve, calculated: np.ndarray | None = None, band: Band | None
         "q (1/angstrom)": curve.q,
         "R": curve.r,
         "dR": curve.dr,
-        "dq_sigma (1/angstrom)": _dq(curve),
+        "dq_sigma (1/angstrom)": curve.sigma,
         "R_model": calculated,
         **_band_columns("R_model", band),
     }
@@ -178,7 +178,7 @@ def _orso_set(curve: Curve, calculated: np.ndarray | None, stack: Stack | None) 
     from orsopy.fileio import Column, ErrorColumn, OrsoDataset
 
     missing = np.full(len(curve.q), np.nan)
-    dq = _dq(curve)
+    dq = curve.sigma
     arrays = [curve.q, curve.r, missing if curve.dr is None else curve.dr, missing if dq is None else dq]
     columns: list[Any] = [
         Column("Qz", "1/angstrom", physical_quantity="normal wavevector transfer"),
@@ -380,7 +380,7 @@ def _quadrature(curve: Curve, slabs: Sequence[_Slab], q_offset: float) -> int:
     from guidehall.science.reflectometry.kernel import Media
     from guidehall.science.reflectometry.resolution import Features, orders
 
-    sigma = _dq(curve)
+    sigma = curve.sigma
     media = Media.of(
         sld=np.array([slab.sld for slab in slabs]),
         thickness=np.array([slab.thickness for slab in slabs[1:-1]]),
@@ -502,7 +502,7 @@ def _data(curve: Curve) -> list[str]:
     """Lines that define q, r, dr and dq, segment after segment."""
     if curve.dr is None:
         raise UserError("curve.dr", "nothing", "the script compares by chi-square, which needs dR")
-    dq = _dq(curve)
+    dq = curve.sigma
     rows = np.stack([curve.q, curve.r, curve.dr, np.zeros_like(curve.q) if dq is None else dq], axis=1)
     if curve.segment is not None:
         rows = rows[np.argsort(curve.segment, kind="stable")]
@@ -527,11 +527,6 @@ def _free(
         if names.count(name.rpartition(".")[0]) > 1:
             raise UserError(f"free.{name}", name, "must name one medium: several are called so")
         yield places[name], float(low), float(high)
-
-
-def _dq(curve: Curve) -> np.ndarray | None:
-    """One standard deviation of each q."""
-    return curve.dq if curve.relative_dq is None or curve.dq is not None else curve.relative_dq * curve.q
 
 
 def _orso_header(curve: Curve) -> Orso:

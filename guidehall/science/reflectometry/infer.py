@@ -289,7 +289,7 @@ def answer_files(
     Pictures, the fitted curve, the film, and scripts with which to check it elsewhere.
     """
     curve = item.curve
-    if curve.dq is None and curve.relative_dq is None:
+    if curve.sigma is None:
         # What was assumed belongs to the answer: without it nobody gets the same chi-square.
         curve = replace(curve, dq=analysis.sigma)
     band = analysis.sld_band

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, insert, not_, or_, select, text
@@ -21,8 +22,11 @@ from services.storage.audit import pseudonyms
 from services.storage.audit.tables import events, seals
 from services.storage.lists import Field, Paging, SearchField, TextField, conditions, position
 
+SERVICE = "storage"
 # Any number, the same everywhere: one writer at a time, for sequence numbers have no gaps.
 _LOCK = 7_102_002
+# Batches that one sweep removes.
+_REMOVED_TOGETHER = 20
 _ORDERS = ("", "sequence desc", "sequence")
 _JOB = re.compile(r"projects/[^/]+/(?:jobs|results)/([0-9a-f-]{36})(?:/.*)?")
 _TIMES = ("=", "<", "<=", ">", ">=")
@@ -47,6 +51,25 @@ class Entry:
     count: int
     request_id: str = ""
     job: str = ""
+
+
+def own_entry(method: str, resource: str, count: int = 1) -> Entry:
+    """What storage did of itself."""
+    return Entry(
+        event_id=str(uuid.uuid4()),
+        time=datetime.now(UTC),
+        service=SERVICE,
+        subject=SERVICE,
+        kind="service",
+        actor="",
+        method=method,
+        resource=resource,
+        outcome="OK",
+        etag_before="",
+        etag_after="",
+        trace_id="",
+        count=count,
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +161,7 @@ async def append(connection: AsyncConnection, entries: Sequence[Entry]) -> int:
     if not entries:
         return 0
     await lock(connection)
-    sequence = await _last_sequence(connection)
+    sequence = await last_sequence(connection)
     ids = [entry.event_id for entry in entries]
     known = set((await connection.scalars(select(events.c.event_id).where(events.c.event_id.in_(ids)))).all())
     names = await pseudonyms.of(connection, _people(entries))
@@ -155,7 +178,7 @@ async def append(connection: AsyncConnection, entries: Sequence[Entry]) -> int:
     return sequence
 
 
-async def _last_sequence(connection: AsyncConnection) -> int:
+async def last_sequence(connection: AsyncConnection) -> int:
     """Of the events, or, where retention has removed all of them, of the seals."""
     newest = select(
         func.greatest(
@@ -295,10 +318,15 @@ async def seal_batch(connection: AsyncConnection, most: int) -> Seal | None:
 
 
 async def removable(connection: AsyncConnection, before: datetime) -> int | None:
-    """The newest batch whose events may go, sealed before that time; None where there is none."""
+    """A batch up to which events may go, sealed before that time; None where there is none.
+
+    Not all of a log that was kept for years in one piece: whoever changes anything waits meanwhile.
+    """
     # The oldest one that is there is an anchor already, if its events are gone.
     held = select(events.c.sequence).where(events.c.sequence == seals.c.last_sequence).exists()
-    query = select(func.max(seals.c.number)).where(seals.c.time < before, held)
+    oldest = select(seals.c.number).where(seals.c.time < before, held).order_by(seals.c.number)
+    some = oldest.limit(_REMOVED_TOGETHER).subquery()
+    query = select(func.max(some.c.number))
     number: int | None = await connection.scalar(query)
     return number
 
@@ -335,11 +363,6 @@ async def next_seal(connection: AsyncConnection, after: int) -> Seal | None:
     query = select(seals).where(seals.c.number > after).order_by(seals.c.number).limit(1)
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else _seal(row._mapping)
-
-
-async def last_sequence(connection: AsyncConnection) -> int:
-    """Of the newest event that there is; 0 without any."""
-    return int(await connection.scalar(select(func.max(events.c.sequence))) or 0)
 
 
 async def event_lines(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core.audit_chain import RETENTION_METHOD
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
 from services.storage.audit import log
-from services.storage.database import SERVICE, Database
+from services.storage.database import Database
 from services.storage.settings import AuditSettings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ class Sealer:
                 await self.seal()
             except AppError as error:
                 logger.debug("sealing waits: %s", error.message)
+            except SQLAlchemyError:
+                # The rest of the service goes on; the log is sealed later.
+                logger.exception("the audit log cannot be sealed")
 
     async def seal(self) -> None:
         """Closes batches until no event is open.
@@ -66,20 +69,6 @@ class Sealer:
         if newest is None:
             return
         removed = await log.remove_batches(connection, newest)
-        entry = log.Entry(
-            event_id=str(uuid.uuid4()),
-            time=datetime.now(UTC),
-            service=SERVICE,
-            subject=SERVICE,
-            kind="service",
-            actor="",
-            method=RETENTION_METHOD,
-            resource=f"audit/seals/{newest}",
-            outcome="OK",
-            etag_before="",
-            etag_after="",
-            trace_id="",
-            count=removed,
-        )
+        entry = log.own_entry(RETENTION_METHOD, f"audit/seals/{newest}", removed)
         await log.append(connection, [entry])
         logger.info("audit batches removed", extra={"through_seal": newest, "events": removed})

@@ -12,7 +12,7 @@ from services.storage.audit import log
 from services.storage.audit.export import export
 from services.storage.audit.log import Entry, Recorded
 from services.storage.audit.messages import decoded
-from services.storage.database import SERVICE, Database
+from services.storage.database import Database
 from services.storage.fields import text
 from services.storage.lists import Paging
 
@@ -48,7 +48,7 @@ class AuditLog:
         Raises:
             Unavailable: the database does not answer.
         """
-        await self.append(Principal(SERVICE, "service"), [decoded("events", event) for event in events])
+        await self.append(Principal(log.SERVICE, "service"), [decoded("events", event) for event in events])
 
     async def page(
         self, principal: Principal, filter_text: str, order_by: str, paging: Paging

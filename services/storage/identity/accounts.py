@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.auth import Principal, Role
+from guidehall.core.auth import Role
 from guidehall.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -25,7 +25,7 @@ from guidehall.core.errors import (
 )
 from services.storage.database import Caller, Database
 from services.storage.fields import identifier, text
-from services.storage.identity import throttle, users
+from services.storage.identity import admissions, throttle, users
 from services.storage.identity.endings import end_sessions
 from services.storage.identity.passwords import Passwords, store_hash, stored_hash
 from services.storage.identity.secret_texts import digest, mint
@@ -127,7 +127,7 @@ class Accounts:
             await self._write_down(caller, user_id, "UNAUTHENTICATED")
             raise Unauthenticated("the name or the password is wrong", reason="BAD_LOG_IN")
         fresh = await self._passwords.hash(password) if self._passwords.is_outdated(stored) else stored
-        themselves = Caller(_as(user, caller), caller.method)
+        themselves = caller.as_user(user.id)
         async with self._database.mutation(themselves) as mutation:
             # As it is now: in the meantime the password was changed, or the user disabled.
             user = await users.find(mutation.connection, user.id, lock=True)
@@ -217,7 +217,7 @@ class Accounts:
         }
         attempt = await self._attempt(caller, "register", "", origin)
         fresh = await self._passwords.hash(wanted.password)
-        themselves = Caller(Principal(user_id, "user", actor=caller.principal.subject), caller.method)
+        themselves = caller.as_user(user_id)
         async with self._database.mutation(themselves) as mutation:
             connection = mutation.connection
             values |= await self._invited(connection, wanted.invitation)
@@ -316,7 +316,9 @@ class Accounts:
 
     async def forget(self, connection: AsyncConnection) -> None:
         """Deletes what counts no longer: attempts, invitations."""
-        over = func.now() - timedelta(seconds=self._settings.attempt_seconds)
+        # Calls that are limited in number are counted in the same table.
+        longest = max(self._settings.attempt_seconds, admissions.MOST_SECONDS)
+        over = func.now() - timedelta(seconds=longest)
         await connection.execute(delete(attempts).where(attempts.c.since < over))
         await connection.execute(delete(invitations).where(invitations.c.expire_time < func.now()))
 
@@ -341,11 +343,6 @@ class Accounts:
             # What nobody is called may be a password in the wrong place.
             resource = names.USER.format(user=account) if known else "users/-"
             mutation.record(resource, outcome=outcome)
-
-
-def _as(user: User, caller: Caller) -> Principal:
-    """A user who has just been proven, by way of the service that asked."""
-    return Principal(user.id, "user", actor=caller.principal.subject)
 
 
 def _invitation(row: Mapping[Any, Any]) -> Invitation:

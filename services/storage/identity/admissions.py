@@ -12,7 +12,8 @@ from services.storage.fields import text
 from services.storage.identity.throttle import count
 
 _MOST_CHARACTERS = 256
-_MOST_SECONDS = 900.0
+# The longest window.
+MOST_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Call:
             text(field, value, _MOST_CHARACTERS)
         if self.most < 1:
             raise InvalidArgument.field("most", self.most, "1 or more")
-        if not 0 < self.window_seconds <= _MOST_SECONDS:
+        if not 0 < self.window_seconds <= MOST_SECONDS:
             raise InvalidArgument.field(
-                "window_seconds", self.window_seconds, f"above 0, at most {_MOST_SECONDS:g}"
+                "window_seconds", self.window_seconds, f"above 0, at most {MOST_SECONDS:g}"
             )
 
 

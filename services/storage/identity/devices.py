@@ -3,7 +3,6 @@ the program may."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from guidehall.core import names
 from guidehall.core.auth import Principal
 from guidehall.core.errors import (
     AppError,
@@ -24,6 +24,7 @@ from guidehall.core.errors import (
 )
 from services.storage.database import Caller, Database, Mutation
 from services.storage.identity import throttle, users
+from services.storage.identity.secret_texts import digest, mint
 from services.storage.identity.sessions import Origin, Sessions, Tokens
 from services.storage.identity.tables import device_log_ins
 from services.storage.identity.throttle import Throttle
@@ -31,7 +32,6 @@ from services.storage.settings import AccountSettings
 
 DEVICE_PREFIX = "ghd_"
 _METHOD = "device"
-_SECRET_BYTES = 32
 # No vowels, so no words, and nothing that looks like something else; 20^8 is 2.6e10.
 _ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 _USER_CODE = re.compile(f"[{_ALPHABET}]{{8}}")
@@ -89,10 +89,10 @@ class Devices:
             raise FailedPrecondition('people log in where auth.mode is "token"', reason="NO_ACCOUNTS")
         await self._throttle.attempt("device", "", origin.address)
         user_code = "".join(secrets.choice(_ALPHABET) for _ in range(8))
-        device_code = DEVICE_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+        device_code = mint(DEVICE_PREFIX)
         values = {
-            "device_code_sha256": _hash(device_code),
-            "user_code_sha256": _hash(user_code),
+            "device_code_sha256": digest(device_code),
+            "user_code_sha256": digest(user_code),
             "expire_time": func.now() + timedelta(seconds=self._settings.device_seconds),
             "interval_seconds": self._settings.device_interval_seconds,
             **origin.values(),
@@ -107,9 +107,11 @@ class Devices:
         """What somebody is about to approve.
 
         Raises:
+            PermissionDenied: the caller has no session.
             NotFound: nothing waits under this code.
             ResourceExhausted: the caller has tried too many.
         """
+        _require_session(caller.principal)
         attempt = await self._throttle.attempt("device code", caller.principal.subject, "")
         async with self._database.transaction() as connection:
             row = await _waiting(connection, user_code)
@@ -123,10 +125,12 @@ class Devices:
         """Lets the program log in as the caller, or not.
 
         Raises:
+            PermissionDenied: the caller has no session.
             NotFound: nothing waits under this code.
             ResourceExhausted: the caller has tried too many.
         """
         principal = caller.principal
+        _require_session(principal)
         attempt = await self._throttle.attempt("device code", principal.subject, "")
         async with self._database.mutation(caller) as mutation:
             row = await _waiting(mutation.connection, user_code)
@@ -138,7 +142,7 @@ class Devices:
             values = {
                 "user_id": user.id,
                 # Those that only the caller's session has; the user's own are looked up anew.
-                "groups": sorted(principal.groups.difference(user.groups)),
+                "groups": sorted(principal.groups.difference(user.all_groups)),
                 "approved": approve,
             }
             await mutation.connection.execute(decided.values(values))
@@ -157,9 +161,13 @@ class Devices:
             outcome = await self._look(connection, device_code)
         if isinstance(outcome, AppError):
             raise outcome
-        themselves = Caller(Principal(outcome, "user", actor=caller.principal.subject), caller.method)
+        themselves = caller.as_user(outcome)
         async with self._database.mutation(themselves) as mutation:
-            return await self._finish(mutation, device_code, origin)
+            tokens = await self._finish(mutation, device_code, origin)
+        # Raised here, for the attempt is to be in the audit log.
+        if tokens is None:
+            raise PermissionDenied(f"the user {outcome!r} is disabled", reason="USER_DISABLED")
+        return tokens
 
     async def _look(self, connection: AsyncConnection, device_code: str) -> AppError | str:
         """Why there is no session yet, or who has approved one."""
@@ -180,7 +188,8 @@ class Devices:
             return ResourceExhausted("asked again too soon", reason="SLOW_DOWN", retry_after_seconds=seconds)
         return FailedPrecondition("nobody has approved it yet", reason="AUTHORIZATION_PENDING")
 
-    async def _finish(self, mutation: Mutation, device_code: str, origin: Origin) -> Tokens:
+    async def _finish(self, mutation: Mutation, device_code: str, origin: Origin) -> Tokens | None:
+        """The session; None for a user who is disabled."""
         connection = mutation.connection
         row = await _asked(connection, device_code)
         if row is None or not row.approved:
@@ -189,7 +198,8 @@ class Devices:
         await connection.execute(delete(device_log_ins).where(_same(row)))
         user = await users.find(connection, row.user_id, lock=True)
         if user is None or user.disabled:
-            raise PermissionDenied(f"the user {row.user_id!r} is disabled", reason="USER_DISABLED")
+            mutation.record(names.USER.format(user=row.user_id), outcome="PERMISSION_DENIED")
+            return None
         tokens = await self._sessions.begin(connection, user, _METHOD, origin, row.groups)
         mutation.record(tokens.session.name)
         return tokens
@@ -199,7 +209,7 @@ class Devices:
         await connection.execute(delete(device_log_ins).where(device_log_ins.c.expire_time < func.now()))
 
 
-def require_session(principal: Principal) -> None:
+def _require_session(principal: Principal) -> None:
     """Raises PermissionDenied for who comes with an API key or another token: such a credential may have
     fewer roles than the session that would be made of it, and an end of its own.
 
@@ -216,7 +226,7 @@ async def _waiting(connection: AsyncConnection, user_code: str) -> Any:
     if not _USER_CODE.fullmatch(code):
         return None
     query = select(device_log_ins).where(
-        device_log_ins.c.user_code_sha256 == _hash(code),
+        device_log_ins.c.user_code_sha256 == digest(code),
         device_log_ins.c.expire_time > func.now(),
         device_log_ins.c.approved.is_(None),
     )
@@ -226,7 +236,7 @@ async def _waiting(connection: AsyncConnection, user_code: str) -> Any:
 async def _asked(connection: AsyncConnection, device_code: str) -> Any:
     """The row that a program asks about, locked, with the time; None when it is over."""
     query = select(device_log_ins, func.clock_timestamp().label("asked_time")).where(
-        device_log_ins.c.device_code_sha256 == _hash(device_code),
+        device_log_ins.c.device_code_sha256 == digest(device_code),
         device_log_ins.c.expire_time > func.now(),
     )
     return (await connection.execute(query.with_for_update(of=device_log_ins))).one_or_none()
@@ -242,7 +252,3 @@ def _no_such_code() -> NotFound:
 
 def _over() -> Unauthenticated:
     return Unauthenticated("the log-in is over; begin it again", reason="EXPIRED_TOKEN")
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import names
-from guidehall.core.auth import Principal, Role
+from guidehall.core.auth import Principal
 from guidehall.core.errors import (
     Aborted,
     AlreadyExists,
@@ -29,7 +29,7 @@ from guidehall.core.errors import (
     PermissionDenied,
 )
 from services.storage.database import Caller, Database, Mutation
-from services.storage.fields import text
+from services.storage.fields import readable, text
 from services.storage.identity import users
 from services.storage.identity.accounts import RESERVED
 from services.storage.identity.endings import end_sessions
@@ -40,6 +40,7 @@ from services.storage.identity.users import User
 from services.storage.lists import Paging, page
 from services.storage.settings import ProviderSettings
 
+_DISABLED = "USER_DISABLED"
 _MAX_NAME_CHARACTERS = 40
 _MAX_SUBJECT_CHARACTERS = 255
 _MAX_GROUP_CHARACTERS = 200
@@ -100,6 +101,16 @@ class Providers:
             InvalidArgument: the provider said something that nobody can be called.
             Aborted: the same person logs in for the first time elsewhere, at this moment.
         """
+        try:
+            return await self._log_in(caller, proof, origin)
+        except PermissionDenied as refusal:
+            # Of one who is disabled the name is known, and the attempt written down as theirs.
+            if refusal.reason != _DISABLED:
+                async with self._database.mutation(caller) as mutation:
+                    mutation.record("users/-", outcome="PERMISSION_DENIED")
+            raise
+
+    async def _log_in(self, caller: Caller, proof: Proof, origin: Origin) -> Tokens:
         allowed = self._provider(proof.provider)
         if not proof.subject:
             raise InvalidArgument.field("subject", proof.subject, "what the provider calls the account")
@@ -108,7 +119,7 @@ class Providers:
         groups = _groups(allowed, proof.groups)
         async with self._database.mutation(caller) as mutation:
             user_id = await self._user_id(mutation, allowed, proof)
-        themselves = Caller(Principal(user_id, "user", actor=caller.principal.subject), caller.method)
+        themselves = caller.as_user(user_id)
         async with self._database.mutation(themselves) as mutation:
             user = await users.find(mutation.connection, user_id, lock=True)
             tokens = None
@@ -119,7 +130,7 @@ class Providers:
                 mutation.record(tokens.session.name)
         # Raised here, for the attempt is to be in the audit log.
         if tokens is None:
-            raise PermissionDenied(f"the user {user_id!r} is disabled", reason="USER_DISABLED")
+            raise PermissionDenied(f"the user {user_id!r} is disabled", reason=_DISABLED)
         return tokens
 
     async def _user_id(self, mutation: Mutation, allowed: ProviderSettings, proof: Proof) -> str:
@@ -188,8 +199,7 @@ class Providers:
             NotFound: another user's, for anybody but an administrator.
         """
         user = names.USER.parse(parent, "parent")["user"]
-        if principal.subject != user and not principal.has(Role.ADMIN):
-            raise _missing(parent)
+        users.require_own(principal, user, parent)
         query = select(identities).where(identities.c.user_id == user)
         async with self._database.transaction() as connection:
             rows, token = await page(connection, query, identities.c.seq, paging, "identities", parent)
@@ -257,8 +267,8 @@ async def _new_user(connection: AsyncConnection, allowed: ProviderSettings, proo
     wanted = re.sub(r"[^a-z0-9._-]+", "-", proof.username.lower()).strip("-._")[:_MAX_NAME_CHARACTERS]
     wanted = wanted or proof.provider
     values = {
-        "display_name": _readable(proof.display_name, 200),
-        "email": _readable(proof.verified_email, 320),
+        "display_name": readable(proof.display_name, 200),
+        "email": readable(proof.verified_email, 320),
         "roles": [allowed.role],
         "groups": [],
     }
@@ -271,10 +281,6 @@ async def _new_user(connection: AsyncConnection, allowed: ProviderSettings, proo
             assert user is not None  # noqa: S101 (just made)
             return user
     raise Aborted("no name was free; try again")
-
-
-def _readable(told: str, longest: int) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in told)[:longest]
 
 
 def _missing(name: str) -> NotFound:

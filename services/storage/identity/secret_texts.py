@@ -1,4 +1,4 @@
-"""Random secrets that are given away once: API keys, refresh tokens, invitations. Their digests are kept."""
+"""Random secrets that are given away once, such as API keys and refresh tokens. Their digests are kept."""
 
 from __future__ import annotations
 

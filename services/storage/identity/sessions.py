@@ -21,6 +21,7 @@ from guidehall.core import names
 from guidehall.core.auth import Principal, Role, TokenIssuer
 from guidehall.core.errors import FailedPrecondition, NotFound, Unauthenticated
 from services.storage.database import Caller, Database, Mutation
+from services.storage.fields import readable
 from services.storage.identity import users
 from services.storage.identity.endings import end_session, end_sessions
 from services.storage.identity.secret_texts import digest, mint
@@ -43,7 +44,10 @@ class Origin:
 
     def values(self) -> dict[str, str]:
         """As columns: words of strangers, so only what people can read, and not too much of it."""
-        return {"client": _readable(self.client), "address": _readable(self.address)}
+        return {
+            "client": readable(self.client, _SHOWN_CHARACTERS),
+            "address": readable(self.address, _SHOWN_CHARACTERS),
+        }
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class Sessions:
             NotFound: another user's, for anybody but an administrator.
         """
         user = names.USER.parse(parent, "parent")["user"]
-        _require_own(principal, user, parent)
+        users.require_own(principal, user, parent)
         query = select(sessions).where(sessions.c.user_id == user)
         async with self._database.transaction() as connection:
             rows, token = await page(connection, query, sessions.c.seq, paging, "sessions", parent)
@@ -206,7 +210,7 @@ class Sessions:
             NotFound: there is none for the caller.
         """
         ids = names.SESSION.parse(name)
-        _require_own(caller.principal, ids["user"], name)
+        users.require_own(caller.principal, ids["user"], name)
         try:
             session_id = str(uuid.UUID(ids["session"]))
         except ValueError:
@@ -229,7 +233,7 @@ class Sessions:
             NotFound: another user's, for anybody but an administrator, or one that does not exist.
         """
         user = names.USER.parse(parent, "parent")["user"]
-        _require_own(caller.principal, user, parent)
+        users.require_own(caller.principal, user, parent)
         async with self._database.mutation(caller) as mutation:
             if await users.find(mutation.connection, user) is None:
                 raise _missing(parent)
@@ -265,12 +269,6 @@ class Sessions:
         return Tokens(session, user, token, datetime.now(UTC) + timedelta(seconds=seconds), refresh_token)
 
 
-def _require_own(principal: Principal, user: str, name: str) -> None:
-    """Operators see much of others, but not where these have logged in."""
-    if principal.subject != user and not principal.has(Role.ADMIN):
-        raise _missing(name)
-
-
 async def _new_token(connection: AsyncConnection, session: Session) -> str:
     secret = mint(REFRESH_PREFIX)
     values = {"secret_sha256": digest(secret), "session_id": session.id}
@@ -298,10 +296,6 @@ async def _now(connection: AsyncConnection) -> datetime:
     """The database's clock, which all times here are measured by."""
     now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
     return now
-
-
-def _readable(text: str) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:_SHOWN_CHARACTERS]
 
 
 def _missing(name: str) -> NotFound:

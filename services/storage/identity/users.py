@@ -232,6 +232,15 @@ async def ensure(connection: AsyncConnection, principal: Principal) -> bool:
     return made.rowcount == 1
 
 
+def require_own(principal: Principal, user: str, name: str) -> None:
+    """Raises NotFound unless it is the caller, or the caller an administrator.
+
+    Operators see much of others, but not where these log in, nor all that is kept about them.
+    """
+    if principal.subject != user and not principal.has(Role.ADMIN):
+        raise _missing(name)
+
+
 def _missing(name: str) -> NotFound:
     return NotFound(f"{name} does not exist", metadata={"resource": name})
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, delete, func, select, update
@@ -16,9 +14,9 @@ from guidehall.core import names
 from guidehall.core.access import GROUP_PROJECT, user_reader
 from guidehall.core.errors import AppError
 from guidehall.core.faults import fault_point
-from services.storage import garbage, outbox
+from services.storage import garbage, job_logs, outbox, tables
 from services.storage.audit import log
-from services.storage.database import SERVICE, Database
+from services.storage.database import Database
 from services.storage.personal_data.erasures import Erasure, complete, due, finish
 from services.storage.tables import (
     artifacts,
@@ -36,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 50
 _OWNED = {"datasets": datasets, "models": models, "results": results}
+# What has the bytes of each, and the column that says whose they are.
+_PARTS = {
+    "datasets": (dataset_versions, "dataset"),
+    "models": (model_versions, "model"),
+    "results": (artifacts, "result"),
+}
 ERASED_METHOD = "/guidehall.identity.v1.PersonalDataService/Erased"
 
 
@@ -89,10 +93,10 @@ class Eraser:
             await connection.execute(delete(requests).where(requests.c.caller == f"user:{user}"))
         elif step == "name":
             # An upload that had begun before may have ended only now.
-            for step in _OWNED:
-                if not await _clear(connection, erasure, step):
+            for kind, table in _OWNED.items():
+                if not await _clear(connection, erasure, kind):
                     return False
-                await _stop_sharing(connection, _OWNED[step], user)
+                await _stop_sharing(connection, table, user)
             await self._finish(connection, erasure)
         else:
             return await _clear(connection, erasure, step)
@@ -100,21 +104,7 @@ class Eraser:
 
     async def _finish(self, connection: AsyncConnection, erasure: Erasure) -> None:
         await finish(connection, erasure)
-        entry = log.Entry(
-            event_id=str(uuid.uuid4()),
-            time=datetime.now(UTC),
-            service=SERVICE,
-            subject=SERVICE,
-            kind="service",
-            actor="",
-            method=ERASED_METHOD,
-            resource=names.USER.format(user=erasure.pseudonym),
-            outcome="OK",
-            etag_before="",
-            etag_after="",
-            trace_id="",
-            count=1,
-        )
+        entry = log.own_entry(ERASED_METHOD, names.USER.format(user=erasure.pseudonym))
         await log.append(connection, [entry])
 
 
@@ -123,16 +113,24 @@ async def _clear(connection: AsyncConnection, erasure: Erasure, step: str) -> bo
     user = erasure.user_id
     assert user is not None  # noqa: S101 (it is not done)
     table = _OWNED[step]
+    if table is results:
+        await _clear_logs(connection, erasure, user)
     # What is in a group's project is the group's: it stays, without the name of who made it.
     await _hand_over(connection, table, user, erasure.pseudonym, table.c.project.startswith(GROUP_PROJECT))
     if erasure.hand_over_to:
         await _hand_over(connection, table, user, erasure.hand_over_to)
         return True
-    if step == "datasets":
-        return await _delete_datasets(connection, user)
-    if step == "models":
-        return await _delete_models(connection, user)
-    return await _delete_results(connection, user)
+    return await _delete(connection, step, user)
+
+
+async def _clear_logs(connection: AsyncConnection, erasure: Erasure, user: str) -> None:
+    """Logs of jobs without a result go where results go."""
+    table = tables.job_logs
+    await _hand_over(connection, table, user, erasure.pseudonym, table.c.project.startswith(GROUP_PROJECT))
+    if erasure.hand_over_to:
+        await _hand_over(connection, table, user, erasure.hand_over_to)
+    else:
+        await job_logs.drop_owned(connection, user)
 
 
 async def _hand_over(
@@ -156,37 +154,20 @@ async def _change(
     await connection.execute(update(table).where(*which).values(values))
 
 
-async def _delete_datasets(connection: AsyncConnection, user: str) -> bool:
-    rows = (await connection.execute(_some(datasets, user))).all()
-    for row in rows:
-        gone = delete(dataset_versions).filter_by(project=row.project, dataset=row.id)
-        keys = (await connection.scalars(gone.returning(dataset_versions.c.object_key))).all()
-        await garbage.drop(connection, keys)
-        await connection.execute(delete(datasets).filter_by(project=row.project, id=row.id))
-    return len(rows) < _TOGETHER
-
-
-async def _delete_models(connection: AsyncConnection, user: str) -> bool:
-    rows = (await connection.execute(_some(models, user))).all()
+async def _delete(connection: AsyncConnection, step: str, user: str) -> bool:
+    """Deletes some of what a user owns in one table, with its versions or files; whether nothing is left."""
+    table, (parts, series) = _OWNED[step], _PARTS[step]
+    rows = (await connection.execute(_some(table, user))).all()
     told = []
     for row in rows:
-        gone = delete(model_versions).filter_by(project=row.project, model=row.id)
-        keys = (await connection.scalars(gone.returning(model_versions.c.object_key))).all()
+        gone = delete(parts).filter_by(**{"project": row.project, series: row.id})
+        keys = (await connection.scalars(gone.returning(parts.c.object_key))).all()
         await garbage.drop(connection, keys)
-        await connection.execute(delete(models).filter_by(project=row.project, id=row.id))
-        name = names.MODEL.format(project=row.project, model=row.id)
-        told.append(outbox.Announcement(outbox.MODEL_DELETED, {"model": name, "deleted": True}))
+        await connection.execute(delete(table).filter_by(project=row.project, id=row.id))
+        if table is models:
+            name = names.MODEL.format(project=row.project, model=row.id)
+            told.append(outbox.Announcement(outbox.MODEL_DELETED, {"model": name, "deleted": True}))
     await outbox.enqueue(connection, told)
-    return len(rows) < _TOGETHER
-
-
-async def _delete_results(connection: AsyncConnection, user: str) -> bool:
-    rows = (await connection.execute(_some(results, user))).all()
-    for row in rows:
-        gone = delete(artifacts).filter_by(project=row.project, result=row.id)
-        keys = (await connection.scalars(gone.returning(artifacts.c.object_key))).all()
-        await garbage.drop(connection, keys)
-        await connection.execute(delete(results).filter_by(project=row.project, id=row.id))
     return len(rows) < _TOGETHER
 
 

@@ -47,6 +47,8 @@ STEPS = {
 # By which somebody gets in, and where; all that refers to an account has to be here.
 _OF_ACCOUNT = (api_keys, device_log_ins, identities, memberships, passwords, sessions)
 
+_open = erasures.c.done_time.is_(None)
+
 
 @dataclass(frozen=True)
 class Erasure:
@@ -113,6 +115,8 @@ class Erasures:
                         f"{under_way.name} is under way and ends otherwise", reason="ERASURE_UNDER_WAY"
                     )
                 return under_way
+            if await connection.scalar(select(exists().where(_open, erasures.c.hand_over_to == user_id))):
+                raise FailedPrecondition(f"{name} is yet to get what was another's", reason="IS_HEIR")
             if heir:
                 await _require_heir(connection, user_id, heir)
             await self._close(connection, user_id)
@@ -160,7 +164,7 @@ class Erasures:
         """One page, newest first, and the token of the next; maybe of those alone that wait for a service."""
         query = select(erasures)
         if waiting_for:
-            query = query.where(erasures.c.done_time.is_(None), erasures.c.due_time <= func.now())
+            query = query.where(_open, erasures.c.due_time <= func.now())
         async with self._database.transaction() as connection:
             rows, token = await page(connection, query, erasures.c.seq, paging, "erasures", waiting_for)
             found = [await _erasure(connection, row._mapping) for row in rows]
@@ -196,17 +200,21 @@ async def complete(connection: AsyncConnection, id: str, step: str) -> None:
 
 async def due(connection: AsyncConnection) -> Erasure | None:
     """An erasure whose next step is storage's, locked; None where there is none that nobody is at."""
-    query = (
-        select(erasures)
-        .where(erasures.c.done_time.is_(None), erasures.c.due_time <= func.now())
-        .order_by(erasures.c.seq)
-        .with_for_update(skip_locked=True)
-    )
-    for row in await connection.execute(query):
-        erasure = await _erasure(connection, row._mapping)
-        if STEPS[erasure.steps_left[0]] == "storage":
-            return erasure
+    waiting = select(erasures.c.id).where(_open, erasures.c.due_time <= func.now()).order_by(erasures.c.seq)
+    for id in (await connection.scalars(waiting)).all():
+        # Only the one that is taken is locked: others wait for the trainer, who completes its step.
+        if not await _is_next(connection, id, "storage"):
+            continue
+        one = select(erasures).where(erasures.c.id == id, _open).with_for_update(skip_locked=True)
+        row = (await connection.execute(one)).one_or_none()
+        if row is not None and await _is_next(connection, id, "storage"):
+            return await _erasure(connection, row._mapping)
     return None
+
+
+async def _is_next(connection: AsyncConnection, id: str, service: str) -> bool:
+    done = await _steps_done(connection, id)
+    return STEPS[next(step for step in STEPS if step not in done)] == service
 
 
 async def finish(connection: AsyncConnection, erasure: Erasure) -> None:
@@ -251,8 +259,12 @@ async def _find(connection: AsyncConnection, which: Any, *, lock: bool = False) 
     return None if row is None else await _erasure(connection, row._mapping)
 
 
+async def _steps_done(connection: AsyncConnection, id: str) -> set[str]:
+    steps = select(erasure_steps.c.step).where(erasure_steps.c.erasure_id == id)
+    return set((await connection.scalars(steps)).all())
+
+
 async def _erasure(connection: AsyncConnection, row: Any) -> Erasure:
-    steps = select(erasure_steps.c.step).where(erasure_steps.c.erasure_id == row["id"])
-    done = set((await connection.scalars(steps)).all())
+    done = await _steps_done(connection, row["id"])
     values = {name: row[name] for name in Erasure.__dataclass_fields__ if name != "steps_done"}
     return Erasure(**values, steps_done=[step for step in STEPS if step in done])

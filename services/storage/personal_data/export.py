@@ -11,18 +11,18 @@ from typing import Any
 from sqlalchemy import Select, Table, and_, func, literal_column, select
 
 from guidehall.core import names
-from guidehall.core.auth import Principal, Role
-from guidehall.core.errors import NotFound
+from guidehall.core.auth import Principal
 from services.storage.audit import log
 from services.storage.database import Database
 from services.storage.identity.tables import api_keys, identities, memberships, passwords, sessions, users
-from services.storage.identity.users import GroupRole
+from services.storage.identity.users import GroupRole, require_own
 from services.storage.lists import Paging, page
 from services.storage.tables import (
     artifacts,
     dataset_versions,
     datasets,
     history,
+    job_logs,
     model_versions,
     models,
     objects,
@@ -30,17 +30,10 @@ from services.storage.tables import (
     upload_roles,
 )
 
-# A hash opens nothing, but nobody needs it who wants to know what is kept.
-_SECRETS = frozenset({"secret_sha256", "hash", "seq", "object_key"})
+# A hash opens nothing, but nobody needs it who wants to know what is kept; nor where and in which order.
+_LEFT_OUT = frozenset({"secret_sha256", "hash", "seq", "object_key"})
 _ROWS_TOGETHER = 100
 _OBJECT = (objects.c.size_bytes, objects.c.sha256, objects.c.media_type)
-
-
-def require_own(principal: Principal, user: str, name: str) -> None:
-    """Raises NotFound unless it is the caller, or the caller an administrator."""
-    of_person = principal.kind == "user" and principal.subject == user
-    if not of_person and not (principal.kind == "user" and principal.has(Role.ADMIN)):
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
 
 
 async def export(database: Database, principal: Principal, name: str) -> AsyncIterator[list[str]]:
@@ -78,6 +71,10 @@ async def export(database: Database, principal: Principal, name: str) -> AsyncIt
                 yield [_line(kind, row._mapping) for row in rows]
             if not token:
                 break
+    async with database.transaction() as connection:
+        kept = (await connection.execute(_logs(user))).mappings().all()
+    if kept:
+        yield [_line("job_log", row) for row in kept]
     token = ""
     themselves = Principal(user, "user")
     while True:
@@ -92,6 +89,16 @@ async def export(database: Database, principal: Principal, name: str) -> AsyncIt
             ]
         if not token:
             return
+
+
+def _logs(user: str) -> Select[Any]:
+    """Of jobs without a result; they are kept for some time only."""
+    return (
+        select(job_logs, *_OBJECT)
+        .join(objects, objects.c.key == job_logs.c.object_key)
+        .where(job_logs.c.owner == user)
+        .order_by(job_logs.c.create_time)
+    )
 
 
 def _queries(user: str) -> list[tuple[str, Select[Any], Any]]:
@@ -145,7 +152,7 @@ def _together(columns: Sequence[Any], table: Table, belongs: Any) -> Any:
 
 
 def _line(kind: str, row: Mapping[Any, Any]) -> str:
-    shown = {str(name): value for name, value in row.items() if str(name) not in _SECRETS}
+    shown = {str(name): value for name, value in row.items() if str(name) not in _LEFT_OUT}
     return json.dumps({"type": kind, **shown}, default=_plain)
 
 

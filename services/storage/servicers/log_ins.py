@@ -8,7 +8,7 @@ from typing import Any
 
 from guidehall.contracts.identity.v1 import accounts_pb2, log_ins_pb2, log_ins_pb2_grpc
 from guidehall.core.auth import current_principal
-from services.storage.identity.devices import Devices, require_session
+from services.storage.identity.devices import Devices
 from services.storage.identity.providers import Identity, Proof, Providers
 from services.storage.servicers import common
 from services.storage.servicers.accounts import decode_origin, encode_tokens
@@ -77,7 +77,6 @@ class LogInsServicer(log_ins_pb2_grpc.LogInsServiceServicer):
     async def GetDeviceLogIn(
         self, request: log_ins_pb2.GetDeviceLogInRequest, context: Any
     ) -> log_ins_pb2.DeviceLogIn:
-        require_session(current_principal())
         asked = await self._devices.find(common.caller(LOG_INS, "GetDeviceLogIn"), request.user_code)
         return log_ins_pb2.DeviceLogIn(
             client=asked.client,
@@ -89,7 +88,6 @@ class LogInsServicer(log_ins_pb2_grpc.LogInsServiceServicer):
     async def DecideDeviceLogIn(
         self, request: log_ins_pb2.DecideDeviceLogInRequest, context: Any
     ) -> log_ins_pb2.DecideDeviceLogInResponse:
-        require_session(current_principal())
         caller = common.caller(LOG_INS, "DecideDeviceLogIn")
         await self._devices.decide(caller, request.user_code, approve=request.approve)
         return log_ins_pb2.DecideDeviceLogInResponse()

@@ -389,7 +389,7 @@ class Attempt:
             await self.wishes.unless(lambda: self.wishes.leaving, keep())
         except (AppError, TimeoutError, Interrupted) as error:
             # The end of the job does not wait for it.
-            logger.warning("the log of %s is not kept: %s", self._job.job, error or type(error).__name__)
+            logger.warning("the log of %s is not kept: %s", self._job.job, str(error) or type(error).__name__)
             return False
         fault_point("worker.log.staged")
         return True

@@ -79,7 +79,7 @@ class JobLog:
     def close(self) -> StagedObject:
         """Writes everything out and says what it is: nothing, if it could not be written."""
         if self._left_out and not self._closed:
-            limit = f"a log has at most {self._max_bytes} bytes"
+            limit = f"beside this line a log has at most {self._max_bytes} bytes"
             self._append(f"[{self._left_out} lines are left out here: {limit}]\n".encode())
         while self._tail and not self._closed:
             self._append(self._tail.popleft())

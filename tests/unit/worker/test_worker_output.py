@@ -52,7 +52,7 @@ def test_a_job_log_is_cut_at_its_limit(tmp_path: Path) -> None:
     content = log.path.read_bytes()
     assert content.decode().splitlines() == [
         *(f"number {number}" for number in range(10, 15)),
-        "[20 lines are left out here: a log has at most 100 bytes]",
+        "[20 lines are left out here: beside this line a log has at most 100 bytes]",
         *(f"number {number}" for number in range(35, 40)),
     ]
     assert (described.size_bytes, described.sha256) == (len(content), hashlib.sha256(content).hexdigest())
@@ -66,7 +66,7 @@ def test_a_line_that_no_log_could_hold_is_left_out(tmp_path: Path) -> None:
     for line in ("first", "x" * 1000, "last"):
         log.write(line)
     log.close()
-    note = "[1 lines are left out here: a log has at most 100 bytes]"
+    note = "[1 lines are left out here: beside this line a log has at most 100 bytes]"
     assert log.path.read_text().splitlines() == ["first", note, "last"]
 
 

@@ -108,7 +108,7 @@ def _profile(predictor: CnnPredictor, curve: Curve, name: str) -> np.ndarray:
 
 def _again(params: PredictParams, curve: Curve, profile: np.ndarray) -> np.ndarray | None:
     """The curve [N] of a profile as the instrument would have seen it."""
-    own = _relative_sigma(curve)
+    own = None if curve.sigma is None else curve.sigma / curve.q
     z, sld = profile.astype(np.float64)
     return reflectivity_of_profile(
         curve.q, _assumed(params) if own is None else own, z, sld, curve.beam_side or params.beam
@@ -117,12 +117,8 @@ def _again(params: PredictParams, curve: Curve, profile: np.ndarray) -> np.ndarr
 
 def _notes(params: PredictParams, curve: Curve) -> Iterator[Note]:
     yield from file_notes(curve)
-    if _relative_sigma(curve) is None:
+    if curve.sigma is None:
         yield assumed_resolution(_assumed(params))
-
-
-def _relative_sigma(curve: Curve) -> np.ndarray | float | None:
-    return curve.relative_dq if curve.dq is None else curve.dq / curve.q
 
 
 def _assumed(params: PredictParams) -> float:
