@@ -185,7 +185,12 @@ async def test_who_was_disabled_meanwhile_gets_nothing(
     await decide(browser, began["user_code"], "approve")
     async with facility.admin() as admin:
         await admin.patch(f"/api/v1/users/{browser.headers['x-test-user']}", json={"disabled": True})
-    assert await ask(program, began) == (403, "USER_DISABLED")
+        assert await ask(program, began) == (403, "USER_DISABLED")
+        wanted = 'method = "/guidehall.identity.v1.LogInsService/FinishDeviceLogIn"'
+        written = await admin.get(
+            "/api/v1/audit", params={"filter": f'{wanted} AND outcome = "PERMISSION_DENIED"'}
+        )
+    assert len(written.json()["events"]) == 1
 
 
 async def test_the_command_line_logs_in(

@@ -365,15 +365,30 @@ async def test_who_is_disabled_stays_out(
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+async def refusals(admin: httpx.AsyncClient) -> int:
+    """How many log-ins by a provider the audit log has that were refused."""
+    wanted = (
+        'method = "/guidehall.identity.v1.LogInsService/LogInWithProvider" AND outcome = "PERMISSION_DENIED"'
+    )
+    found = await admin.get("/api/v1/audit", params={"filter": wanted, "page_size": 1000})
+    assert found.status_code == 200, found.text
+    return len(found.json()["events"])
+
+
 async def test_storage_says_who_may_log_in(
-    providers: dict[str, OpenIdProvider], provider: OpenIdProvider, browser: httpx.AsyncClient
+    admin: httpx.AsyncClient,
+    providers: dict[str, OpenIdProvider],
+    provider: OpenIdProvider,
+    browser: httpx.AsyncClient,
 ) -> None:
     strict = providers["strict"]
+    before = await refusals(admin)
     assert reason(await log_in(browser, "strict")) == (403, "GROUP_NOT_ALLOWED")
     strict.claims["groups"] = ["staff"]
     assert reason(await log_in(browser, "strict")) == (403, "DOMAIN_NOT_ALLOWED")
     strict.claims["email"] = "ada@example.org"
     assert reason(await log_in(browser, "strict")) == (403, "DOMAIN_NOT_ALLOWED")
+    assert await refusals(admin) == before + 3
     strict.claims["email_verified"] = True
     assert (await log_in(browser, "strict")).status_code == 200
     mine = await who(browser)

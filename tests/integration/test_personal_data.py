@@ -15,11 +15,21 @@ from guidehall.contracts.identity.v1 import audit_pb2, groups_pb2, identity_pb2,
 from guidehall.contracts.identity.v1.groups_pb2_grpc import GroupsServiceStub
 from guidehall.contracts.identity.v1.personal_data_pb2_grpc import PersonalDataServiceStub
 from guidehall.contracts.models.v1 import models_pb2
-from guidehall.contracts.results.v1 import history_pb2
+from guidehall.contracts.results.v1 import history_pb2, staging_pb2
 from guidehall.core import audit_chain
 from guidehall.core.auth import Role
 from guidehall.core.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from tests.fixtures.storage import StorageSite, Stubs, dataset_name, eventually, model_name, upload, weights
+from services.storage import job_logs
+from tests.fixtures.storage import (
+    StorageSite,
+    Stubs,
+    dataset_name,
+    eventually,
+    job_name,
+    model_name,
+    upload,
+    weights,
+)
 from tests.fixtures.trainer import refused
 
 pytestmark = pytest.mark.slow
@@ -46,6 +56,12 @@ async def make_things(site: StorageSite, user: str) -> None:
         entry = history_pb2.HistoryEntry(display_name="first run")
         request = history_pb2.CreateHistoryEntryRequest(parent=f"users/{user}", entry=entry)
         await person.history.CreateHistoryEntry(request)
+    # And the log of a job that failed.
+    job = str(uuid.uuid4())
+    async with site.job(job, 1) as attempt, site.service("trainer") as trainer:
+        await attempt.stage(job, 1, "log", job_logs.NAME, b"it broke\n")
+        ended = staging_pb2.DiscardRequest(job=job_name(job), job_ended=True, log_owner=user)
+        await trainer.staging.Discard(ended)
 
 
 async def exported(stubs: Stubs, user: str) -> list[dict[str, Any]]:
@@ -121,6 +137,7 @@ async def test_a_person_is_told_everything_and_nothing_secret(storage: StorageSi
         assert [line["type"] for line in await exported(root, user)] == [line["type"] for line in told]
         by_type = {line["type"]: line for line in told}
         assert {"account", "api_key", "dataset", "model", "model_version", "history_entry"} <= set(by_type)
+        assert by_type["job_log"]["size_bytes"] == len(b"it broke\n")
         assert by_type["account"]["email"] == f"{user}@example.org"
         assert by_type["dataset"]["versions"][0]["filename"] == "curves.txt"
         assert by_type["audit_event"]["subject"] == user
@@ -180,8 +197,9 @@ async def test_what_was_theirs_goes_to_somebody_else(own_storage: Callable[..., 
     async with site.user("root", Role.ADMIN) as root, site.user(heir) as bob:
         await root.identity.CreateUser(identity_pb2.CreateUserRequest(user_id=heir))
         begun = await erase(root, user, heir)
-        async with refused(FailedPrecondition):
-            await erase(root, user)
+        for refused_one in (user, heir):
+            async with refused(FailedPrecondition):
+                await erase(root, refused_one)
         await trainers_part(site, begun.name)
         await done(site, begun.name)
 
@@ -189,7 +207,9 @@ async def test_what_was_theirs_goes_to_somebody_else(own_storage: Callable[..., 
         model = models_pb2.GetModelRequest(name=model_name(f"{user}-model"))
         assert (await bob.datasets.GetDataset(data)).owner == heir
         assert (await bob.models.GetModel(model)).owner == heir
-        assert await site.fetch("SELECT FROM storage.history WHERE user_id = $1", user) == []
+        logs = await site.fetch("SELECT owner FROM storage.job_logs WHERE owner = ANY($1)", [user, heir])
+        assert [row["owner"] for row in logs] == [heir]
+        assert await traces(site, f'"{user}"') == []
 
 
 async def test_what_is_a_groups_stays_and_nothing_is_shared_with_the_name_any_more(
