@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +13,8 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-import guidehall.contracts
 from guidehall.core.auth import ON_BEHALF_OF
+from tests.rpcs import full_name
 
 _SECONDS = 10
 _MOST_MESSAGES = 3
@@ -61,20 +59,6 @@ class Things:
         message = message_factory.GetMessageClass(method.input_type)()
         _fill(message, values)
         return message
-
-
-def methods() -> Iterator[MethodDescriptor]:
-    """Every rpc of every service in the contracts."""
-    for module in pkgutil.walk_packages(guidehall.contracts.__path__, "guidehall.contracts."):
-        if module.name.endswith("_pb2"):
-            described = importlib.import_module(module.name).DESCRIPTOR
-            for service in described.services_by_name.values():
-                yield from service.methods
-
-
-def full_name(method: MethodDescriptor) -> str:
-    """As it travels, such as "/guidehall.jobs.v1.JobsService/GetJob"."""
-    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 async def call(

@@ -77,6 +77,11 @@ def number(value: int | float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
+def timestamp(time: datetime | None) -> str:
+    """A time as people read it, in their time zone; empty where there is none."""
+    return "" if time is None else time.astimezone().isoformat(" ", "seconds")
+
+
 def emit(value: Any) -> None:
     """Prints one JSON document."""
     click.echo(json.dumps(document(value), ensure_ascii=False, indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from guidehall.cli._context import connect, json_option
-from guidehall.cli._output import clean, emit, table
+from guidehall.cli._output import clean, emit, table, timestamp
 
 if TYPE_CHECKING:
     from guidehall.client import Erasure
@@ -47,7 +47,7 @@ def list_(filter_: str, oldest_first: bool, limit: int, as_json: bool) -> None:
     rows = [
         (
             event.sequence,
-            event.time.astimezone().isoformat(" ", "seconds") if event.time else "",
+            timestamp(event.time),
             event.subject,
             event.method.rpartition("/")[2],
             event.resource,
@@ -132,7 +132,9 @@ def export_person(user: str) -> None:
 @json_option
 def erase(user: str, hand_over_to: str, yes: bool, as_json: bool) -> None:
     """Close USER's account at once and erase what is kept about them. For administrators."""
-    if not yes and not as_json:
+    if as_json and not yes:
+        raise click.UsageError("--json needs --yes: nobody can be asked")
+    if not yes:
         what = f"goes to {hand_over_to}" if hand_over_to else "is deleted"
         click.confirm(f"Erase {user}? What was theirs {what}, for good.", err=True, abort=True)
     with connect() as client:
@@ -158,7 +160,7 @@ def _show(erasure: Erasure, as_json: bool) -> None:
         click.echo(f"{erasure.name} is done; the audit log calls the person {erasure.pseudonym}")
         return
     done, left = ", ".join(erasure.steps_done), ", ".join(erasure.steps_left)
-    due = erasure.due_time.astimezone().isoformat(" ", "seconds") if erasure.due_time else ""
+    due = timestamp(erasure.due_time)
     click.echo(clean(f"{erasure.name} of {erasure.user}: done {done}; to come {left}, not before {due}"))
 
 

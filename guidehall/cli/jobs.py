@@ -21,6 +21,7 @@ from guidehall.cli._output import (
     short,
     size,
     table,
+    timestamp,
 )
 from guidehall.cli._result import show
 
@@ -132,7 +133,7 @@ def _show_job(job: Job) -> None:
             "checkpoint": f"step {job.checkpoint.step}" if job.checkpoint else "",
             "repeats": job.retried_from,
             "batch": job.batch,
-            "created": job.create_time.astimezone().isoformat(" ", "seconds") if job.create_time else "",
+            "created": timestamp(job.create_time),
             "ran": ran,
             "inputs": ", ".join(f"{role}: {name}" for role, name in job.inputs.items()),
             "labels": ", ".join(f"{key}={value}" for key, value in job.labels.items()),

@@ -265,7 +265,8 @@ def rotate_key(data: Path, folder: Path | None, step: str, keep: int, as_json: b
     identity = Identity(folder or data / "identity")
     if not identity.trust_file.exists():
         raise FailedPrecondition(f"there are no keys in {identity.folder}", reason="NO_KEYS")
-    identity.announce_key()
+    if step != "sign":
+        identity.announce_key()
     renewed = []
     if step != "announce":
         identity.change_key(keep)

@@ -412,8 +412,8 @@ def worker(message: workers_pb2.Worker) -> types.Worker:
     )
 
 
-def usage(stored: usage_pb2.Usage, jobs: jobs_pb2.PurgeJobsResponse) -> types.Usage:
-    """What storage says, and what a purge without force has counted."""
+def usage(stored: usage_pb2.Usage, jobs: jobs_pb2.CountJobsResponse) -> types.Usage:
+    """What storage says, and the trainer."""
     return types.Usage(
         dataset_bytes=stored.dataset_bytes,
         model_bytes=stored.model_bytes,
@@ -421,9 +421,9 @@ def usage(stored: usage_pb2.Usage, jobs: jobs_pb2.PurgeJobsResponse) -> types.Us
         log_bytes=stored.log_bytes,
         total_bytes=stored.total_bytes,
         allowed_bytes=stored.allowed_bytes,
-        queued_jobs=jobs.skipped_queued,
-        running_jobs=jobs.skipped_running,
-        ended_jobs=jobs.deleted + jobs.skipped_publishing,
+        queued_jobs=jobs.queued,
+        running_jobs=jobs.running,
+        ended_jobs=jobs.ended,
     )
 
 

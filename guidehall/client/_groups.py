@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guidehall.client import _decode, _lists, types
+from guidehall.client import _decode, _lists, _names, types
 from guidehall.client._config import Config
-from guidehall.client._platform import role_number
 from guidehall.client._steps import Call, Operation, Rpc, collect
 from guidehall.contracts.datasets.v1 import datasets_pb2, datasets_pb2_grpc
 from guidehall.contracts.identity.v1 import groups_pb2, groups_pb2_grpc, identity_pb2
@@ -26,24 +25,15 @@ _REMOVE_MEMBER = Rpc("storage", _STUB, "RemoveGroupMember")
 _ACCOUNTS = Rpc("storage", _STUB, "ListServiceAccounts")
 _CREATE_ACCOUNT = Rpc("storage", _STUB, "CreateServiceAccount")
 
-_SHARED: tuple[tuple[names.Pattern, Rpc, Any], ...] = (
-    (names.JOB, Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ShareJob"), jobs_pb2.ShareJobRequest),
-    (
-        names.DATASET,
-        Rpc("storage", datasets_pb2_grpc.DatasetsServiceStub, "ShareDataset"),
-        datasets_pb2.ShareDatasetRequest,
-    ),
-    (
-        names.MODEL,
-        Rpc("storage", models_pb2_grpc.ModelsServiceStub, "ShareModel"),
-        models_pb2.ShareModelRequest,
-    ),
-    (
-        names.RESULT,
-        Rpc("storage", results_pb2_grpc.ResultsServiceStub, "ShareResult"),
-        results_pb2.ShareResultRequest,
-    ),
-)
+_JOBS, _DATASETS = jobs_pb2_grpc.JobsServiceStub, datasets_pb2_grpc.DatasetsServiceStub
+_MODELS, _RESULTS = models_pb2_grpc.ModelsServiceStub, results_pb2_grpc.ResultsServiceStub
+# By the third part of a name, such as "projects/default/jobs/…".
+_SHARED: dict[str, tuple[names.Pattern, Rpc, Any]] = {
+    "jobs": (names.JOB, Rpc("trainer", _JOBS, "ShareJob"), jobs_pb2.ShareJobRequest),
+    "datasets": (names.DATASET, Rpc("storage", _DATASETS, "ShareDataset"), datasets_pb2.ShareDatasetRequest),
+    "models": (names.MODEL, Rpc("storage", _MODELS, "ShareModel"), models_pb2.ShareModelRequest),
+    "results": (names.RESULT, Rpc("storage", _RESULTS, "ShareResult"), results_pb2.ShareResultRequest),
+}
 
 
 def groups(config: Config) -> Operation[list[types.Group]]:
@@ -61,31 +51,28 @@ def create_group(config: Config, group: str, display_name: str, description: str
 
 def members(config: Config, group: str) -> Operation[list[types.GroupMember]]:
     """Who is in a group."""
-    request = groups_pb2.ListGroupMembersRequest(parent=_group(group))
+    request = groups_pb2.ListGroupMembersRequest(parent=_names.group(group))
     return collect(_lists.items(config, _MEMBERS, request, "members", _decode.group_member))
 
 
 def set_member(config: Config, group: str, user: str, role: str) -> Operation[types.GroupMember]:
     """Adds a member, or gives another role."""
-    known = [value.name.removeprefix("GROUP_ROLE_") for value in identity_pb2.GroupRole.DESCRIPTOR.values[1:]]
-    if role.upper() not in known:
-        raise InvalidArgument.field("role", role, ", ".join(known))
     member = groups_pb2.GroupMember(
-        user=_user(user), role=identity_pb2.GroupRole.Value(f"GROUP_ROLE_{role.upper()}")
+        user=_names.user(user), role=_names.number(identity_pb2.GroupRole, "role", role)
     )
-    request = groups_pb2.SetGroupMemberRequest(parent=_group(group), member=member)
+    request = groups_pb2.SetGroupMemberRequest(parent=_names.group(group), member=member)
     return _decode.group_member((yield Call(_SET_MEMBER, request, config.timeouts.call_seconds)))
 
 
 def remove_member(config: Config, group: str, user: str) -> Operation[None]:
     """Takes somebody out of a group."""
-    request = groups_pb2.RemoveGroupMemberRequest(parent=_group(group), user=_user(user))
+    request = groups_pb2.RemoveGroupMemberRequest(parent=_names.group(group), user=_names.user(user))
     yield Call(_REMOVE_MEMBER, request, config.timeouts.call_seconds)
 
 
 def service_accounts(config: Config, group: str) -> Operation[list[types.ServiceAccount]]:
     """The service accounts of a group."""
-    request = groups_pb2.ListServiceAccountsRequest(parent=_group(group))
+    request = groups_pb2.ListServiceAccountsRequest(parent=_names.group(group))
     return collect(_lists.items(config, _ACCOUNTS, request, "service_accounts", _decode.service_account))
 
 
@@ -94,34 +81,21 @@ def create_service_account(
 ) -> Operation[types.ServiceAccount]:
     """Adds a service account to a group."""
     request = groups_pb2.CreateServiceAccountRequest(
-        parent=_group(group),
+        parent=_names.group(group),
         user_id=user,
         display_name=display_name,
-        roles=[role_number(role) for role in roles],
+        roles=[_names.number(identity_pb2.Role, "roles", role) for role in roles],
     )
     return _decode.service_account((yield Call(_CREATE_ACCOUNT, request, config.timeouts.call_seconds)))
 
 
 def share(config: Config, name: str, add: Sequence[str], remove: Sequence[str]) -> Operation[tuple[str, ...]]:
     """Changes who else may read something; gives who may then."""
-    for pattern, rpc, request in _SHARED:
-        kind = pattern.template.split("/")[2]
-        if name.count("/") == 3 and name.split("/")[2] == kind:
-            pattern.parse(name, "name")
-            message = yield Call(
-                rpc, request(name=name, add=add, remove=remove), config.timeouts.call_seconds
-            )
-            return tuple(message.readers)
-    raise InvalidArgument.field("name", name, "the name of a job, a dataset, a model or a result")
-
-
-def _group(text: str) -> str:
-    name = names.GROUP.format(group=text.removeprefix("groups/"))
-    names.GROUP.parse(name, "group")
-    return name
-
-
-def _user(text: str) -> str:
-    name = names.USER.format(user=text.removeprefix("users/"))
-    names.USER.parse(name, "user")
-    return name
+    parts = name.split("/")
+    shared = _SHARED.get(parts[2]) if len(parts) == 4 else None
+    if shared is None:
+        raise InvalidArgument.field("name", name, "the name of a job, a dataset, a model or a result")
+    pattern, rpc, request = shared
+    pattern.parse(name, "name")
+    message = yield Call(rpc, request(name=name, add=add, remove=remove), config.timeouts.call_seconds)
+    return tuple(message.readers)

@@ -123,3 +123,38 @@ def _versioned(config: Config, text: str, series: names.Pattern, version: names.
 
 def _pinned(name: str) -> str:
     return name if "/versions/" in name else f"{name}/versions/latest"
+
+
+def user(text: str) -> str:
+    """Name of the user that `text` means: its name or its id.
+
+    Raises:
+        InvalidArgument: no such form.
+    """
+    name = names.USER.format(user=text.removeprefix("users/"))
+    names.USER.parse(name, "user")
+    return name
+
+
+def group(text: str) -> str:
+    """Name of the group that `text` means: its name or its id.
+
+    Raises:
+        InvalidArgument: no such form.
+    """
+    name = names.GROUP.format(group=text.removeprefix("groups/"))
+    names.GROUP.parse(name, "group")
+    return name
+
+
+def number(enum: Any, field: str, text: str) -> Any:
+    """The value of an enum of the contracts that `text` means, such as "scientist" of `Role`.
+
+    Raises:
+        InvalidArgument: there is none of this name.
+    """
+    prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+    known = [value.name.removeprefix(prefix) for value in enum.DESCRIPTOR.values[1:]]
+    if text.upper() not in known:
+        raise InvalidArgument.field(field, text, ", ".join(known))
+    return enum.Value(f"{prefix}{text.upper()}")

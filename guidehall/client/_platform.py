@@ -24,7 +24,6 @@ from guidehall.contracts.usage.v1 import usage_pb2, usage_pb2_grpc
 from guidehall.contracts.workers.v1 import workers_pb2, workers_pb2_grpc
 from guidehall.core import names, personal_data
 from guidehall.core.durations import seconds_in
-from guidehall.core.errors import InvalidArgument
 
 _POOLS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListPools")
 _WORKERS = Rpc("trainer", workers_pb2_grpc.PoolsServiceStub, "ListWorkers")
@@ -44,7 +43,7 @@ _ERASE = Rpc("storage", PersonalDataServiceStub, "ErasePerson")
 _ERASURE = Rpc("storage", PersonalDataServiceStub, "GetErasure")
 _JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "ListJobs")
 _USAGE = Rpc("storage", usage_pb2_grpc.UsageServiceStub, "GetUsage")
-_COUNT_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "PurgeJobs")
+_COUNT_JOBS = Rpc("trainer", jobs_pb2_grpc.JobsServiceStub, "CountJobs")
 _WHO_AM_I = Rpc("storage", identity_pb2_grpc.IdentityServiceStub, "WhoAmI")
 
 
@@ -130,7 +129,11 @@ def create_api_key(
     scopes: Sequence[str],
 ) -> Operation[types.NewApiKey]:
     """Makes an API key."""
-    key = identity_pb2.ApiKey(display_name=name, roles=[role_number(role) for role in roles], scopes=scopes)
+    key = identity_pb2.ApiKey(
+        display_name=name,
+        roles=[_names.number(identity_pb2.Role, "roles", role) for role in roles],
+        scopes=scopes,
+    )
     seconds = seconds_in(ttl, "ttl")
     if seconds:
         key.expire_time.FromSeconds(int(time.time()) + seconds)
@@ -163,7 +166,8 @@ def export_person(config: Config, user: str) -> Operation[None]:
     """Emits the lines of all that is kept about a user."""
     name = yield from _user(config, user)
     yield from _lines(config, _EXPORT_PERSON, personal_data_pb2.ExportPersonalDataRequest(name=name))
-    mine = jobs_pb2.ListJobsRequest(filter=f'owner = "{names.USER.parse(name)["user"]}"')
+    theirs = f'owner = "{names.USER.parse(name)["user"]}"'
+    mine = jobs_pb2.ListJobsRequest(parent="projects/-", filter=theirs)
     yield from _lists.items(config, _JOBS, mine, "jobs", _job_line)
     yield Emit(personal_data.end_line())
 
@@ -171,7 +175,7 @@ def export_person(config: Config, user: str) -> Operation[None]:
 def erase_person(config: Config, user: str, hand_over_to: str) -> Operation[types.Erasure]:
     """Erases what is kept about a user."""
     request = personal_data_pb2.ErasePersonRequest(
-        name=_named_user(user), hand_over_to=_named_user(hand_over_to) if hand_over_to else ""
+        name=_names.user(user), hand_over_to=_names.user(hand_over_to) if hand_over_to else ""
     )
     message = yield Call(_ERASE, request, config.timeouts.call_seconds)
     return _decode.erasure(message)
@@ -200,30 +204,9 @@ def _job_line(job: jobs_pb2.Job) -> str:
     return personal_data.job_line(json_format.MessageToDict(job, preserving_proto_field_name=True))
 
 
-def _named_user(user: str) -> str:
-    name = names.USER.format(user=user.removeprefix("users/"))
-    names.USER.parse(name, "user")
-    return name
-
-
 def _user(config: Config, user: str) -> Operation[str]:
     """The name of a user, by id or name; of the caller without either."""
-    subject = user.removeprefix("users/") or (yield from whoami(config)).subject
-    name = names.USER.format(user=subject)
-    names.USER.parse(name, "user")
-    return name
-
-
-def role_number(text: str) -> identity_pb2.Role.ValueType:
-    """A role by its name.
-
-    Raises:
-        InvalidArgument: there is none of this name.
-    """
-    known = [value.name.removeprefix("ROLE_") for value in identity_pb2.Role.DESCRIPTOR.values[1:]]
-    if text.upper() not in known:
-        raise InvalidArgument.field("roles", text, ", ".join(known))
-    return identity_pb2.Role.Value(f"ROLE_{text.upper()}")
+    return _names.user(user or (yield from whoami(config)).subject)
 
 
 def whoami(config: Config) -> Operation[types.Identity]:
@@ -235,7 +218,5 @@ def whoami(config: Config) -> Operation[types.Identity]:
 def usage(config: Config) -> Operation[types.Usage]:
     """What is the caller's."""
     stored = yield Call(_USAGE, usage_pb2.GetUsageRequest(), config.timeouts.call_seconds)
-    # Without force it only counts.
-    counting = jobs_pb2.PurgeJobsRequest(parent=f"projects/{config.project}")
-    jobs = yield Call(_COUNT_JOBS, counting, config.timeouts.call_seconds)
+    jobs = yield Call(_COUNT_JOBS, jobs_pb2.CountJobsRequest(), config.timeouts.call_seconds)
     return _decode.usage(stored, jobs)

@@ -96,7 +96,7 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
     "guidehall.jobs.v1.JobsService": {
         "mutation": "SubmitJob BatchSubmitJobs CancelJob PauseJob ResumeJob StopJob RetryJob UpdateJob"
         " DeleteJob PurgeJobs ClaimJob ShareJob",
-        "read": "GetJob ListJobs WatchJob ListAttempts ListPipelines GetPipeline",
+        "read": "GetJob ListJobs CountJobs WatchJob ListAttempts ListPipelines GetPipeline",
     },
     "guidehall.workers.v1.WorkerService": {
         "mutation": "Quarantine",

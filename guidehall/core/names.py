@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from guidehall.core.errors import InvalidArgument
 
 DEFAULT_PROJECT = "default"
+# Of lists that may go over all projects.
+ANY_PROJECT = "-"
 # Characters of what people call a job, or an entry of a history.
 LONGEST_DISPLAY_NAME = 80
 
@@ -66,16 +68,23 @@ UPLOAD_ROLES = Pattern("users/{user}/uploadRoles")
 HISTORY_ENTRY = Pattern("users/{user}/history/{entry}")
 
 
+def projects_of(parent: str) -> str:
+    """As `project_of`, where `projects/-` means all of them: `ANY_PROJECT`.
+
+    Raises:
+        InvalidArgument: it names none.
+    """
+    return PROJECT.parse(parent, "parent")["project"] if parent else DEFAULT_PROJECT
+
+
 def project_of(parent: str) -> str:
     """The project that a request's `parent` means; empty is the default project.
 
     Raises:
         InvalidArgument: it names none, or any.
     """
-    if not parent:
-        return DEFAULT_PROJECT
-    project = PROJECT.parse(parent, "parent")["project"]
-    if project == "-":
+    project = projects_of(parent)
+    if project == ANY_PROJECT:
         raise InvalidArgument.field("parent", parent, "one project, such as projects/default, or empty")
     return project
 

@@ -73,14 +73,19 @@ class Identity:
 
     def change_key(self, keep_seconds: float) -> None:
         """Has the announced key sign for people, such as their access tokens; what the one before has signed
-        holds so much longer, at most."""
-        from guidehall.core.auth import KeyPair
+        holds so much longer, at most.
 
-        self.announce_key()
+        Raises:
+            FailedPrecondition: none is announced. Servers refuse what a key signs that they do not know.
+        """
+        from guidehall.core.auth import KeyPair
+        from guidehall.core.errors import FailedPrecondition
+
+        if not self._next_key.exists():
+            raise FailedPrecondition("no key is announced: --step announce first", reason="NOT_ANNOUNCED")
         path = self.key_file(_PEOPLE)
-        old, new = KeyPair.load(path), KeyPair.load(self._next_key)
+        old = KeyPair.load(path)
         trust = read_json(self.trust_file)
-        trust |= self._entry(new)
         trust[old.kid]["until"] = time.time() + keep_seconds
         # First trusted, then used: each of the two files is there whole at any time.
         write_json(self.trust_file, trust)

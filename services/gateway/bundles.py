@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc.aio
 
@@ -18,45 +19,66 @@ from services.gateway.messages import to_json
 MEDIA_TYPE = "application/zip"
 
 
-async def parts(backends: Backends, result: results_pb2.Result) -> AsyncIterator[bytes]:
-    """The archive, piece by piece: `result.json`, `job.json` while the job is kept, and `artifacts/…`.
+class Bundle:
+    """The archive of a result: `result.json`, `job.json` where the caller may read the job, `artifacts/…`."""
 
-    Nothing is compressed, so that no piece is held longer than it takes to pass it on.
+    def __init__(self, backends: Backends, result: results_pb2.Result, job: jobs_pb2.Job | None) -> None:
+        self._backends = backends
+        self._result = result
+        self._job = job
+        self._call: Any = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The archive, piece by piece.
+
+        Nothing is compressed, so that no piece is held longer than it takes to pass it on.
+
+        Raises:
+            grpc.aio.AioRpcError: a file could not be read; what was given so far is no whole archive.
+        """
+        sent, result = _Sent(), self._result
+        # Dates of ZIP archives are in no time zone, begin in 1980 and have steps of two seconds.
+        date = result.create_time.ToDatetime(UTC)
+        with zipfile.ZipFile(sent, "w") as archive:
+            archive.writestr(_entry("result.json", date), json.dumps(to_json(result), indent=2))
+            if self._job is not None:
+                archive.writestr(_entry("job.json", date), json.dumps(to_json(self._job), indent=2))
+            yield sent.taken()
+            for artifact in result.artifacts:
+                request = results_pb2.DownloadArtifactRequest(name=artifact.name)
+                self._call = self._backends.results.DownloadArtifact(
+                    request, timeout=self._backends.timeouts.transfer
+                )
+                entry = _entry(f"artifacts/{artifact.filename}", date)
+                with archive.open(entry, "w", force_zip64=True) as target:
+                    async for message in self._call:
+                        target.write(message.chunk.data)
+                        yield sent.taken()
+        yield sent.taken()
+
+    def cancel(self) -> None:
+        """Ends what is being read."""
+        if self._call is not None:
+            self._call.cancel()
+
+
+async def bundle(backends: Backends, result: results_pb2.Result) -> Bundle:
+    """The archive of a result, once it is known what goes in.
 
     Raises:
-        grpc.aio.AioRpcError: something could not be read; what was given so far is no whole archive.
+        grpc.aio.AioRpcError: the job could not be asked for now.
     """
-    sent = _Sent()
-    # Dates of ZIP archives are in no time zone, begin in 1980 and have steps of two seconds.
-    date = result.create_time.ToDatetime(UTC)
-    with zipfile.ZipFile(sent, "w") as archive:
-        archive.writestr(_entry("result.json", date), json.dumps(to_json(result), indent=2))
-        job = await _job(backends, result.job)
-        if job is not None:
-            archive.writestr(_entry("job.json", date), json.dumps(to_json(job), indent=2))
-        yield sent.taken()
-        for artifact in result.artifacts:
-            request = results_pb2.DownloadArtifactRequest(name=artifact.name)
-            call = backends.results.DownloadArtifact(request, timeout=backends.timeouts.transfer)
-            try:
-                with archive.open(
-                    _entry(f"artifacts/{artifact.filename}", date), "w", force_zip64=True
-                ) as entry:
-                    async for message in call:
-                        entry.write(message.chunk.data)
-                        yield sent.taken()
-            finally:
-                call.cancel()
-    yield sent.taken()
+    return Bundle(backends, result, await _job(backends, result.job))
 
 
 async def _job(backends: Backends, name: str) -> jobs_pb2.Job | None:
+    """The job; None when it is deleted, or not for the caller, as it is for a key with other scopes."""
     try:
         job: jobs_pb2.Job = await backends.jobs.GetJob(
             jobs_pb2.GetJobRequest(name=name), timeout=backends.timeouts.call
         )
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.NOT_FOUND:
+        if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
             return None
         raise
     return job

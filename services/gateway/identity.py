@@ -84,9 +84,14 @@ class HttpIdentity:
 
         Raises:
             Unauthenticated, PermissionDenied: as for other paths.
+            PermissionDenied: the API key has scopes, which these paths know nothing of.
             InvalidArgument: the header's value cannot be a user's name.
         """
         principal = await self(headers, peer)
+        if principal.scopes:
+            raise PermissionDenied(
+                "an API key with scopes is for /api/v1, /v2 and gRPC", reason="SCOPE_MISSING"
+            )
         if self._settings.mode == "single" and "authorization" not in headers:
             return _named({name: headers[name] for name in (USER_HEADER,) if name in headers})
         return principal

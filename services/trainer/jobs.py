@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, cast, or_, select, tuple_
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from guidehall.core import filters, names, pages
 from guidehall.core.access import (
-    group_of,
+    GROUP_PROJECT,
+    owns,
     reader_names,
     reads_all,
     require_changeable,
@@ -100,14 +101,18 @@ def _named(job: Job | None, name: str) -> Job | None:
 
 
 def _visible(principal: Principal, project: str) -> list[ColumnElement[bool]]:
-    """`access.may_read` as SQL conditions."""
+    """`access.may_read` as SQL conditions, for jobs of one project or of any."""
+    in_project = [] if project == names.ANY_PROJECT else [jobs.c.project == project]
     if reads_all(principal, project):
-        return []
+        return in_project
     named = reader_names(principal)
-    shared = jobs.c.readers.overlap(cast(named, ARRAY(Text)))
-    if not named or group_of(project):
-        return [shared]
-    return [or_(jobs.c.owner == principal.subject, shared)]
+    seen = [jobs.c.readers.overlap(cast(named, ARRAY(Text)))]
+    if named:
+        # Things are their owners' but in the projects of groups.
+        of_groups = [f"{GROUP_PROJECT}{group}" for group in sorted(principal.groups)]
+        personal = ~jobs.c.project.startswith(GROUP_PROJECT, autoescape=True)
+        seen += [jobs.c.project.in_(of_groups), and_(personal, jobs.c.owner == principal.subject)]
+    return [*in_project, or_(*seen)]
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,19 @@ class Jobs:
         found = [_attempt(row) for row in rows[:size]]
         return found, pages.next_token([found[-1].epoch], parent) if len(rows) > size else ""
 
+    async def count(self, principal: Principal) -> dict[State, int]:
+        """How many jobs the caller owns in each state, in all projects; a guest owns none."""
+        if not owns(principal, principal.subject):
+            return {}
+        of_states = select(jobs.c.state, func.count()).where(jobs.c.owner == principal.subject)
+        async with self._database.statements() as connection:
+            rows = (await connection.execute(of_states.group_by(jobs.c.state))).all()
+        return {State(state): count for state, count in rows}
+
     async def page(
         self, principal: Principal, project: str, filter_text: str, order_by: str, size: int, token: str
     ) -> Page:
-        """Some jobs of a project that the caller may see.
+        """Some jobs of a project, or of any, that the caller may see.
 
         Raises:
             InvalidArgument: the filter, the order or the token is wrong.
@@ -184,8 +198,7 @@ class Jobs:
         cursor = cursors.time_and_id(token, *arguments)
         size = min(pages.page_size(size), MOST_LISTED)
 
-        statement = select(jobs).where(jobs.c.project == project, *_visible(principal, project))
-        statement = statement.where(*conditions(filter_text))
+        statement = select(jobs).where(*_visible(principal, project), *conditions(filter_text))
         place = tuple_(column, jobs.c.id)
         if cursor is not None:
             after = tuple_(*cursor, types=(column.type, jobs.c.id.type))

@@ -207,5 +207,5 @@ async def test_the_command_line(
     assert "holds from its beginning" in told("audit", "verify", str(file))
     assert json.loads(told("audit", "verify", "--json"))["events"] > 1
     assert f'"id": "{user}"' in told("people", "export", user)
-    begun = json.loads(told("people", "erase", user, "--json"))
+    begun = json.loads(told("people", "erase", user, "--yes", "--json"))
     assert begun["name"] in told("people", "erasure", begun["name"])

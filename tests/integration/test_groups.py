@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import uuid
+import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,12 +15,13 @@ import pytest
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.identity.v1 import groups_pb2, groups_pb2_grpc, identity_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2, jobs_pb2_grpc
+from guidehall.contracts.results.v1 import staging_pb2
 from guidehall.core.auth import Role
 from guidehall.core.channels import credentials_interceptors
 from guidehall.core.errors import AlreadyExists, NotFound, PermissionDenied
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import KEEP_SECONDS, Facility, facilities
-from tests.fixtures.storage import Stubs, eventually, upload
+from tests.fixtures.storage import Stubs, eventually, job_name, upload
 from tests.fixtures.trainer import refused
 
 pytestmark = pytest.mark.slow
@@ -92,6 +95,11 @@ async def listed(stubs: Stubs, parent: str) -> list[str]:
     return [item.name for item in answer.datasets]
 
 
+async def jobs_of(jobs: Any, parent: str) -> list[str]:
+    """Names of the jobs that somebody sees, newest first."""
+    return [job.name for job in (await jobs.ListJobs(jobs_pb2.ListJobsRequest(parent=parent))).jobs]
+
+
 async def test_what_is_in_the_project_of_a_group_is_the_groups(circle: Circle) -> None:
     parent = f"projects/group.{circle.group}"
     name = f"{parent}/datasets/curves"
@@ -145,16 +153,23 @@ async def test_jobs_of_a_group_and_shared_ones(circle: Circle) -> None:
         )
         assert list((await member.ShareJob(share)).readers) == sorted(share.add)
         for allowed in (reader, other):
-            assert [job.name for job in (await allowed.ListJobs(jobs_pb2.ListJobsRequest())).jobs] == [
-                own.name
-            ]
+            assert await jobs_of(allowed, "") == [own.name]
             async with refused(PermissionDenied):
                 await allowed.CancelJob(jobs_pb2.CancelJobRequest(name=own.name))
             async with refused(PermissionDenied):
                 await allowed.RetryJob(jobs_pb2.RetryJobRequest(name=own.name))
+        # In all projects a member of the group sees what is the group's, too; who is in none does not.
+        assert await jobs_of(reader, "projects/-") == [own.name, of_group.name]
+        assert await jobs_of(other, "projects/-") == [own.name]
         await member.ShareJob(jobs_pb2.ShareJobRequest(name=own.name, remove=share.add))
         async with refused(NotFound):
             await other.GetJob(jobs_pb2.GetJobRequest(name=own.name))
+        assert await jobs_of(member, "projects/-") == [own.name, of_group.name]
+        assert await jobs_of(reader, "projects/-") == [of_group.name]
+        assert await jobs_of(other, "projects/-") == []
+        counted = await member.CountJobs(jobs_pb2.CountJobsRequest())
+        assert (counted.queued, counted.running, counted.ended) == (2, 0, 0)
+        assert await other.CountJobs(jobs_pb2.CountJobsRequest()) == jobs_pb2.CountJobsResponse()
 
 
 async def test_managers_and_only_they_say_who_is_in_a_group(circle: Circle) -> None:
@@ -230,3 +245,27 @@ async def test_over_http_a_key_with_scopes_is_limited_just_so(circle: Circle) ->
         answer = await client.get("/api/v1/jobs")
         assert (answer.status_code, "SCOPE_MISSING" in answer.text) == (403, True)
         assert (await client.get("/api/v1/groups")).status_code == 403
+        assert (await client.get("/api/v1/usage")).status_code == 200
+        # The old paths know nothing of scopes.
+        for method, path in (
+            ("GET", f"/api/jobs/{uuid.uuid4()}"),
+            ("DELETE", f"/api/jobs/{uuid.uuid4()}/delete"),
+            ("POST", "/api/queue/cleanup"),
+            ("GET", "/api/history"),
+        ):
+            answer = await client.request(method, path)
+            assert (answer.status_code, "an API key with scopes" in answer.text) == (403, True), path
+
+
+async def test_a_bundle_holds_the_job_only_for_who_may_read_it(circle: Circle) -> None:
+    facility, job = circle.facility, str(uuid.uuid4())
+    async with facility.storage.job(job, 1) as attempt, facility.storage.service("trainer") as trainer:
+        staged = {"result": await attempt.stage_result(job, 1, {"a": 1})}
+        commit = staging_pb2.PromoteRequest(
+            job=job_name(job), lease_epoch=1, owner=circle.name("member"), outputs=staged
+        )
+        await trainer.staging.Promote(commit)
+    async with facility.http(await circle.key("member", scopes=["results:read"])) as client:
+        answer = await client.get(f"/api/v1/results/{job}/bundle")
+    assert answer.status_code == 200
+    assert zipfile.ZipFile(io.BytesIO(answer.content)).namelist() == ["result.json"]

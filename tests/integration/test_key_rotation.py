@@ -65,6 +65,7 @@ async def test_another_key_signs_and_the_old_one_holds_for_a_while(start_facilit
         assert kid(administrator.read_text()) == kid(second)
         assert await status(facility, administrator.read_text()) == 200
 
+        identity.announce_key()
         identity.change_key(keep_seconds=0)
         third = await log_in(anybody)
 

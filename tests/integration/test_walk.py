@@ -25,7 +25,8 @@ from tests.fixtures.facility import Facility, facilities
 from tests.fixtures.inference import inference_server
 from tests.fixtures.storage import StorageSite, publication, upload, weights
 from tests.processes import Server
-from tests.walk import Caller, Finding, Things, Walk, call, full_name, methods, table
+from tests.rpcs import full_name, methods
+from tests.walk import Caller, Finding, Things, Walk, call, table
 
 pytestmark = pytest.mark.slow
 

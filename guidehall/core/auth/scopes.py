@@ -17,6 +17,7 @@ _NONE = ""
 
 _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
     "guidehall.jobs.v1.JobsService": {
+        "CountJobs": _ANY,
         **dict.fromkeys(
             ("GetJob", "ListJobs", "WatchJob", "ListAttempts", "ListPipelines", "GetPipeline"), "jobs:read"
         ),

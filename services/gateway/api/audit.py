@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 from google.protobuf import json_format
 from pydantic import Field
-from starlette.types import Receive, Scope, Send
 
 from guidehall.contracts.identity.v1 import audit_pb2, personal_data_pb2
 from guidehall.contracts.jobs.v1 import jobs_pb2
@@ -21,8 +20,10 @@ from services.gateway.api.common import (
     Body,
     PageSize,
     PageToken,
+    Streamed,
     Text,
     answer,
+    begun,
     resource,
     returns,
 )
@@ -48,22 +49,10 @@ class ErasePerson(Body):
     hand_over_to: Text = Field("", max_length=128, description="The user who gets it; empty deletes it")
 
 
-class _Lines(StreamingResponse):
-    """A call's lines as they come; the call ends with the answer."""
-
-    def __init__(self, call: Any, first: Any, following: AsyncIterator[str] | None, filename: str) -> None:
-        headers = {
-            "Content-Disposition": f'attachment; filename="{filename}"',
-            "X-Content-Type-Options": "nosniff",
-        }
-        super().__init__(_text(first, call, following), media_type=_LINES, headers=headers)
-        self._call = call
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._call.cancel()
+async def _lines(call: Any, filename: str, following: AsyncIterator[str] | None = None) -> Streamed:
+    """A call's lines as they come, and those that follow."""
+    first, messages = await begun(call)
+    return Streamed(call, _text(first, messages, following), _LINES, filename)
 
 
 async def _text(first: Any, messages: Any, following: AsyncIterator[str] | None) -> AsyncIterator[str]:
@@ -77,15 +66,6 @@ async def _text(first: Any, messages: Any, following: AsyncIterator[str] | None)
 
 def _joined(lines: Any) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-async def _begun(call: Any) -> Any:
-    """The first message: a refusal comes before the answer has begun."""
-    try:
-        return await anext(aiter(call))
-    except BaseException:
-        call.cancel()
-        raise
 
 
 @router.get("/audit", **returns(audit_pb2.ListAuditEventsResponse))
@@ -112,7 +92,7 @@ async def export_audit_events(
     """The log with its seals as JSON lines, which `guidehall audit verify` checks. For operators."""
     request = audit_pb2.ExportAuditEventsRequest(after_seal=after_seal)
     call = backends.audit.ExportAuditEvents(request, timeout=backends.timeouts.transfer)
-    return _Lines(call, await _begun(call), None, "audit.jsonl")
+    return await _lines(call, "audit.jsonl")
 
 
 @router.get("/users/{user}:export", response_class=StreamingResponse)
@@ -120,7 +100,7 @@ async def export_personal_data(user: str, backends: BackendsDep) -> StreamingRes
     """All that is kept about a user, as JSON lines: oneself, or, for administrators, anybody."""
     request = personal_data_pb2.ExportPersonalDataRequest(name=resource(USER, user=user))
     call = backends.personal_data.ExportPersonalData(request, timeout=backends.timeouts.transfer)
-    return _Lines(call, await _begun(call), _jobs(backends, user), f"{user}.jsonl")
+    return await _lines(call, f"{user}.jsonl", _jobs(backends, user))
 
 
 @router.post("/users/{user}:erase", **returns(personal_data_pb2.Erasure))
@@ -150,7 +130,9 @@ async def get_erasure(erasure: str, backends: BackendsDep) -> JSONResponse:
 
 
 async def _jobs(backends: Backends, user: str) -> AsyncIterator[str]:
-    request = jobs_pb2.ListJobsRequest(filter=f'owner = "{user}"', page_size=_JOBS_TOGETHER)
+    request = jobs_pb2.ListJobsRequest(
+        parent="projects/-", filter=f'owner = "{user}"', page_size=_JOBS_TOGETHER
+    )
     while True:
         page = await backends.jobs.ListJobs(request, timeout=backends.timeouts.call)
         for job in page.jobs:

@@ -13,6 +13,7 @@ from guidehall.core.auth import current_principal
 from guidehall.core.errors import Unauthenticated
 from services.gateway import cookies
 from services.gateway.api.common import BackendsDep, Body, Text, answer, returns
+from services.gateway.api.log_ins import origin
 from services.gateway.messages import Json, to_json
 from services.gateway.settings import GatewaySettings
 
@@ -73,8 +74,10 @@ class LogInMethods(BaseModel):
 
 
 def log_in_providers(request: Request) -> list[LogInProvider]:
-    """Those that are set up."""
+    """Those that are set up; they count in mode "token" alone."""
     settings: GatewaySettings = request.app.state.settings
+    if settings.auth.mode != "token":
+        return []
     return [
         LogInProvider(
             name=name,
@@ -91,17 +94,15 @@ async def get_log_in_methods(request: Request, backends: BackendsDep) -> LogInMe
     """How one logs in here. Needs no credential."""
     settings: GatewaySettings = request.app.state.settings
     options = accounts_pb2.LogInOptions(registration="off")
-    providers: list[LogInProvider] = []
     if settings.auth.mode == "token":
         options = await backends.accounts.GetLogInOptions(
             accounts_pb2.GetLogInOptionsRequest(), timeout=backends.timeouts.call
         )
-        providers = log_in_providers(request)
     return LogInMethods.model_validate(
         {
             "mode": settings.auth.mode,
             "methods": list(options.methods),
-            "providers": providers,
+            "providers": log_in_providers(request),
             "registration": options.registration,
             "endpoints": settings.public_endpoints,
         }
@@ -111,7 +112,7 @@ async def get_log_in_methods(request: Request, backends: BackendsDep) -> LogInMe
 @router.post("/login", **returns(accounts_pb2.SessionTokens))
 async def log_in(body: LogIn, request: Request, backends: BackendsDep) -> JSONResponse:
     """Begins a session."""
-    message = accounts_pb2.LogInRequest(user_id=body.user, password=body.password, origin=_origin(request))
+    message = accounts_pb2.LogInRequest(user_id=body.user, password=body.password, origin=origin(request))
     tokens = await backends.accounts.LogIn(message, timeout=backends.timeouts.call)
     return _told(request, tokens, in_cookie=body.cookie)
 
@@ -127,7 +128,7 @@ async def refresh_session(
     token = given or cookies.refresh_token(request)
     if not token:
         raise Unauthenticated("there is no session to refresh", reason="NO_SESSION")
-    message = accounts_pb2.RefreshSessionRequest(refresh_token=token, origin=_origin(request))
+    message = accounts_pb2.RefreshSessionRequest(refresh_token=token, origin=origin(request))
     tokens = await backends.accounts.RefreshSession(message, timeout=backends.timeouts.call)
     return _told(request, tokens, in_cookie=in_cookie)
 
@@ -150,7 +151,7 @@ async def log_out(request: Request, backends: BackendsDep, body: RefreshSession 
 async def change_password(body: ChangePassword, request: Request, backends: BackendsDep) -> JSONResponse:
     """Gives the caller another password: every session ends, and the answer is a new one."""
     message = accounts_pb2.ChangePasswordRequest(
-        current_password=body.current, new_password=body.new, origin=_origin(request)
+        current_password=body.current, new_password=body.new, origin=origin(request)
     )
     tokens = await backends.accounts.ChangePassword(message, timeout=backends.timeouts.call)
     return _told(request, tokens, in_cookie="authorization" not in request.headers)
@@ -165,7 +166,7 @@ async def register(body: Register, request: Request, backends: BackendsDep) -> J
         display_name=body.display_name,
         email=body.email,
         invitation=body.invitation,
-        origin=_origin(request),
+        origin=origin(request),
     )
     return await answer(await backends.accounts.Register(message, timeout=backends.timeouts.call), 201)
 
@@ -185,11 +186,6 @@ async def get_session(backends: BackendsDep) -> CurrentSession:
     return CurrentSession(
         principal=to_json(principal), credential=credential if credential.startswith("users/") else ""
     )
-
-
-def _origin(request: Request) -> accounts_pb2.Origin:
-    client = request.headers.get("user-agent", "")[:200]
-    return accounts_pb2.Origin(client=client, address=request.client.host if request.client else "")
 
 
 def _told(request: Request, tokens: accounts_pb2.SessionTokens, *, in_cookie: bool) -> JSONResponse:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
 from fastapi import Depends, Query, Request
@@ -85,18 +85,29 @@ def resource(pattern: Pattern, **ids: str | int) -> str:
     return name
 
 
-class Download(StreamingResponse):
-    """A call's messages (header, then chunks) as an attachment, piece by piece; the call ends with it."""
+class Cancellable(Protocol):
+    """A call that goes on."""
 
-    def __init__(self, call: Any, messages: AsyncIterator[Any], header: Any) -> None:
-        headers = {
-            "Content-Length": str(header.object.size_bytes - header.offset_bytes),
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(header.filename, safe='')}",
-            "ETag": f'"{header.object.sha256}"',
-            "X-Content-Type-Options": "nosniff",
-        }
-        media_type = header.object.media_type or "application/octet-stream"
-        super().__init__(_pieces(messages), media_type=media_type, headers=headers)
+    def cancel(self) -> object:
+        """Ends it."""
+        ...
+
+
+class Streamed(StreamingResponse):
+    """An attachment piece by piece, as a call gives it; the call ends with the answer."""
+
+    def __init__(
+        self,
+        call: Cancellable,
+        pieces: AsyncIterator[str | bytes],
+        media_type: str,
+        filename: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        named = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
+        super().__init__(
+            pieces, media_type=media_type, headers={"Content-Disposition": named, **(headers or {})}
+        )
         self._call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,16 +118,29 @@ class Download(StreamingResponse):
             self._call.cancel()
 
 
-async def _pieces(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+async def begun(call: Any) -> tuple[Any, AsyncIterator[Any]]:
+    """A call's first message and those that follow: a refusal comes before an answer has begun."""
+    messages = aiter(call)
+    try:
+        return await anext(messages), messages
+    except BaseException:
+        call.cancel()
+        raise
+
+
+async def chunks(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    """The content in messages that follow on a header."""
     async for message in messages:
         yield message.chunk.data
 
 
-async def download(call: Any) -> Download:
+async def download(call: Any) -> Streamed:
     """The answer to a request for content, once the service has begun to give it."""
-    messages = aiter(call)
-    try:
-        return Download(call, messages, (await anext(messages)).header)
-    except BaseException:
-        call.cancel()
-        raise
+    first, messages = await begun(call)
+    header = first.header
+    headers = {
+        "Content-Length": str(header.object.size_bytes - header.offset_bytes),
+        "ETag": f'"{header.object.sha256}"',
+    }
+    media_type = header.object.media_type or "application/octet-stream"
+    return Streamed(call, chunks(messages), media_type, header.filename, headers)

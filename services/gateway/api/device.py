@@ -14,15 +14,15 @@ from pydantic import BaseModel, Field
 
 from guidehall.contracts.identity.v1 import accounts_pb2, log_ins_pb2
 from guidehall.core.auth import Principal
-from guidehall.core.errors import AppError, PermissionDenied, from_rpc_error
+from guidehall.core.errors import AppError, PermissionDenied, Unauthenticated, from_rpc_error
 from services.gateway import cookies
 from services.gateway.api.auth import log_in_providers
 from services.gateway.api.common import BackendsDep, Body, Text, returns
-from services.gateway.api.log_ins import public_url, told
+from services.gateway.api.log_ins import log_ins_of, origin, public_url, told
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
 from services.gateway.legacy.common import set_caller
-from services.gateway.log_in import LogIns, pages
+from services.gateway.log_in import pages
 from services.gateway.messages import to_json
 
 router = APIRouter(prefix="/auth/device", tags=["auth"])
@@ -61,7 +61,7 @@ async def begin_device_log_in(
     request: Request, backends: BackendsDep, body: BeginDevice | None = None
 ) -> DeviceCodes:
     """Begins the log-in of a program, which shows its user the code and the address."""
-    message = log_ins_pb2.BeginDeviceLogInRequest(origin=_origin(request, body.client if body else ""))
+    message = log_ins_pb2.BeginDeviceLogInRequest(origin=origin(request, body.client if body else ""))
     codes = await backends.log_ins.BeginDeviceLogIn(message, timeout=backends.timeouts.call)
     where = public_url(request) + _PATH
     return DeviceCodes(
@@ -78,7 +78,7 @@ async def begin_device_log_in(
 async def finish_device_log_in(body: FinishDevice, request: Request, backends: BackendsDep) -> JSONResponse:
     """The tokens, once. Until somebody has decided, 400 `AUTHORIZATION_PENDING`; 429 `SLOW_DOWN` asks to wait
     5 s longer from now on; then 403 `ACCESS_DENIED` or 401 `EXPIRED_TOKEN`."""
-    message = log_ins_pb2.FinishDeviceLogInRequest(device_code=body.device_code, origin=_origin(request, ""))
+    message = log_ins_pb2.FinishDeviceLogInRequest(device_code=body.device_code, origin=origin(request, ""))
     tokens = await backends.log_ins.FinishDeviceLogIn(message, timeout=backends.timeouts.call)
     return JSONResponse(to_json(tokens), headers={"Cache-Control": "no-store"})
 
@@ -102,7 +102,7 @@ async def show_device_log_in(request: Request, backends: BackendsDep, user_code:
         asked = await backends.log_ins.GetDeviceLogIn(message, timeout=backends.timeouts.call)
     except grpc.aio.AioRpcError as error:
         return told(request, from_rpc_error(error))
-    sealed = _log_ins(request).forms.close({"session": principal.credential_id, "code": user_code})
+    sealed = log_ins_of(request).forms.close({"session": principal.credential_id, "code": user_code})
     hidden = "".join(
         f'<input type="hidden" name="{name}" value="{escape(value)}">'
         for name, value in (("user_code", user_code), ("form", sealed))
@@ -127,7 +127,7 @@ async def decide_device_log_in(
     principal = await _session(request)
     if principal is None:
         return _back(user_code)
-    begun = _log_ins(request).forms.open(form, _FORM_SECONDS)
+    begun = log_ins_of(request).forms.open(form, _FORM_SECONDS)
     if begun != {"session": principal.credential_id, "code": user_code}:
         refusal = PermissionDenied("this form is not of your session, or too old", reason="BAD_FORM")
         return told(request, refusal)
@@ -151,13 +151,15 @@ async def log_in_for_device(
     user_code: _Word = "",
 ) -> Response:
     """Begins a browser's session with a local account, and leads back to the code."""
-    message = accounts_pb2.LogInRequest(user_id=user, password=password, origin=_origin(request, ""))
+    message = accounts_pb2.LogInRequest(user_id=user, password=password, origin=origin(request, ""))
     try:
         tokens = await backends.accounts.LogIn(message, timeout=backends.timeouts.call)
+        response = _back(user_code)
+        cookies.keep(response, request, tokens)
     except grpc.aio.AioRpcError as error:
         return told(request, from_rpc_error(error))
-    response = _back(user_code)
-    cookies.keep(response, request, tokens)
+    except AppError as error:
+        return told(request, error)
     return response
 
 
@@ -193,20 +195,10 @@ async def _session(request: Request) -> Principal | None:
     identity: HttpIdentity = request.app.state.identity
     try:
         principal = await identity({"authorization": f"Bearer {token}"}, "unknown")
-    except AppError:
+    except (Unauthenticated, PermissionDenied):
         return None
     return principal if "/sessions/" in (principal.credential_id or "") else None
 
 
 def _back(user_code: str) -> Response:
     return RedirectResponse(f"{_PATH}?user_code={quote(user_code, safe='')}", 303)
-
-
-def _origin(request: Request, client: str) -> accounts_pb2.Origin:
-    client = client or request.headers.get("user-agent", "")[:200]
-    return accounts_pb2.Origin(client=client, address=request.client.host if request.client else "")
-
-
-def _log_ins(request: Request) -> LogIns:
-    log_ins: LogIns = request.app.state.log_ins
-    return log_ins

@@ -18,11 +18,11 @@ from guidehall.core.names import JOB, RESULT
 from services.gateway.api.common import (
     INT64,
     BackendsDep,
-    Download,
     Filter,
     Offset,
     PageSize,
     PageToken,
+    Streamed,
     answer,
     download,
     resource,
@@ -92,7 +92,7 @@ async def get_job_result(job: str, backends: BackendsDep) -> JSONResponse:
 
 
 @router.get("/jobs/{job}/log", response_class=StreamingResponse)
-async def download_job_log(job: str, backends: BackendsDep, offset: Offset = 0) -> Download:
+async def download_job_log(job: str, backends: BackendsDep, offset: Offset = 0) -> Streamed:
     """The whole log of a job that has ended, however it ended, as text."""
     request = results_pb2.DownloadJobLogRequest(job=resource(JOB, job=job), offset_bytes=offset)
     return await download(backends.results.DownloadJobLog(request, timeout=backends.timeouts.transfer))

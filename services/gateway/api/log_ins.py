@@ -30,7 +30,7 @@ async def begin_log_in(
     then: Annotated[str, Query(alias="next", max_length=1000, description="A path here")] = "/",
 ) -> Response:
     """For a browser: leads to the provider's page, which leads to `/auth/oidc/{provider}/callback`."""
-    log_ins = _log_ins(request)
+    log_ins = log_ins_of(request)
     back = f"{public_url(request)}/auth/oidc/{provider}/callback"
     try:
         address, kept = await log_ins.begin(provider, back, then)
@@ -57,7 +57,7 @@ async def finish_log_in(
         if error:
             # The provider's words are whatever the address said, so they are not shown.
             raise PermissionDenied("the provider has not let you in", reason="PROVIDER_REFUSED")
-        person, then = await _log_ins(request).finish(
+        person, then = await log_ins_of(request).finish(
             provider, request.cookies.get(_COOKIE, ""), state, code, iss
         )
         message = log_ins_pb2.LogInWithProviderRequest(
@@ -83,13 +83,13 @@ async def finish_log_in(
 
 def public_url(request: Request) -> str:
     """Where browsers reach the gateway."""
-    told_url = _log_ins(request).settings.public_url
+    told_url = log_ins_of(request).settings.public_url
     return told_url or str(request.base_url).rstrip("/")
 
 
-def origin(request: Request) -> accounts_pb2.Origin:
-    """Where the caller's caller calls from."""
-    client = request.headers.get("user-agent", "")[:200]
+def origin(request: Request, client: str = "") -> accounts_pb2.Origin:
+    """What a program calls itself, here or in its header, and where it calls from."""
+    client = client or request.headers.get("user-agent", "")[:200]
     return accounts_pb2.Origin(client=client, address=request.client.host if request.client else "")
 
 
@@ -101,7 +101,8 @@ def told(request: Request, error: AppError) -> Response:
     return pages.page("Not logged in", body, HTTP_STATUS[error.code])
 
 
-def _log_ins(request: Request) -> LogIns:
+def log_ins_of(request: Request) -> LogIns:
+    """The log-ins by providers."""
     log_ins: LogIns = request.app.state.log_ins
     return log_ins
 

@@ -21,6 +21,7 @@ from services.gateway.api.common import (
     Offset,
     PageSize,
     PageToken,
+    Streamed,
     Text,
     answer,
     download,
@@ -286,8 +287,9 @@ async def download_bundle(result: str, backends: BackendsDep) -> StreamingRespon
     """A ZIP archive of a result, its job and all of its artifacts."""
     request = results_pb2.GetResultRequest(name=resource(RESULT, result=result))
     found = await backends.results.GetResult(request, timeout=backends.timeouts.call)
-    headers = {"Content-Disposition": f'attachment; filename="{found.name.rpartition("/")[2]}.zip"'}
-    return StreamingResponse(bundles.parts(backends, found), media_type=bundles.MEDIA_TYPE, headers=headers)
+    bundle = await bundles.bundle(backends, found)
+    name = found.name.rpartition("/")[2]
+    return Streamed(bundle, bundle.pieces(), bundles.MEDIA_TYPE, f"{name}.zip")
 
 
 @router.get("/results/{result}/artifacts/{artifact}", tags=["results"], response_class=StreamingResponse)

@@ -53,11 +53,9 @@ class Usage(BaseModel):
 async def usage(backends: BackendsDep) -> Usage:
     """How much of the platform the caller takes up, and how much it may be."""
     seconds = backends.timeouts.call
-    # Without force it only counts.
-    counting = jobs_pb2.PurgeJobsRequest()
     stored, jobs = await asyncio.gather(
         backends.usage.GetUsage(usage_pb2.GetUsageRequest(), timeout=seconds),
-        backends.jobs.PurgeJobs(counting, timeout=seconds),
+        backends.jobs.CountJobs(jobs_pb2.CountJobsRequest(), timeout=seconds),
     )
     return Usage(
         dataset_bytes=stored.dataset_bytes,
@@ -66,9 +64,9 @@ async def usage(backends: BackendsDep) -> Usage:
         log_bytes=stored.log_bytes,
         total_bytes=stored.total_bytes,
         allowed_bytes=stored.allowed_bytes,
-        queued_jobs=jobs.skipped_queued,
-        running_jobs=jobs.skipped_running,
-        ended_jobs=jobs.deleted + jobs.skipped_publishing,
+        queued_jobs=jobs.queued,
+        running_jobs=jobs.running,
+        ended_jobs=jobs.ended,
     )
 
 

@@ -36,10 +36,10 @@ async def keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
     try:
         return await _keep(store, backends, job)
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             raise
         logger.warning("%s is not added to a history: %s", job.name, from_rpc_error(error).message)
-    except Exception:
+    except (AppError, KeyError, TypeError, ValueError):
         # Its documents are not as this version knows them.
         logger.warning("%s is not added to a history", job.name, exc_info=True)
     return False

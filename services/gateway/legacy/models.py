@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,9 +10,8 @@ from typing import Any, TypeVar
 
 import grpc
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.contracts.models.v1 import models_pb2
@@ -30,7 +28,7 @@ from guidehall.core.names import (
     RESULT,
     USER,
 )
-from services.gateway.api.common import BackendsDep
+from services.gateway.api.common import BackendsDep, Streamed, begun, chunks
 from services.gateway.backends import Backends
 from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest, user
 from services.gateway.legacy.torch_files import to_torch
@@ -40,8 +38,6 @@ router = OldRouter()
 T = TypeVar("T")
 
 MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-# Of a name in storage.
-_MOST_CHARACTERS = 63
 # The platform itself, for what came in nobody's name.
 _NOBODY = ("", "gateway")
 _MIB = 1 << 20
@@ -85,12 +81,7 @@ class Found:
 
 def dataset_of(id: str) -> str:
     """Id of the dataset that holds weights which were put down for a model."""
-    name = f"model-{id}"
-    if len(name) <= _MOST_CHARACTERS:
-        return name
-    # Ids that differ only in what is cut off.
-    digest = hashlib.sha256(id.encode()).hexdigest()[:8]
-    return f"{name[: _MOST_CHARACTERS - 9]}-{digest}"
+    return f"model-{id}"
 
 
 @router.get("/models/{id}")
@@ -110,7 +101,7 @@ async def download_model(id: str, request: Request, backends: BackendsDep) -> Re
         except BaseException:
             call.cancel()
             raise
-    return _Attachment(call, file.pieces, file.size_bytes, f"pyreflect_model_{id[:8]}.pth")
+    return _attachment(call, file.pieces, file.size_bytes, f"pyreflect_model_{id[:8]}.pth")
 
 
 @router.get("/models/{id}/info")
@@ -165,8 +156,9 @@ async def training_data(id: str, kind: str, request: Request, backends: Backends
             with found.asking():
                 wanted = results_pb2.DownloadArtifactRequest(name=artifact.name)
                 call: Any = backends.results.DownloadArtifact(wanted, timeout=backends.timeouts.transfer)
-                pieces = await _begun(call)
-            return _Attachment(call, pieces, artifact.object.size_bytes, f"{kind}_{id[:8]}.npy")
+                _, messages = await begun(call)
+            size = artifact.object.size_bytes
+            return _attachment(call, chunks(messages), size, f"{kind}_{id[:8]}.npy")
     raise HTTPException(404, f"{id} has no {kind}.npy: its job made or kept none")
 
 
@@ -260,44 +252,18 @@ async def _or_none(call: Any) -> Any:
         raise
 
 
-async def _begun(call: Any) -> AsyncIterator[bytes]:
-    """The content that a call gives, once it has begun to."""
-    messages = aiter(call)
-    try:
-        await anext(messages)
-    except BaseException:
-        call.cancel()
-        raise
-
-    async def content() -> AsyncIterator[bytes]:
-        async for message in messages:
-            yield message.chunk.data
-
-    return content()
+def _attachment(call: Any, pieces: AsyncIterator[bytes], size_bytes: int, filename: str) -> Streamed:
+    headers = {
+        "Content-Length": str(size_bytes),
+        "Content-Disposition": f'attachment; filename="{filename}"',
+    }
+    return Streamed(call, pieces, "application/octet-stream", filename, headers)
 
 
 async def _content(call: Any) -> AsyncIterator[bytes]:
-    async for piece in await _begun(call):
+    _, messages = await begun(call)
+    async for piece in chunks(messages):
         yield piece
-
-
-class _Attachment(StreamingResponse):
-    """A file, piece by piece; the call that gives it ends with the answer."""
-
-    def __init__(self, call: Any, pieces: AsyncIterator[bytes], size_bytes: int, filename: str) -> None:
-        headers = {
-            "Content-Length": str(size_bytes),
-            "Content-Disposition": f'attachment; filename="{filename}"',
-        }
-        super().__init__(pieces, media_type="application/octet-stream", headers=headers)
-        self._call = call
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            # Not left to the generator, which may stand where its reader left it for a long time.
-            self._call.cancel()
 
 
 def _mib(size_bytes: int | None) -> float | None:

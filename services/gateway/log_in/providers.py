@@ -15,6 +15,9 @@ from services.gateway.log_in import id_tokens
 from services.gateway.log_in.fetch import Fetcher
 from services.gateway.log_in.settings import LogInSettings, ProviderSettings, is_loopback, is_safe
 
+# Nobody asks a provider again so soon that has just not described itself.
+_SILENT_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -110,7 +113,7 @@ class OpenId:
         self._keep_seconds = log_in.keys_seconds
         self._keys = id_tokens.ProviderKeys(self._ask_keys, log_in.keys_seconds, log_in.keys_retry_seconds)
         self._described: dict[str, Any] = {}
-        self._described_until = 0.0
+        self._described_until = self._failed_until = 0.0
         self._lock = asyncio.Lock()
 
     async def page(self, attempt: Attempt) -> str:
@@ -159,7 +162,12 @@ class OpenId:
     async def _description(self) -> dict[str, Any]:
         """What the provider says about itself (OpenID Connect Discovery 1.0)."""
         async with self._lock:
-            if time.monotonic() >= self._described_until:
+            now = time.monotonic()
+            if now < self._failed_until:
+                # Those who wait for the lock must not each wait for an answer that does not come.
+                raise _unavailable("did not answer a moment ago")
+            if now >= self._described_until:
+                self._failed_until = now + _SILENT_SECONDS
                 issuer = self.settings.issuer
                 url = issuer.rstrip("/") + "/.well-known/openid-configuration"
                 status, described = await self._fetch(url)
@@ -170,6 +178,7 @@ class OpenId:
                         raise _unavailable(f"describes itself without a {name} over https")
                 self._described = described
                 self._described_until = time.monotonic() + self._keep_seconds
+                self._failed_until = 0.0
             return self._described
 
 

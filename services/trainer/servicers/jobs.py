@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from services.trainer import cursors, messages
 from services.trainer.batches import Batch, Batches, Sweep
 from services.trainer.control import Control, Update
 from services.trainer.jobs import Jobs
+from services.trainer.lifecycle import FINAL, HELD, State
 from services.trainer.param_paths import Axis
 from services.trainer.queues import Seen
 from services.trainer.retries import Changes, Retries
@@ -89,7 +90,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, _context: Any) -> jobs_pb2.ListJobsResponse:
         page = await self._jobs.page(
             current_principal(),
-            names.project_of(request.parent),
+            names.projects_of(request.parent),
             request.filter,
             request.order_by,
             request.page_size,
@@ -97,6 +98,18 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         )
         return jobs_pb2.ListJobsResponse(
             jobs=[messages.job(seen) for seen in page.jobs], next_page_token=page.next_token
+        )
+
+    async def CountJobs(
+        self, _request: jobs_pb2.CountJobsRequest, _context: Any
+    ) -> jobs_pb2.CountJobsResponse:
+        counts = await self._jobs.count(current_principal())
+
+        def of(states: Iterable[State]) -> int:
+            return sum(counts.get(state, 0) for state in states)
+
+        return jobs_pb2.CountJobsResponse(
+            queued=of((State.QUEUED, State.PAUSED)), running=of(HELD), ended=of(FINAL)
         )
 
     async def WatchJob(

@@ -7,7 +7,7 @@ import pytest
 from guidehall.core.auth import Principal, Role
 from guidehall.core.auth.scopes import METHODS, require_scope
 from guidehall.core.errors import PermissionDenied
-from tests.walk import full_name, methods
+from tests.rpcs import full_name, methods
 
 GET, SUBMIT = "/guidehall.jobs.v1.JobsService/GetJob", "/guidehall.jobs.v1.JobsService/SubmitJob"
 CREATE_KEY = "/guidehall.identity.v1.IdentityService/CreateApiKey"

@@ -12,7 +12,7 @@ import pytest
 
 from guidehall.core.auth import KeyFile, Role, TokenIssuer, TrustStore
 from guidehall.core.auth.tokens import TokenVerifier
-from guidehall.core.errors import Unauthenticated
+from guidehall.core.errors import FailedPrecondition, Unauthenticated
 from guidehall.local.identity import Identity
 
 
@@ -38,6 +38,9 @@ def test_the_old_key_holds_for_a_while_and_then_no_more(tmp_path: Path) -> None:
     assert verifier.verify(first).key.until < verifier.verify(second).key.until
     assert len(json.loads(identity.trust_file.read_text())) == 5
 
+    with pytest.raises(FailedPrecondition, match="no key is announced"):
+        identity.change_key(keep_seconds=0)
+    identity.announce_key()
     identity.change_key(keep_seconds=0)
     third = mint(issuer)
 

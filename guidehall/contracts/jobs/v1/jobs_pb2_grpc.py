@@ -100,6 +100,11 @@ class JobsServiceStub(object):
                 request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.SerializeToString,
                 response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.FromString,
                 _registered_method=True)
+        self.CountJobs = channel.unary_unary(
+                '/guidehall.jobs.v1.JobsService/CountJobs',
+                request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsResponse.FromString,
+                _registered_method=True)
         self.ClaimJob = channel.unary_unary(
                 '/guidehall.jobs.v1.JobsService/ClaimJob',
                 request_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.ClaimJobRequest.SerializeToString,
@@ -217,6 +222,13 @@ class JobsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountJobs(self, request, context):
+        """How many jobs the caller has, in all projects.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ClaimJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -315,6 +327,11 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.PurgeJobs,
                     request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.FromString,
                     response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.SerializeToString,
+            ),
+            'CountJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountJobs,
+                    request_deserializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsRequest.FromString,
+                    response_serializer=guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsResponse.SerializeToString,
             ),
             'ClaimJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ClaimJob,
@@ -694,6 +711,33 @@ class JobsService(object):
             '/guidehall.jobs.v1.JobsService/PurgeJobs',
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsRequest.SerializeToString,
             guidehall_dot_jobs_dot_v1_dot_jobs__pb2.PurgeJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.jobs.v1.JobsService/CountJobs',
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsRequest.SerializeToString,
+            guidehall_dot_jobs_dot_v1_dot_jobs__pb2.CountJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class JobsServiceStub:
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.Job]
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
     PurgeJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.PurgeJobsRequest, _jobs_pb2.PurgeJobsResponse]
+    CountJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CountJobsRequest, _jobs_pb2.CountJobsResponse]
+    """How many jobs the caller has, in all projects."""
     ClaimJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ClaimJobRequest, _jobs_pb2.Job]
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]
@@ -89,6 +91,8 @@ class JobsServiceAsyncStub(JobsServiceStub):
     UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
     PurgeJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.PurgeJobsRequest, _jobs_pb2.PurgeJobsResponse]  # type: ignore[assignment]
+    CountJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CountJobsRequest, _jobs_pb2.CountJobsResponse]  # type: ignore[assignment]
+    """How many jobs the caller has, in all projects."""
     ClaimJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ClaimJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
     ListAttempts: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListAttemptsRequest, _jobs_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     ListPipelines: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListPipelinesRequest, _jobs_pb2.ListPipelinesResponse]  # type: ignore[assignment]
@@ -198,6 +202,14 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.PurgeJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.PurgeJobsResponse, _abc.Awaitable[_jobs_pb2.PurgeJobsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CountJobs(
+        self,
+        request: _jobs_pb2.CountJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.CountJobsResponse, _abc.Awaitable[_jobs_pb2.CountJobsResponse]]:
+        """How many jobs the caller has, in all projects."""
 
     @_abc_1.abstractmethod
     def ClaimJob(
