@@ -29,9 +29,9 @@ class Material:
     isld: float
 
 
-# Liquids at 25 C; air dry, at 20 C and 1 atm. "silica" is amorphous: fused, or the oxide on silicon. Permalloy
-# by atoms. Magnetic films have a magnetic part besides. Tails and head are those of DPPC as a gel: 825 and 319
-# cubic angstrom; head-d13 has a deuterated choline.
+# Liquids at 25 C; air dry, at 20 C and 1 atm. "silica" is amorphous: fused, or the oxide on silicon.
+# Permalloy by atoms. Magnetic films have a magnetic part besides. Tails and head are those of DPPC as a gel,
+# of 825 and 319 cubic angstrom; head-d13 has a deuterated choline.
 MATERIALS = (
     Material("air", "N1.562O0.419Ar0.0093", 0.001204, 0.0043, 2.07e-07),
     Material("water", "H2O", 0.997, -0.5593, 6.17e-05),
