@@ -27,8 +27,8 @@ def test_densities_follow_from_formula_and_density(material: Material, wavelengt
     ("name", "sld"),
     # As textbooks round them: a wrong mass density would not fail above.
     [("silicon", 2.07), ("silica", 3.47), ("quartz", 4.18), ("sapphire", 5.7), ("gold", 4.66),
-     ("nickel", 9.4),     ("titanium", -1.91), ("chromium", 3.03), ("copper", 6.55), ("iron", 8.02), ("permalloy", 9.1),
-     ("nickel-58", 13.1), ("water", -0.56), ("heavy water", 6.36), ("polystyrene", 1.41),
+     ("nickel", 9.4), ("titanium", -1.91), ("chromium", 3.03), ("copper", 6.55), ("iron", 8.02),
+     ("permalloy", 9.1), ("nickel-58", 13.1), ("water", -0.56), ("heavy water", 6.36), ("polystyrene", 1.41),
      ("polystyrene-d8", 6.47), ("PMMA", 1.06), ("PMMA-d8", 7.0), ("DPPC tails", -0.39),
      ("phosphatidylcholine head", 1.9), ("air", 0.0)],
 )  # fmt: skip
