@@ -311,8 +311,9 @@ async def test_tags_that_cannot_be_are_refused(people: People) -> None:
     etag = (await ada.models.SetModelTag(_tag(name, "t0", 1))).etag
     for number in range(1, 50):
         await ada.models.SetModelTag(_tag(name, f"t{number}", 1))
-    async with refused(InvalidArgument, "at most 50"):
+    async with refused(InvalidArgument) as refusal:
         await ada.models.SetModelTag(_tag(name, "t50", 1))
+    assert "at most 50" in refusal[0].message
     async with refused(Aborted):
         await ada.models.SetModelTag(_tag(name, "t1", 1, etag))
 
