@@ -203,7 +203,9 @@ def test_a_tag_is_set_asked_for_and_taken_away_by_every_way(platform: Platform, 
     assert json.loads(shown.stdout)["name"] == version.name
     moved = guidehall(platform, "models", "tag", "client-line", "best", str(version.version))
     assert moved.stdout == f"client-line@best is version {version.version}\n", moved.stderr
-    assert f"best={version.version}, good={version.version}" in guidehall(platform, "models").stdout
+    listed = {model["name"]: model for model in json.loads(guidehall(platform, "models", "--json").stdout)}
+    model = listed[version.name.partition("/versions/")[0]]
+    assert model["tags"] == {"best": version.version, "good": version.version}
     for command, pinned in (("pin", True), ("unpin", False)):
         answer = guidehall(platform, "models", command, "client-line@best", "--json")
         assert json.loads(answer.stdout)["pinned"] is pinned, answer.stderr
