@@ -306,7 +306,10 @@ def test_a_version_that_a_tag_moves_to_is_loaded_before_it_is_asked(
 ) -> None:
     publish(storage, "moving", line_model(slope=1))
     publish(storage, "moving", line_model(slope=2))
+    # Both are known before the first question: it loads the newer one alone.
+    eventually(lambda: set(states(inference, "moving")) == {"1", "2"})
     assert predict(inference, "moving") == ([2], 2)
+    assert states(inference, "moving")["1"] == "UNAVAILABLE"
     tag(storage, "moving", 1)
     eventually(lambda: states(inference, "moving")["1"] == "READY")
 
