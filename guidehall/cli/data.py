@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._output import age, emit, number, pairs, short, size, table
+
+if TYPE_CHECKING:
+    from guidehall.client.types import Model
 
 
 @click.group(
@@ -18,6 +22,8 @@ Examples
   guidehall models
   guidehall models show film@3
   guidehall models download film out/
+  guidehall models tag film production 3
+  guidehall models pin film@production
 """,
 )
 @json_option
@@ -27,7 +33,7 @@ Examples
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @click.pass_context
 def models(ctx: click.Context, filter_: str, limit: int, as_json: bool) -> None:
-    """List models; show or download one."""
+    """List models; show, download, tag or pin one."""
     if ctx.invoked_subcommand is not None:
         return
     with connect() as client:
@@ -35,15 +41,21 @@ def models(ctx: click.Context, filter_: str, limit: int, as_json: bool) -> None:
     if as_json:
         emit(found)
         return
-    rows = [(model.id, model.latest_version, model.owner, age(model.update_time)) for model in found]
-    table(("MODEL", "VERSION", "OWNER", "UPDATED"), rows, empty="no models")
+    rows = [
+        (model.id, model.latest_version, _tags(model), model.owner, age(model.update_time)) for model in found
+    ]
+    table(("MODEL", "VERSION", "TAGS", "OWNER", "UPDATED"), rows, empty="no models")
+
+
+def _tags(model: Model) -> str:
+    return ", ".join(f"{tag}={version}" for tag, version in sorted(model.tags.items()))
 
 
 @models.command("show")
 @click.argument("model")
 @json_option
 def show_model(model: str, as_json: bool) -> None:
-    """Show MODEL (such as film, or film@3) and its tensors."""
+    """Show MODEL (such as film, film@3 or film@production) and its tensors."""
     with connect() as client:
         version = client.model_version(model)
     if as_json:
@@ -52,6 +64,8 @@ def show_model(model: str, as_json: bool) -> None:
     pairs(
         {
             "model": version.name,
+            "tags": ", ".join(version.tags),
+            "pinned": "yes" if version.pinned else "",
             "architecture": version.architecture,
             "owner": version.owner,
             "job": short(version.job) if version.job else "",
@@ -66,6 +80,61 @@ def show_model(model: str, as_json: bool) -> None:
         for spec in specs
     ]
     table(("", "TENSOR", "TYPE", "SHAPE", "UNIT", "MEANING"), rows)
+
+
+@models.command("tag")
+@click.argument("model")
+@click.argument("tag")
+@click.argument("version", type=click.IntRange(min=1))
+@json_option
+def tag_model(model: str, tag: str, version: int, as_json: bool) -> None:
+    """Make TAG (such as production) of MODEL point to VERSION: it is MODEL@TAG from then on."""
+    with connect() as client:
+        changed = client.set_model_tag(model, tag, version)
+    if as_json:
+        emit(changed)
+    else:
+        click.echo(f"{changed.id}@{tag} is version {version}")
+
+
+@models.command("untag")
+@click.argument("model")
+@click.argument("tag")
+@json_option
+def untag_model(model: str, tag: str, as_json: bool) -> None:
+    """Take TAG of MODEL away; the version that it points to stays."""
+    with connect() as client:
+        changed = client.delete_model_tag(model, tag)
+    if as_json:
+        emit(changed)
+    else:
+        click.echo(f"{changed.id} has no tag {tag}")
+
+
+@models.command("pin")
+@click.argument("model", metavar="MODEL@VERSION")
+@json_option
+def pin_model(model: str, as_json: bool) -> None:
+    """Keep MODEL@VERSION in memory where models are served; MODEL cannot be deleted then. For operators."""
+    with connect() as client:
+        version = client.pin_model(model)
+    if as_json:
+        emit(version)
+    else:
+        click.echo(f"{version.name} is pinned")
+
+
+@models.command("unpin")
+@click.argument("model", metavar="MODEL@VERSION")
+@json_option
+def unpin_model(model: str, as_json: bool) -> None:
+    """Pin MODEL@VERSION no longer. For operators."""
+    with connect() as client:
+        version = client.unpin_model(model)
+    if as_json:
+        emit(version)
+    else:
+        click.echo(f"{version.name} is not pinned")
 
 
 @models.command("download")

@@ -12,7 +12,7 @@ import click
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._curves import science_refusals
 from guidehall.cli._flags import in_flags
-from guidehall.cli._output import clean, emit
+from guidehall.cli._output import clean, emit, table
 from guidehall.cli.data import id_of
 
 if TYPE_CHECKING:
@@ -379,6 +379,19 @@ def _document(
     text = "".join(f"{clean(line)}\n" for line in lines)
     document = chi_params if params is None else params
     return text if document is None else text + written(document)
+
+
+@reflectometry.command("materials")
+@json_option
+def materials(as_json: bool) -> None:
+    """List common materials: density in g/cm^3, scattering length density in 1e-6 per square angstrom."""
+    from guidehall.science.reflectometry.materials import MATERIALS
+
+    if as_json:
+        emit({"materials": MATERIALS})
+        return
+    rows = [(each.name, each.formula, each.density, each.sld, each.isld) for each in MATERIALS]
+    table(("MATERIAL", "FORMULA", "DENSITY", "SLD", "ISLD"), rows)
 
 
 COMMANDS = (reflectometry,)

@@ -245,6 +245,22 @@ class AsyncClient:
         """As `Client.model_version`."""
         return await self._driver.run(_stored.model_version(self._config, model))
 
+    async def set_model_tag(self, model: str, tag: str, version: int) -> types.Model:
+        """As `Client.set_model_tag`."""
+        return await self._driver.run(_stored.set_model_tag(self._config, model, tag, version))
+
+    async def delete_model_tag(self, model: str, tag: str) -> types.Model:
+        """As `Client.delete_model_tag`."""
+        return await self._driver.run(_stored.delete_model_tag(self._config, model, tag))
+
+    async def pin_model(self, model: str) -> types.ModelVersion:
+        """As `Client.pin_model`."""
+        return await self._driver.run(_stored.set_pinned(self._config, model, True))
+
+    async def unpin_model(self, model: str) -> types.ModelVersion:
+        """As `Client.unpin_model`."""
+        return await self._driver.run(_stored.set_pinned(self._config, model, False))
+
     async def download_model(self, model: str, folder: str | Path) -> types.ModelVersion:
         """As `Client.download_model`."""
         return await self._driver.run(_stored.download_model(self._config, model, folder))

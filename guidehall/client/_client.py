@@ -361,6 +361,23 @@ class Client:
         """One version of a model, or its newest, with its manifest."""
         return self._driver.run(_stored.model_version(self._config, model))
 
+    def set_model_tag(self, model: str, tag: str, version: int) -> types.Model:
+        """Makes `tag`, such as "production", point to a version; it may have pointed to another before."""
+        return self._driver.run(_stored.set_model_tag(self._config, model, tag, version))
+
+    def delete_model_tag(self, model: str, tag: str) -> types.Model:
+        """Takes a tag away. To ask again does no harm."""
+        return self._driver.run(_stored.delete_model_tag(self._config, model, tag))
+
+    def pin_model(self, model: str) -> types.ModelVersion:
+        """Has one version (`film@3`) kept in memory where models are served; its model cannot be deleted
+        then. For operators."""
+        return self._driver.run(_stored.set_pinned(self._config, model, True))
+
+    def unpin_model(self, model: str) -> types.ModelVersion:
+        """Ends what `pin_model` did. To ask again does no harm."""
+        return self._driver.run(_stored.set_pinned(self._config, model, False))
+
     def download_model(self, model: str, folder: str | Path) -> types.ModelVersion:
         """Writes `model.safetensors` and `manifest.json` into `folder`, which is made when missing."""
         return self._driver.run(_stored.download_model(self._config, model, folder))

@@ -222,6 +222,7 @@ def model(message: models_pb2.Model) -> types.Model:
         latest_version=message.latest_version,
         create_time=_time(message, "create_time"),
         update_time=_time(message, "update_time"),
+        tags=dict(message.tags),
     )
 
 
@@ -248,6 +249,8 @@ def model_version(message: models_pb2.ModelVersion) -> types.ModelVersion:
         owner=message.owner,
         labels=dict(message.labels),
         create_time=_time(message, "create_time"),
+        tags=tuple(message.tags),
+        pinned=message.pinned,
     )
 
 

@@ -87,8 +87,8 @@ def pool(text: str) -> str:
 
 
 def model(config: Config, text: str) -> str:
-    """Name of the model, or of its version, that `text` means: a name, `film`, or `film@3`."""
-    return _versioned(config, text, names.MODEL, names.MODEL_VERSION, "model")
+    """Name of the model, or of its version, that `text` means: a name, `film`, `film@3`, `film@tag`."""
+    return _versioned(config, text, names.MODEL, names.MODEL_VERSION, "model", names.model_version_of)
 
 
 def model_version(config: Config, text: str) -> str:
@@ -98,7 +98,7 @@ def model_version(config: Config, text: str) -> str:
 
 def dataset(config: Config, text: str) -> str:
     """Name of the dataset, or of its version, that `text` means: a name, `film-runs`, or `film-runs@3`."""
-    return _versioned(config, text, names.DATASET, names.DATASET_VERSION, "dataset")
+    return _versioned(config, text, names.DATASET, names.DATASET_VERSION, "dataset", names.version_of)
 
 
 def dataset_version(config: Config, text: str) -> str:
@@ -106,7 +106,26 @@ def dataset_version(config: Config, text: str) -> str:
     return _pinned(dataset(config, text))
 
 
-def _versioned(config: Config, text: str, series: names.Pattern, version: names.Pattern, kind: str) -> str:
+def model_series(config: Config, text: str) -> str:
+    """Name of the model that `text` means, without a version.
+
+    Raises:
+        InvalidArgument: no such form, or one of its versions.
+    """
+    name = model(config, text)
+    if "/versions/" in name:
+        raise InvalidArgument.field("model", text, "a model without a version")
+    return name
+
+
+def _versioned(
+    config: Config,
+    text: str,
+    series: names.Pattern,
+    version: names.Pattern,
+    kind: str,
+    version_of: Callable[[dict[str, str], str], object],
+) -> str:
     text = text.strip()
     if "/" in text:
         (version if "/versions/" in text else series).parse(text, kind)
@@ -115,7 +134,7 @@ def _versioned(config: Config, text: str, series: names.Pattern, version: names.
     full = series.format(project=config.project, **{kind: name})
     if at:
         full = f"{full}/versions/{number}"
-        names.version_of(version.parse(full, kind), kind)
+        version_of(version.parse(full, kind), kind)
     else:
         series.parse(full, kind)
     return full

@@ -30,6 +30,9 @@ _DOWNLOAD = Rpc("storage", datasets_pb2_grpc.DatasetsServiceStub, "DownloadDatas
 _MODELS = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "ListModels")
 _MODEL_VERSION = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "GetModelVersion")
 _MODEL_VERSIONS = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "ListModelVersions")
+_SET_TAG = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "SetModelTag")
+_DELETE_TAG = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "DeleteModelTag")
+_UPDATE_MODEL_VERSION = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "UpdateModelVersion")
 _DOWNLOAD_MODEL = Rpc("storage", models_pb2_grpc.ModelsServiceStub, "DownloadModelVersion")
 _RESULT = Rpc("storage", results_pb2_grpc.ResultsServiceStub, "GetResult")
 _ARTIFACT = Rpc("storage", results_pb2_grpc.ResultsServiceStub, "DownloadArtifact")
@@ -144,6 +147,31 @@ def model_version(config: Config, model: str) -> Operation[types.ModelVersion]:
     """One version, or the newest."""
     request = models_pb2.GetModelVersionRequest(name=_names.model_version(config, model))
     message = yield Call(_MODEL_VERSION, request, config.timeouts.call_seconds)
+    return _decode.model_version(message)
+
+
+def set_model_tag(config: Config, model: str, tag: str, version: int) -> Operation[types.Model]:
+    """Makes a tag point to a version."""
+    request = models_pb2.SetModelTagRequest(name=_names.model_series(config, model), tag=tag, version=version)
+    return _decode.model((yield Call(_SET_TAG, request, config.timeouts.call_seconds)))
+
+
+def delete_model_tag(config: Config, model: str, tag: str) -> Operation[types.Model]:
+    """Takes a tag away."""
+    request = models_pb2.DeleteModelTagRequest(name=_names.model_series(config, model), tag=tag)
+    return _decode.model((yield Call(_DELETE_TAG, request, config.timeouts.call_seconds)))
+
+
+def set_pinned(config: Config, model: str, pinned: bool) -> Operation[types.ModelVersion]:
+    """Pins one version, or no longer."""
+    name = _names.model(config, model)
+    if "/versions/" not in name:
+        raise InvalidArgument.field("model", model, "a version, such as film@3")
+    request = models_pb2.UpdateModelVersionRequest(
+        model_version=models_pb2.ModelVersion(name=name, pinned=pinned)
+    )
+    request.update_mask.paths.append("pinned")
+    message = yield Call(_UPDATE_MODEL_VERSION, request, config.timeouts.call_seconds)
     return _decode.model_version(message)
 
 

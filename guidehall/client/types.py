@@ -390,6 +390,8 @@ class Model:
     latest_version: int
     create_time: datetime | None
     update_time: datetime | None
+    # Versions by the tags that point to them.
+    tags: dict[str, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -415,6 +417,10 @@ class ModelVersion:
     owner: str
     labels: dict[str, str]
     create_time: datetime | None
+    # Of its model, those that point to it.
+    tags: tuple[str, ...] = ()
+    # Kept in memory where models are served.
+    pinned: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
     },
     "guidehall.datasets.v1.UploadRolesService": {"mutation": "UpdateUploadRoles", "read": "GetUploadRoles"},
     "guidehall.models.v1.ModelsService": {
-        "mutation": "UpdateModel DeleteModel UndeleteModel PublishModelVersion ShareModel",
+        "mutation": "UpdateModel DeleteModel UndeleteModel PublishModelVersion ShareModel SetModelTag"
+        " DeleteModelTag UpdateModelVersion",
         "read": "GetModel ListModels GetModelVersion ListModelVersions DownloadModelVersion"
         " CreateModelVersionUrl",
     },
@@ -107,7 +108,10 @@ _BY_SERVICE: dict[str, dict[Class, str]] = {
         "read": "ListPools GetPool ListWorkers ListWorkerCredentials",
     },
     "guidehall.prediction.v1.PredictionService": {"inference": "Predict"},
-    "guidehall.reflectometry.v1.ReflectometryService": {"inference": "Simulate AnalyzeCurve"},
+    "guidehall.reflectometry.v1.ReflectometryService": {
+        "inference": "Simulate AnalyzeCurve",
+        "read": "ListMaterials",
+    },
     "inference.GRPCInferenceService": {
         "mutation": "RepositoryModelLoad RepositoryModelUnload",
         "inference": "ModelInfer ModelStreamInfer",

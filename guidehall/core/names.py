@@ -89,6 +89,38 @@ def project_of(parent: str) -> str:
     return project
 
 
+# What a model's version may be called besides its number.
+_TAG = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_TAG_RULE = 'a letter, then at most 62 of a-z, 0-9 and "-"; not "latest"'
+
+
+def tag(text: str, field: str = "tag") -> str:
+    """A tag of a model, such as "production".
+
+    Raises:
+        InvalidArgument: nothing that a tag may be called.
+    """
+    if text == "latest" or not _TAG.fullmatch(text):
+        raise InvalidArgument.field(field, text, _TAG_RULE)
+    return text
+
+
+def model_version_of(ids: dict[str, str], field: str = "name") -> int | str | None:
+    """What the version in parsed `ids` of a model is named by: its number, a tag, or None for "latest".
+
+    Raises:
+        InvalidArgument: none of these.
+    """
+    text = ids["version"]
+    if text != "latest" and _TAG.fullmatch(text):
+        return text
+    try:
+        return version_of(ids, field)
+    except InvalidArgument:
+        allowed = f'a version number from 1, "latest", or a tag: {_TAG_RULE}'
+        raise InvalidArgument.field(field, text, allowed) from None
+
+
 def version_of(ids: dict[str, str], field: str = "name") -> int | None:
     """The version number in parsed `ids`; None for "latest".
 

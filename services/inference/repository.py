@@ -33,8 +33,9 @@ class Repository:
         tasks: owns what goes on in the background; cancel it to stop.
 
     Attributes:
-        ready: set when it is known which models there are and every pinned one has answered its example.
-        missing: pinned models that are waited for, each with the reason.
+        ready: set when it is known which models there are and every one that the settings pin has answered
+            its example. Versions that storage has pinned are loaded then; none of them is waited for.
+        missing: models of the settings that are waited for, each with the reason.
     """
 
     def __init__(
@@ -215,16 +216,27 @@ class Repository:
         return entries
 
     def _take_over(self, published: Published) -> Entry:
-        known = {entry.published.version: entry for entry in self._catalogue.versions(published.key)}
+        known = {
+            entry.published.version: entry.published for entry in self._catalogue.versions(published.key)
+        }
+        in_use = any(entry.served is not None for entry in self._catalogue.versions(published.key))
+        before = known.get(published.version)
         entry = self._catalogue.add(published)
-        if self.ready.is_set() and published.version > max(known, default=0) and not entry.held_back:
-            in_use = any(other.served is not None for other in known.values())
-            if in_use or published.key in self._pins:
+        if self.ready.is_set() and entry.served is None and entry.usable(time.monotonic()):
+            newest = published.version > max(known, default=0)
+            tagged = not set(published.tags) <= set(before.tags if before else ())
+            if (
+                published.pinned
+                or (newest and published.key in self._pins)
+                # What is asked for by a name that means another version from now on.
+                or (in_use and (newest or tagged))
+            ):
                 self._start_load(entry)
         return entry
 
     async def _warm_up(self) -> None:
-        """Loads pinned models; when all are there, the newest of the others as far as memory goes."""
+        """Loads the models that the settings pin; when all are there, the versions that storage has pinned,
+        and the newest of the others as far as memory goes."""
         reasons = {key: await self._load_pinned(key) for key in sorted(self._pins)}
         missing = tuple(f"{key}: {reason}" for key, reason in reasons.items() if reason)
         if missing and missing != self.missing:
@@ -237,6 +249,11 @@ class Repository:
         others = [entry for key, entry in newest.items() if key not in self._pins]
         others.sort(key=lambda entry: entry.published.published_at, reverse=True)
         left = self._settings.memory_bytes - self._memory_used()
+        for entry in self._catalogue:
+            if entry.published.pinned and entry.served is None and not entry.held_back:
+                left -= entry.published.weights_bytes
+                self._start_load(entry)
+        others = [entry for entry in others if not entry.published.pinned]
         for entry in others[: self._settings.warm_models]:
             left -= entry.published.weights_bytes
             if left < 0:
@@ -313,6 +330,7 @@ class Repository:
             next((entry for entry in self._catalogue.versions(key) if entry.proved), None)
             for key in self._pins
         ]
+        kept += [entry for entry in self._catalogue if entry.published.pinned]
         found = [(e.served, e) for e in self._catalogue if e.served is not None and e not in kept]
         return sorted(found, key=lambda pair: pair[0].last_used)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 
 import grpc
 
@@ -53,7 +54,7 @@ class StorageSource:
             request.page_token = page.next_page_token
 
     async def get(self, reference: Reference) -> Published | None:
-        """One version, or the newest of a model; None when there is none.
+        """One version by number or tag, or the newest of a model; None when there is none.
 
         Raises:
             Unavailable: storage does not answer, or not as it should.
@@ -121,15 +122,17 @@ def _published(
 
 
 def _same(version: models_pb2.ModelVersion, known: Published | None) -> Published | None:
-    told = (version.manifest_sha256, version.weights.sha256, version.owner, tuple(version.readers))
-    if known is not None and told == (
-        known.manifest_sha256,
-        known.weights_sha256,
-        known.owner,
-        known.readers,
-    ):
-        return known
-    return None
+    """What is known, with what may have changed of it; None where the version itself is another."""
+    told = (version.manifest_sha256, version.weights.sha256)
+    if known is None or told != (known.manifest_sha256, known.weights_sha256):
+        return None
+    return replace(
+        known,
+        owner=version.owner,
+        readers=tuple(version.readers),
+        tags=tuple(version.tags),
+        pinned=version.pinned,
+    )
 
 
 def _read(version: models_pb2.ModelVersion) -> Published:
@@ -145,6 +148,8 @@ def _read(version: models_pb2.ModelVersion) -> Published:
         weights_bytes=version.weights.size_bytes,
         published_at=version.create_time.ToMicroseconds() / 1e6,
         readers=tuple(version.readers),
+        tags=tuple(version.tags),
+        pinned=version.pinned,
     )
 
 

@@ -15,7 +15,6 @@ from guidehall.science.pipeline import Manifest
 from services.inference.execution import Served
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9_~@+-][A-Za-z0-9._~@+-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, order=True)
@@ -34,11 +33,11 @@ class Reference:
     """What a caller asked for.
 
     Attributes:
-        version: None for the newest that is ready.
+        version: its number, or a tag that points to it; None for the newest that is ready.
     """
 
     key: ModelKey
-    version: int | None = None
+    version: int | str | None = None
 
     def __str__(self) -> str:
         return str(self.key) if self.version is None else f"{self.key}/versions/{self.version}"
@@ -49,15 +48,13 @@ class Reference:
 
         Args:
             model_name: id of a model in the default project, or a model's resource name.
-            model_version: a number, or empty.
+            model_version: a number, a tag, or empty.
 
         Raises:
             InvalidArgument: not such names.
         """
-        if model_version and not _VERSION.fullmatch(model_version):
-            allowed = "a version number from 1, or empty for the newest"
-            raise InvalidArgument.field("model_version", model_version, allowed)
-        version = int(model_version) if model_version else None
+        ids = {"version": model_version or "latest"}
+        version = names.model_version_of(ids, "model_version")
         if "/" in model_name:
             return cls(ModelKey(**names.MODEL.parse(model_name, "model_name")), version)
         if not _MODEL_ID.fullmatch(model_name):
@@ -75,7 +72,7 @@ class Reference:
         if "/versions/" not in name:
             return cls(ModelKey(**names.MODEL.parse(name, field_name)))
         ids = names.MODEL_VERSION.parse(name, field_name)
-        return cls(ModelKey(ids["project"], ids["model"]), names.version_of(ids, field_name))
+        return cls(ModelKey(ids["project"], ids["model"]), names.model_version_of(ids, field_name))
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,8 @@ class Published:
     Attributes:
         manifest: the document as JSON; parsed only when it is needed.
         published_at: seconds since the epoch.
+        tags: that point to it now.
+        pinned: it is to be kept in memory.
     """
 
     key: ModelKey
@@ -97,6 +96,8 @@ class Published:
     weights_bytes: int
     published_at: float
     readers: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
 
     @property
     def project(self) -> str:
@@ -213,6 +214,8 @@ class Catalogue:
         """The versions that may answer, the best first; empty when there is none."""
         if reference.version is None:
             return self.versions(reference.key)
+        if isinstance(reference.version, str):
+            return [e for e in self.versions(reference.key) if reference.version in e.published.tags][:1]
         entry = self._models.get(reference.key, {}).get(reference.version)
         return [] if entry is None else [entry]
 

@@ -81,7 +81,7 @@ class History:
         if new.job:
             names.JOB.parse(new.job, "entry.job")
         if new.model_version:
-            names.version_of(names.MODEL_VERSION.parse(new.model_version, "entry.model_version"))
+            names.model_version_of(names.MODEL_VERSION.parse(new.model_version, "entry.model_version"))
         content = (
             new.user,
             new.display_name,

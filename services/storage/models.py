@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from guidehall.core import names
 from guidehall.core.access import group_of, owner_for, require_project, sees_everything
 from guidehall.core.auth import Principal
-from guidehall.core.errors import InvalidArgument, NotFound
+from guidehall.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from guidehall.core.filters import Term
 from services.storage import fields, outbox
 from services.storage.database import Caller, Database, Mutation
@@ -30,6 +30,7 @@ from services.storage.weights import WeightsInspector
 WEIGHTS_FILENAME = "model.safetensors"
 # What lists the versions of all models.
 ANY = "-"
+MAX_TAGS = 50
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class ModelVersion:
     labels: Mapping[str, str]
     owner: str
     readers: Sequence[str]
+    tags: Sequence[str]
+    pinned: bool
     create_time: datetime
 
 
@@ -188,9 +191,14 @@ class Models:
         Raises:
             NotFound: there is none for the caller.
             Aborted: it has changed since.
+            FailedPrecondition: a version of it is pinned.
         """
         ids = names.MODEL.parse(name)
         async with self._database.mutation(caller) as mutation:
+            if deleted:
+                # Locked from here on: nobody pins a version meanwhile.
+                await series_of_models.lock(mutation, ids["project"], ids["model"])
+                await _require_unpinned(mutation.connection, name)
             series, changed = await series_of_models.set_deleted(
                 mutation, ids["project"], ids["model"], deleted, etag
             )
@@ -216,6 +224,74 @@ class Models:
                 # Who serves it reads again who may ask it.
                 mutation.announce(outbox.MODEL_UNDELETED, model=name, deleted=False)
         return series
+
+    async def set_tag(self, caller: Caller, name: str, tag: str, version: int, etag: str) -> Series:
+        """Makes a tag point to a version; once more changes nothing.
+
+        Raises:
+            NotFound: there is no such model or version for the caller, or the model is deleted.
+            PermissionDenied: the caller may only read it.
+            Aborted: the model has changed since.
+            InvalidArgument: nothing that a tag may be called, or one too many.
+        """
+        ids = names.MODEL.parse(name)
+        names.tag(tag)
+        if version < 1:
+            raise InvalidArgument.field("version", version, "the number of a version, from 1")
+        async with self._database.mutation(caller) as mutation:
+            series = await series_of_models.lock_living(mutation, ids["project"], ids["model"], etag)
+            if version > series.latest_version:
+                missing = names.MODEL_VERSION.format(**ids, version=version)
+                raise NotFound(f"{missing} does not exist", metadata={"resource": missing})
+            if series.tags.get(tag) == version:
+                return series
+            tags = {**series.tags, tag: version}
+            if len(tags) > MAX_TAGS:
+                raise InvalidArgument.field("tag", tag, f"at most {MAX_TAGS} tags of a model")
+            mutation.announce(outbox.MODEL_CHANGED, model=name)
+            return await series_of_models.change(mutation, series, tags=tags)
+
+    async def delete_tag(self, caller: Caller, name: str, tag: str, etag: str) -> Series:
+        """Takes a tag away; one that is not there is no error.
+
+        Raises:
+            NotFound: there is no such model for the caller, or it is deleted.
+            PermissionDenied: the caller may only read it.
+            Aborted: the model has changed since.
+            InvalidArgument: nothing that a tag may be called.
+        """
+        ids = names.MODEL.parse(name)
+        names.tag(tag)
+        async with self._database.mutation(caller) as mutation:
+            series = await series_of_models.lock_living(mutation, ids["project"], ids["model"], etag)
+            if tag not in series.tags:
+                return series
+            tags = {other: version for other, version in series.tags.items() if other != tag}
+            mutation.announce(outbox.MODEL_CHANGED, model=name)
+            return await series_of_models.change(mutation, series, tags=tags)
+
+    async def set_pinned(self, caller: Caller, name: str, pinned: bool) -> ModelVersion:
+        """Has a version kept in memory where models are served, or no longer; once more changes nothing.
+
+        Raises:
+            NotFound: there is no such version for the caller, or the model is deleted.
+            PermissionDenied: the caller may only read it.
+        """
+        ids = names.MODEL_VERSION.parse(name, "model_version.name")
+        names.model_version_of(ids, "model_version.name")
+        async with self._database.mutation(caller) as mutation:
+            series = await series_of_models.lock_living(mutation, ids["project"], ids["model"])
+            found = await self._read(mutation.connection, caller.principal, name)
+            if found.pinned == pinned:
+                return found
+            await mutation.connection.execute(
+                update(model_versions)
+                .filter_by(project=series.project, model=series.id, version=found.version)
+                .values(pinned=pinned)
+            )
+            mutation.record(found.name)
+            mutation.announce(outbox.MODEL_CHANGED, model=series_of_models.name(series))
+        return replace(found, pinned=pinned)
 
     def check(self, publication: Publication) -> None:
         """Refuses what can be refused before the weights come.
@@ -269,7 +345,7 @@ class Models:
             return await self._read(connection, caller.principal, name)
 
     async def get_version(self, principal: Principal, name: str) -> ModelVersion:
-        """A version, or the newest by "…/versions/latest".
+        """A version by its number or a tag, or the newest by "…/versions/latest".
 
         Raises:
             NotFound: there is none for the caller, or the model is deleted.
@@ -305,17 +381,30 @@ class Models:
 
     async def _read(self, connection: AsyncConnection, principal: Principal, name: str) -> ModelVersion:
         ids = names.MODEL_VERSION.parse(name)
-        number = names.version_of(ids)
+        wanted = names.model_version_of(ids)
         series = await series_of_models.find_living(connection, principal, ids["project"], ids["model"])
+        number = series.tags.get(wanted, 0) if isinstance(wanted, str) else wanted or series.latest_version
         query = _versions().where(
             model_versions.c.project == series.project,
             model_versions.c.model == series.id,
-            model_versions.c.version == (number or series.latest_version),
+            model_versions.c.version == number,
         )
         row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise NotFound(f"{name} does not exist", metadata={"resource": name})
         return _version(row._mapping)
+
+
+async def _require_unpinned(connection: AsyncConnection, name: str) -> None:
+    """Raises FailedPrecondition if a version of a model is pinned."""
+    columns = model_versions.c
+    query = select(columns.version).filter_by(**names.MODEL.parse(name), pinned=True)
+    version = await connection.scalar(query.order_by(columns.version).limit(1))
+    if version is not None:
+        pinned = f"{name}/versions/{version}"
+        raise FailedPrecondition(
+            f"{pinned} is pinned: unpin it first", reason="PINNED", metadata={"resource": pinned}
+        )
 
 
 def require_digest(manifest: Manifest, sha256: str | None) -> None:
@@ -334,6 +423,7 @@ def _versions() -> Select[Any]:
             objects.c.media_type,
             models.c.owner,
             models.c.readers,
+            models.c.tags,
         )
         .join(objects, objects.c.key == model_versions.c.object_key)
         .join(models)
@@ -355,5 +445,7 @@ def _version(row: Any) -> ModelVersion:
         labels=row["labels"],
         owner=row["owner"],
         readers=row["readers"],
+        tags=sorted(tag for tag, version in row["tags"].items() if version == row["version"]),
+        pinned=row["pinned"],
         create_time=row["create_time"],
     )

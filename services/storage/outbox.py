@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 MODEL_PUBLISHED = "model.published"
 MODEL_DELETED = "model.deleted"
 MODEL_UNDELETED = "model.undeleted"
+MODEL_CHANGED = "model.changed"
 DATASET_VERSION_CREATED = "dataset.version_created"
 
 _BATCH = 100
@@ -130,6 +131,8 @@ def encode(subject: str, payload: dict[str, Any], message_id: str, time: datetim
             event.model_published.CopyFrom(events_pb2.ModelPublished(**payload))
         case "model.deleted" | "model.undeleted":
             event.model_visibility_changed.CopyFrom(events_pb2.ModelVisibilityChanged(**payload))
+        case "model.changed":
+            event.model_changed.CopyFrom(events_pb2.ModelChanged(**payload))
         case "dataset.version_created":
             event.dataset_version_created.CopyFrom(events_pb2.DatasetVersionCreated(**payload))
         case _:

@@ -42,6 +42,10 @@ _BY_SERVICE: dict[str, dict[str, Policy]] = {
         "DeleteModel": _WRITE,
         "ShareModel": _WRITE,
         "UndeleteModel": _WRITE,
+        "SetModelTag": _WRITE,
+        "DeleteModelTag": _WRITE,
+        # Takes memory of the inference service from the models of others.
+        "UpdateModelVersion": _OPERATOR,
         "GetModelVersion": _READ,
         "ListModelVersions": _READ,
         "PublishModelVersion": _WRITE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from datetime import datetime
 from typing import Any
@@ -45,6 +45,8 @@ class Series:
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None
+    # Numbers of versions by tag; only models have any.
+    tags: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def etag(self) -> str:
@@ -234,6 +236,25 @@ class SeriesTable:
         mutation.record(self.name(series), series.etag, changed.etag)
         return changed, True
 
+    async def lock_living(self, mutation: Mutation, project: str, id: str, etag: str = "") -> Series:
+        """A series that the caller may change and that is not deleted, locked.
+
+        Raises:
+            NotFound: there is none for the caller, or it is deleted.
+            PermissionDenied: the caller may only read it.
+            Aborted: it is not the one that the caller has seen.
+        """
+        series = await self.lock(mutation, project, id)
+        self._require_living(series)
+        require_etag(etag, series.etag)
+        return series
+
+    async def change(self, mutation: Mutation, series: Series, **values: Any) -> Series:
+        """Changes columns of a series that is locked."""
+        changed = await self._change(mutation.connection, series, **values)
+        mutation.record(self.name(series), series.etag, changed.etag)
+        return changed
+
     async def update(
         self, mutation: Mutation, project: str, id: str, values: Mapping[str, Any], etag: str
     ) -> Series:
@@ -244,12 +265,8 @@ class SeriesTable:
             PermissionDenied: the caller may only read it.
             Aborted: it is not the one that the caller has seen.
         """
-        series = await self.lock(mutation, project, id)
-        self._require_living(series)
-        require_etag(etag, series.etag)
-        changed = await self._change(mutation.connection, series, **values)
-        mutation.record(self.name(series), series.etag, changed.etag)
-        return changed
+        series = await self.lock_living(mutation, project, id, etag)
+        return await self.change(mutation, series, **values)
 
     async def _read(self, connection: AsyncConnection, project: str, id: str, lock: bool) -> Series | None:
         query = select(self._table).filter_by(project=project, id=id)
@@ -311,4 +328,4 @@ def visible(principal: Principal, project: str, table: Table) -> list[ColumnElem
 
 
 def _series(row: Any) -> Series:
-    return Series(**{field.name: row[field.name] for field in fields_of(Series)})
+    return Series(**{each.name: row[each.name] for each in fields_of(Series) if each.name in row})

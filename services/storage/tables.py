@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -73,6 +74,8 @@ def _series(name: str) -> Table:
 
 datasets = _series("datasets")
 models = _series("models")
+# Numbers of versions by the tags that point to them.
+models.append_column(Column("tags", JSONB, nullable=False, server_default="{}"))
 
 dataset_versions = Table(
     "dataset_versions",
@@ -102,6 +105,8 @@ model_versions = Table(
     # Name of the job that trained it; empty for an import.
     Column("job", Text, nullable=False),
     Column("labels", JSONB, nullable=False),
+    # Kept in memory where models are served.
+    Column("pinned", Boolean, nullable=False, server_default="false"),
     moment("create_time"),
     ForeignKeyConstraint(["project", "model"], [models.c.project, models.c.id]),
 )

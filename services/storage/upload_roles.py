@@ -100,7 +100,9 @@ def _check(field: str, roles: Mapping[str, str], pattern: names.Pattern) -> None
     for role, version in roles.items():
         if not _ROLE.fullmatch(role):
             raise InvalidArgument.field(field, role, "roles such as nr_train: a-z, 0-9 and _, at most 63")
-        names.version_of(pattern.parse(version, f"{field}.{role}"), f"{field}.{role}")
+        ids = pattern.parse(version, f"{field}.{role}")
+        named = names.model_version_of if pattern is names.MODEL_VERSION else names.version_of
+        named(ids, f"{field}.{role}")
 
 
 async def _read(connection: AsyncConnection, user: str, lock: bool = False) -> UploadRoles:

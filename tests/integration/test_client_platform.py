@@ -179,6 +179,75 @@ def test_model_is_listed_described_and_downloaded(platform: Platform, done: str,
     assert [spec.name for spec in version.inputs] == ["x"]
 
 
+def test_a_tag_is_set_asked_for_and_taken_away_by_every_way(platform: Platform, done: str) -> None:
+    with platform.client() as client:
+        version = client.model_version("client-line")
+        x = {"x": np.array([[2.0]], np.float32)}
+        assert client.set_model_tag("client-line", "good", version.version).tags == {"good": version.version}
+        tagged = client.model_version("client-line@good")
+        assert (tagged.name, tagged.tags) == (version.name, ("good",))
+        assert client.predict("client-line@good", x).model_version == version.name
+
+        tagged_only = {"good": version.version}
+
+        async def again() -> None:
+            async with AsyncClient(platform.data / ENDPOINTS) as twin:
+                await twin.set_model_tag("client-line", "better", version.version)
+                assert (await twin.pin_model("client-line@better")).pinned
+                assert not (await twin.unpin_model("client-line@better")).pinned
+                assert (await twin.delete_model_tag("client-line", "better")).tags == tagged_only
+
+        asyncio.run(again())
+
+    shown = guidehall(platform, "models", "show", "client-line@good", "--json")
+    assert json.loads(shown.stdout)["name"] == version.name
+    moved = guidehall(platform, "models", "tag", "client-line", "best", str(version.version))
+    assert moved.stdout == f"client-line@best is version {version.version}\n", moved.stderr
+    listed = {model["name"]: model for model in json.loads(guidehall(platform, "models", "--json").stdout)}
+    model = listed[version.name.partition("/versions/")[0]]
+    assert model["tags"] == {"best": version.version, "good": version.version}
+    for command, pinned in (("pin", True), ("unpin", False)):
+        answer = guidehall(platform, "models", command, "client-line@best", "--json")
+        assert json.loads(answer.stdout)["pinned"] is pinned, answer.stderr
+    for tag in ("best", "good"):
+        assert guidehall(platform, "models", "untag", "client-line", tag).returncode == 0
+    assert guidehall(platform, "models", "show", "client-line@good").returncode != 0
+    refused = guidehall(platform, "models", "tag", "client-line", "latest", "1")
+    assert "tag" in refused.stderr
+    assert refused.returncode != 0
+
+
+def test_tags_pins_and_materials_over_http(platform: Platform, done: str) -> None:
+    api = httpx.Client(base_url=f"{platform.endpoints['gateway']}/api/v1", timeout=20)
+    with api, platform.client() as client:
+        version = client.model_version("client-line")
+        tag, one = "/models/client-line/tags/web", f"/models/client-line/versions/{version.version}"
+        assert api.put(tag, json={"version": version.version}).json()["tags"] == {"web": version.version}
+        found = api.get("/models/client-line/versions/web").json()
+        assert (found["name"], found["tags"]) == (version.name, ["web"])
+        tensor = {"datatype": "FP32", "shape": [1, 1], "content": "AAAAAA=="}
+        body = {"model": "client-line", "tag": "web", "inputs": {"x": tensor}}
+        answer = api.post("/predict", json=body)
+        assert answer.json()["model_version"] == version.name, answer.text
+        both = api.post("/predict", json={**body, "version": version.version})
+        assert (both.status_code, "not both" in both.text) == (400, True)
+
+        assert api.patch(one, json={"pinned": True}).json()["pinned"] is True
+        refused = api.delete("/models/client-line")
+        assert (refused.status_code, "PINNED" in refused.text) == (400, True)
+        assert api.patch(one, json={"pinned": False}).json()["pinned"] is False
+        assert api.put("/models/client-line/tags/latest", json={"version": 1}).status_code == 400
+        assert api.put("/models/client-line/tags/web", json={"version": 99}).status_code == 404
+        assert not api.delete(tag).json().get("tags")
+        assert api.get("/models/client-line/versions/web").status_code == 404
+
+        materials = {each["name"]: each for each in api.get("/materials").json()["materials"]}
+    assert len(materials) >= 25
+    assert (materials["silicon"]["formula"], materials["silicon"]["sld"]) == ("Si", 2.0729)
+    listed = json.loads(guidehall(platform, "reflectometry", "materials", "--json").stdout)["materials"]
+    assert listed == list(materials.values())
+
+
 def test_workers_and_queues_are_told(platform: Platform) -> None:
     with platform.client() as client:
         workers = client.workers()

@@ -266,6 +266,110 @@ def test_a_server_is_ready_when_every_pinned_model_is_loaded(
     assert predict(server, "pinned-late") == ([3], 2)
 
 
+def tag(storage: StorageSite, model: str, version: int | None, tag: str = "production") -> None:
+    """Points a tag to a version, or takes it away."""
+    owner, name = as_user(storage, OWNER), MODEL.format(model)
+    with models_stub(storage) as models:
+        if version is None:
+            request = models_pb2.DeleteModelTagRequest(name=name, tag=tag)
+            models.DeleteModelTag(request, timeout=10, metadata=owner)
+        else:
+            moved = models_pb2.SetModelTagRequest(name=name, tag=tag, version=version)
+            models.SetModelTag(moved, timeout=10, metadata=owner)
+
+
+def test_a_tag_is_followed_where_it_goes(storage: StorageSite, inference: Server) -> None:
+    tagged = MODEL.format("tagged") + "/versions/production"
+    publish(storage, "tagged", line_model(slope=1))
+    publish(storage, "tagged", line_model(slope=2))
+    assert refused(inference, tagged) is NotFound
+    tag(storage, "tagged", 1)
+    # Before the event has come, storage itself is asked.
+    assert predict(inference, tagged) == ([1], 1)
+    tag(storage, "tagged", 2)
+    eventually(lambda: predict(inference, tagged) == ([2], 2))
+    # Back again, and as the Open Inference Protocol names it.
+    tag(storage, "tagged", 1)
+    eventually(lambda: predict(inference, tagged) == ([1], 1))
+    with triton.InferenceServerClient(inference.target) as client:
+        x = triton.InferInput("x", [1, 1], "FP32")
+        x.set_data_from_numpy(np.ones((1, 1), np.float32))
+        answer = client.infer("tagged", [x], model_version="production")
+    assert answer.get_response().model_version == "1"
+    assert predict(inference, "tagged") == ([2], 2)
+    tag(storage, "tagged", None)
+    eventually(lambda: refused(inference, tagged) is NotFound)
+
+
+def test_a_version_that_a_tag_moves_to_is_loaded_before_it_is_asked(
+    storage: StorageSite, inference: Server
+) -> None:
+    publish(storage, "moving", line_model(slope=1))
+    publish(storage, "moving", line_model(slope=2))
+    # Both are known before the first question: it loads the newer one alone.
+    eventually(lambda: set(states(inference, "moving")) == {"1", "2"})
+    assert predict(inference, "moving") == ([2], 2)
+    assert states(inference, "moving")["1"] == "UNAVAILABLE"
+    tag(storage, "moving", 1)
+    eventually(lambda: states(inference, "moving")["1"] == "READY")
+
+
+def states(server: Server, model: str) -> dict[str, str]:
+    """States of a model's versions; READY is what was loaded, and answered its example."""
+    with triton.InferenceServerClient(server.target) as client:
+        index = client.get_model_repository_index().models
+    return {line.version: line.state for line in index if line.name.rpartition("/")[2] == model}
+
+
+def test_a_tag_that_moved_while_nobody_listened_is_read_at_start(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    tagged = MODEL.format("unheard") + "/versions/production"
+    publish(storage, "unheard", line_model(slope=1))
+    publish(storage, "unheard", line_model(slope=2))
+    tag(storage, "unheard", 1)
+    server = start_inference()
+    assert predict(server, tagged) == ([1], 1)
+    server.stop()
+    tag(storage, "unheard", 2)
+    server = start_inference()
+    assert predict(server, tagged) == ([2], 2)
+
+
+def pin(storage: StorageSite, model: str, version: int, pinned: bool = True) -> None:
+    name = MODEL.format(model) + f"/versions/{version}"
+    request = models_pb2.UpdateModelVersionRequest(
+        model_version=models_pb2.ModelVersion(name=name, pinned=pinned)
+    )
+    request.update_mask.paths.append("pinned")
+    with models_stub(storage) as models:
+        models.UpdateModelVersion(request, timeout=10, metadata=as_user(storage, "op", Role.OPERATOR))
+
+
+def test_pinned_versions_are_loaded_at_start_or_at_once_and_stay(
+    storage: StorageSite, start_inference: StartInference
+) -> None:
+    size = 400_000
+    for slope in (1, 2):
+        publish(storage, "steady", line_model(slope, padding_bytes=size))
+    for slope in (3, 4, 5):
+        publish(storage, f"passing-{slope}", line_model(slope, padding_bytes=size))
+    pin(storage, "steady", 1)
+    try:
+        server = start_inference(REPOSITORY__MEMORY_BYTES=int(3.5 * size), REPOSITORY__WARM_MODELS=0)
+        eventually(lambda: states(server, "steady") == {"1": "READY", "2": "UNAVAILABLE"})
+        pin(storage, "steady", 2)
+        eventually(lambda: states(server, "steady") == {"1": "READY", "2": "READY"})
+        for slope in (3, 4, 5):
+            assert predict(server, f"passing-{slope}")[0] == [slope]
+        unloaded = [json.loads(line)["model"] for line in server.log if "unloaded to make room" in line]
+        assert len(unloaded) == 2
+        assert not any("steady" in name for name in unloaded)
+    finally:
+        for version in (1, 2):
+            pin(storage, "steady", version, pinned=False)
+
+
 def test_inputs_are_checked_by_name(storage: StorageSite, inference: Server) -> None:
     publish(storage, "strict", line_model(slope=1))
     with grpc.insecure_channel(inference.target) as channel:

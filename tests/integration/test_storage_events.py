@@ -69,19 +69,22 @@ async def test_changes_are_announced(
         await ada.models.DeleteModel(models_pb2.DeleteModelRequest(name=model_name("film")))
         await ada.models.DeleteModel(models_pb2.DeleteModelRequest(name=model_name("film")))
         await ada.models.UndeleteModel(models_pb2.UndeleteModelRequest(name=model_name("film")))
+        tag = models_pb2.SetModelTagRequest(name=model_name("film"), tag="production", version=1)
+        await ada.models.SetModelTag(tag)
+        await ada.models.SetModelTag(tag)
         dataset = await ada.upload("d", b"data")
 
         def told() -> list[tuple[str, events_pb2.Event]]:
             return [(s, e) for s, e in events if s.partition(".")[0] in ("model", "dataset")]
 
         async def all_told() -> bool:
-            return len(told()) >= 4
+            return len(told()) >= 5
 
         await eventually(all_told, lambda: str(events))
 
-    (s1, published), (s2, deleted), (s3, undeleted), (s4, created) = told()
-    assert (s1, s2, s3, s4) == (
-        "model.published", "model.deleted", "model.undeleted", "dataset.version_created",
+    (s1, published), (s2, deleted), (s3, undeleted), (s4, changed), (s5, created) = told()
+    assert (s1, s2, s3, s4, s5) == (
+        "model.published", "model.deleted", "model.undeleted", "model.changed", "dataset.version_created",
     )  # fmt: skip
     assert published.model_published.model_version == version.name
     assert published.model_published.architecture == "toy.line/1"
@@ -91,9 +94,10 @@ async def test_changes_are_announced(
         True,
     )
     assert not undeleted.model_visibility_changed.deleted
+    assert changed.model_changed.model == model_name("film")
     assert created.dataset_version_created.dataset_version == dataset.name
     assert {event.source for _, event in told()} == {"storage"}
-    assert len({event.event_id for _, event in told()}) == 4
+    assert len({event.event_id for _, event in told()}) == 5
     assert await waiting(site) == 0
 
 

@@ -10,7 +10,15 @@ import pytest
 from google.protobuf import json_format
 
 from guidehall.contracts.models.v1 import models_pb2
-from guidehall.core.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from guidehall.core.auth import Role
+from guidehall.core.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
 from tests.fixtures.storage import (
     People,
     chunks,
@@ -238,3 +246,130 @@ async def test_name_and_labels_change_and_versions_do_not(people: People) -> Non
     await ada.models.DeleteModel(models_pb2.DeleteModelRequest(name=model_name(film)))
     async with refused(NotFound):
         await ada.models.UpdateModel(wish("display_name"))
+
+
+def _tag(name: str, tag: str, version: int, etag: str = "") -> models_pb2.SetModelTagRequest:
+    return models_pb2.SetModelTagRequest(name=model_name(name), tag=tag, version=version, etag=etag)
+
+
+def _pin(name: str, pinned: bool) -> models_pb2.UpdateModelVersionRequest:
+    request = models_pb2.UpdateModelVersionRequest(
+        model_version=models_pb2.ModelVersion(name=name, pinned=pinned)
+    )
+    request.update_mask.paths.append("pinned")
+    return request
+
+
+async def test_a_version_is_found_by_the_tag_that_points_to_it(people: People) -> None:
+    ada, name = people.user(), people.name("m")
+    for fill in (1, 2):
+        await ada.publish(name, weights(fill=fill))
+    tagged = models_pb2.GetModelVersionRequest(name=f"{model_name(name)}/versions/production")
+
+    async with refused(NotFound):
+        await ada.models.GetModelVersion(tagged)
+    first = await ada.models.SetModelTag(_tag(name, "production", 1))
+    assert dict(first.tags) == {"production": 1}
+    version = await ada.models.GetModelVersion(tagged)
+    assert (version.version, list(version.tags)) == (1, ["production"])
+
+    # Moved, and once more, which changes nothing.
+    moved = await ada.models.SetModelTag(_tag(name, "production", 2, first.etag))
+    again = await ada.models.SetModelTag(_tag(name, "production", 2))
+    assert (dict(again.tags), again.etag) == ({"production": 2}, moved.etag)
+    assert moved.etag != first.etag
+    _, content = await received(
+        ada.models.DownloadModelVersion(models_pb2.DownloadModelVersionRequest(name=tagged.name))
+    )
+    assert content == weights(fill=2)
+    listed = await ada.models.ListModelVersions(models_pb2.ListModelVersionsRequest(parent=model_name(name)))
+    assert [(each.version, list(each.tags)) for each in listed.versions] == [(2, ["production"]), (1, [])]
+
+    request = models_pb2.DeleteModelTagRequest(name=model_name(name), tag="production", etag=first.etag)
+    async with refused(Aborted):
+        await ada.models.DeleteModelTag(request)
+    request.etag = moved.etag
+    assert not (await ada.models.DeleteModelTag(request)).tags
+    request.etag = ""
+    assert not (await ada.models.DeleteModelTag(request)).tags
+    async with refused(NotFound):
+        await ada.models.GetModelVersion(tagged)
+
+
+async def test_tags_that_cannot_be_are_refused(people: People) -> None:
+    ada, name = people.user(), people.name("m")
+    await ada.publish(name, weights())
+
+    for tag in ("latest", "12", "Production", "", "a" * 64, "a/b"):
+        async with refused(InvalidArgument) as refusal:
+            await ada.models.SetModelTag(_tag(name, tag, 1))
+        assert refusal[0].violations[0].field == "tag"
+    async with refused(InvalidArgument):
+        await ada.models.SetModelTag(_tag(name, "production", 0))
+    async with refused(NotFound):
+        await ada.models.SetModelTag(_tag(name, "production", 2))
+    etag = (await ada.models.SetModelTag(_tag(name, "t0", 1))).etag
+    for number in range(1, 50):
+        await ada.models.SetModelTag(_tag(name, f"t{number}", 1))
+    async with refused(InvalidArgument) as refusal:
+        await ada.models.SetModelTag(_tag(name, "t50", 1))
+    assert "at most 50" in refusal[0].message
+    async with refused(Aborted):
+        await ada.models.SetModelTag(_tag(name, "t1", 1, etag))
+
+
+async def test_who_may_only_read_a_model_moves_no_tag(people: People) -> None:
+    ada, bob, eve, name = people.user(), people.user("bob"), people.user("eve"), people.name("m")
+    version = await ada.publish(name, weights())
+    await ada.models.ShareModel(
+        models_pb2.ShareModelRequest(name=model_name(name), add=[f"user:{people.name('bob')}"])
+    )
+
+    for somebody, refusal in ((bob, PermissionDenied), (eve, NotFound)):
+        async with refused(refusal):
+            await somebody.models.SetModelTag(_tag(name, "production", 1))
+        async with refused(refusal):
+            await somebody.models.DeleteModelTag(
+                models_pb2.DeleteModelTagRequest(name=model_name(name), tag="production")
+            )
+        async with refused(PermissionDenied):
+            await somebody.models.UpdateModelVersion(_pin(version.name, True))
+    async with refused(PermissionDenied):
+        await ada.models.UpdateModelVersion(_pin(version.name, True))
+
+
+async def test_a_model_is_not_deleted_while_a_version_is_pinned(people: People) -> None:
+    ada, operator, name = people.user(), people.user("op", Role.OPERATOR), people.name("m")
+    version = await ada.publish(name, weights())
+    await ada.publish(name, weights(fill=1))
+    delete = models_pb2.DeleteModelRequest(name=model_name(name))
+    await ada.models.SetModelTag(_tag(name, "production", 1))
+
+    pinned = await operator.models.UpdateModelVersion(_pin(f"{model_name(name)}/versions/production", True))
+    assert (pinned.name, pinned.pinned) == (version.name, True)
+    assert (await operator.models.UpdateModelVersion(_pin(version.name, True))) == pinned
+    async with refused(FailedPrecondition) as refusal:
+        await ada.models.DeleteModel(delete)
+    assert (refusal[0].reason, refusal[0].metadata["resource"]) == ("PINNED", version.name)
+    listed = await ada.models.ListModelVersions(models_pb2.ListModelVersionsRequest(parent=model_name(name)))
+    assert [each.pinned for each in listed.versions] == [False, True]
+
+    assert not (await operator.models.UpdateModelVersion(_pin(version.name, False))).pinned
+    assert (await ada.models.DeleteModel(delete)).HasField("delete_time")
+    async with refused(NotFound):
+        await operator.models.UpdateModelVersion(_pin(version.name, True))
+
+
+async def test_nothing_but_the_pin_of_a_version_can_be_changed(people: People) -> None:
+    ada, operator, name = people.user(), people.user("op", Role.OPERATOR), people.name("m")
+    version = await ada.publish(name, weights())
+
+    for paths in ([], ["labels"], ["pinned", "labels"]):
+        request = _pin(version.name, True)
+        del request.update_mask.paths[:]
+        request.update_mask.paths.extend(paths)
+        async with refused(InvalidArgument) as refusal:
+            await operator.models.UpdateModelVersion(request)
+        assert refusal[0].violations[0].field == "update_mask"
+    same = await ada.models.GetModelVersion(models_pb2.GetModelVersionRequest(name=version.name))
+    assert same == version

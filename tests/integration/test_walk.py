@@ -236,6 +236,11 @@ def _fields(
         **{f"{models}/{method}": {"name": model} for method in of_versions},
         f"{models}/UpdateModel": {"model": {**taken, "name": of_model}, **named},
         f"{models}/ListModelVersions": {"parent": of_model},
+        f"{models}/SetModelTag": {"name": of_model, "tag": "production", "version": 1},
+        f"{models}/DeleteModelTag": {"name": of_model, "tag": "production"},
+        f"{models}/UpdateModelVersion": {
+            "model_version": {"name": model, "pinned": True}, "update_mask": {"paths": ["pinned"]}
+        },
         f"{models}/PublishModelVersion": {"header": {"parent": of_model}},
         results: {"name": result, "parent": parent, "job": job, **me},
         history: {"name": entry, "parent": user, "entry": {"name": entry, "display_name": "taken over"}},

@@ -73,7 +73,16 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
             "models:read",
         ),
         **dict.fromkeys(
-            ("UpdateModel", "DeleteModel", "UndeleteModel", "PublishModelVersion", "ShareModel"),
+            (
+                "UpdateModel",
+                "DeleteModel",
+                "UndeleteModel",
+                "PublishModelVersion",
+                "ShareModel",
+                "SetModelTag",
+                "DeleteModelTag",
+                "UpdateModelVersion",
+            ),
             "models:write",
         ),
     },
@@ -92,7 +101,9 @@ _BY_SERVICE: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("CreateHistoryEntry", "UpdateHistoryEntry", "DeleteHistoryEntry"), "history:write"),
     },
     "guidehall.prediction.v1.PredictionService": {"Predict": "predict"},
-    "guidehall.reflectometry.v1.ReflectometryService": dict.fromkeys(("Simulate", "AnalyzeCurve"), "predict"),
+    "guidehall.reflectometry.v1.ReflectometryService": dict.fromkeys(
+        ("Simulate", "AnalyzeCurve", "ListMaterials"), "predict"
+    ),
     "inference.GRPCInferenceService": {
         **dict.fromkeys(
             (

@@ -45,11 +45,15 @@ class TensorBody(Body):
         return common_pb2.Tensor(datatype=self.datatype, shape=self.shape, content=content)
 
 
+Tag = Annotated[Text, Field(max_length=63, description='Instead of version: a tag, such as "production"')]
+
+
 class PredictBody(Body):
     """Tensors for a model of any science."""
 
     model: Text = Field(max_length=128, description="Model id")
     version: Version = 0
+    tag: Tag = ""
     inputs: dict[Text, TensorBody] = Field(max_length=64)
     outputs: list[Text] = Field(default_factory=list, max_length=64, description="Empty for all")
 
@@ -152,6 +156,7 @@ class AnalyzeBody(Body):
         " one whose network explains it best",
     )
     version: Version = 0
+    tag: Tag = ""
     stage: Literal["NETWORK", "REFINED"] = Field(
         "NETWORK", description="REFINED: a fit follows, from the network's answer and from elsewhere"
     )
@@ -170,15 +175,20 @@ class SimulateBody(Body):
     params: dict[str, Any]
 
 
-def _model_name(model: str, version: int) -> str:
-    return resource(MODEL_VERSION, model=model, version=version) if version else resource(MODEL, model=model)
+def _model_name(body: PredictBody | AnalyzeBody) -> str:
+    if body.version and body.tag:
+        raise InvalidArgument.field("tag", body.tag, "a version or a tag, not both")
+    version = body.version or body.tag
+    if not version:
+        return resource(MODEL, model=body.model)
+    return resource(MODEL_VERSION, model=body.model, version=version)
 
 
 @router.post("/predict", **returns(prediction_pb2.PredictResponse))
 async def predict(body: PredictBody, backends: BackendsDep) -> JSONResponse:
     """Runs a model on tensors."""
     request = prediction_pb2.PredictRequest(
-        model=_model_name(body.model, body.version),
+        model=_model_name(body),
         inputs={name: tensor.message(f"inputs.{name}") for name, tensor in body.inputs.items()},
         outputs=body.outputs,
     )
@@ -192,7 +202,7 @@ async def analyze(body: AnalyzeBody, backends: BackendsDep) -> JSONResponse:
     With `samples` also credible intervals, bands, and every film that the curve allows.
     """
     request = reflectometry_pb2.AnalyzeCurveRequest(
-        model=_model_name(body.model, body.version) if body.model else "",
+        model=_model_name(body) if body.model else "",
         curve=body.curve.message(),
         stage=reflectometry_pb2.AnalysisStage.Value(f"ANALYSIS_STAGE_{body.stage}"),
         samples=body.samples,
@@ -208,3 +218,10 @@ async def simulate(body: SimulateBody, backends: BackendsDep) -> JSONResponse:
     """The reflectivity and profile of a film, at once."""
     request = reflectometry_pb2.SimulateRequest(params=to_struct(body.params, "params"))
     return await answer(await backends.reflectometry.Simulate(request, timeout=backends.timeouts.analysis))
+
+
+@router.get("/materials", **returns(reflectometry_pb2.ListMaterialsResponse))
+async def list_materials(backends: BackendsDep) -> JSONResponse:
+    """Common materials of neutron reflectometry: formula, density, scattering length density."""
+    request = reflectometry_pb2.ListMaterialsRequest()
+    return await answer(await backends.reflectometry.ListMaterials(request, timeout=backends.timeouts.call))

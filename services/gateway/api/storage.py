@@ -15,6 +15,7 @@ from guidehall.core.errors import InvalidArgument
 from guidehall.core.names import ARTIFACT, DATASET, DATASET_VERSION, MODEL, MODEL_VERSION, RESULT
 from services.gateway import bundles
 from services.gateway.api.common import (
+    INT64,
     BackendsDep,
     Body,
     Filter,
@@ -56,6 +57,19 @@ class UpdateModel(Body):
     display_name: Text | None = Field(None, max_length=200)
     labels: dict[Text, Text] | None = Field(None, description="All of them: others go")
     etag: Etag = ""
+
+
+class SetModelTag(Body):
+    """Where a tag is to point."""
+
+    version: int = Field(ge=1, lt=INT64, description="Number of a version")
+    etag: Etag = ""
+
+
+class UpdateModelVersion(Body):
+    """What is to change; all else of a version is immutable."""
+
+    pinned: bool = Field(description="Whether the inference service keeps it in memory")
 
 
 class UpdateDataset(UpdateModel):
@@ -221,7 +235,8 @@ def _changed(body: UpdateModel, allowed: str) -> dict[str, Any]:
 
 @router.delete("/models/{model}", tags=["models"], **returns(models_pb2.Model))
 async def delete_model(model: str, backends: BackendsDep) -> JSONResponse:
-    """Hides a model from lists and from serving; `:undelete` brings it back."""
+    """Hides a model from lists and from serving; `:undelete` brings it back. Refused while a version is
+    pinned."""
     request = models_pb2.DeleteModelRequest(name=resource(MODEL, model=model))
     return await answer(await backends.models.DeleteModel(request, timeout=backends.timeouts.call))
 
@@ -231,6 +246,22 @@ async def undelete_model(model: str, backends: BackendsDep) -> JSONResponse:
     """Brings a deleted model back."""
     request = models_pb2.UndeleteModelRequest(name=resource(MODEL, model=model))
     return await answer(await backends.models.UndeleteModel(request, timeout=backends.timeouts.call))
+
+
+@router.put("/models/{model}/tags/{tag}", tags=["models"], **returns(models_pb2.Model))
+async def set_model_tag(model: str, tag: str, body: SetModelTag, backends: BackendsDep) -> JSONResponse:
+    """Makes a tag point to a version, whether it pointed to another before or not."""
+    request = models_pb2.SetModelTagRequest(
+        name=resource(MODEL, model=model), tag=tag, version=body.version, etag=body.etag
+    )
+    return await answer(await backends.models.SetModelTag(request, timeout=backends.timeouts.call))
+
+
+@router.delete("/models/{model}/tags/{tag}", tags=["models"], **returns(models_pb2.Model))
+async def delete_model_tag(model: str, tag: str, backends: BackendsDep) -> JSONResponse:
+    """Takes a tag away; one that is not there is no error."""
+    request = models_pb2.DeleteModelTagRequest(name=resource(MODEL, model=model), tag=tag)
+    return await answer(await backends.models.DeleteModelTag(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}/versions", tags=["models"], **returns(models_pb2.ListModelVersionsResponse))
@@ -250,9 +281,23 @@ async def list_model_versions(
 
 @router.get("/models/{model}/versions/{version}", tags=["models"], **returns(models_pb2.ModelVersion))
 async def get_model_version(model: str, version: str, backends: BackendsDep) -> JSONResponse:
-    """One version with its manifest; `latest` is the newest."""
+    """One version with its manifest; `latest` is the newest, a tag the one that it points to."""
     request = models_pb2.GetModelVersionRequest(name=resource(MODEL_VERSION, model=model, version=version))
     return await answer(await backends.models.GetModelVersion(request, timeout=backends.timeouts.call))
+
+
+@router.patch("/models/{model}/versions/{version}", tags=["models"], **returns(models_pb2.ModelVersion))
+async def update_model_version(
+    model: str, version: str, body: UpdateModelVersion, backends: BackendsDep
+) -> JSONResponse:
+    """Pins a version, or no longer: the inference service keeps it in memory, and its model cannot be
+    deleted. For operators."""
+    name = resource(MODEL_VERSION, model=model, version=version)
+    request = models_pb2.UpdateModelVersionRequest(
+        model_version=models_pb2.ModelVersion(name=name, pinned=body.pinned)
+    )
+    request.update_mask.paths.append("pinned")
+    return await answer(await backends.models.UpdateModelVersion(request, timeout=backends.timeouts.call))
 
 
 @router.get("/models/{model}/versions/{version}/content", tags=["models"], response_class=StreamingResponse)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from guidehall.core.names import project_of
 from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.analysis import ANALYSIS_VERSION, Analysis, Band, Parameter
 from guidehall.science.reflectometry.infer_params import MAX_SAMPLES
+from guidehall.science.reflectometry.materials import MATERIALS
 from guidehall.science.reflectometry.params import Note, SimulateParams, SimulateResult
 from services.inference.analysis import CurveAnswer, Refinement, ReflectometryAnalysis
 from services.inference.curves import Measurement, decode_curve
@@ -36,7 +38,7 @@ _MAX_SEED = 2**53 - 1
 
 
 class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer):
-    """Simulation and analysis of one curve."""
+    """Simulation and analysis of one curve; what films are made of."""
 
     def __init__(self, analysis: ReflectometryAnalysis, max_points: int) -> None:
         self._analysis = analysis
@@ -64,6 +66,13 @@ class ReflectometryServicer(reflectometry_pb2_grpc.ReflectometryServiceServicer)
             refinement,
         )
         return _analysed(answer, measurement)
+
+    async def ListMaterials(
+        self, request: reflectometry_pb2.ListMaterialsRequest, context: Any
+    ) -> reflectometry_pb2.ListMaterialsResponse:
+        return reflectometry_pb2.ListMaterialsResponse(
+            materials=[reflectometry_pb2.Material(**asdict(material)) for material in MATERIALS]
+        )
 
 
 def _refinement(request: reflectometry_pb2.AnalyzeCurveRequest) -> Refinement | None:

@@ -13,6 +13,7 @@ from guidehall.contracts.common.v1 import common_pb2
 from guidehall.contracts.models.v1 import models_pb2, models_pb2_grpc
 from guidehall.core import names
 from guidehall.core.auth import current_principal
+from guidehall.core.errors import InvalidArgument
 from services.storage import manifests
 from services.storage.downloads import Downloads
 from services.storage.manifests import TensorSpec
@@ -65,6 +66,28 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
     async def ShareModel(self, request: models_pb2.ShareModelRequest, context: Any) -> models_pb2.Model:
         caller = common.caller(MODELS, "ShareModel")
         return _model(await self._models.share(caller, request.name, request.add, request.remove))
+
+    async def SetModelTag(self, request: models_pb2.SetModelTagRequest, context: Any) -> models_pb2.Model:
+        caller = common.caller(MODELS, "SetModelTag")
+        return _model(
+            await self._models.set_tag(caller, request.name, request.tag, request.version, request.etag)
+        )
+
+    async def DeleteModelTag(
+        self, request: models_pb2.DeleteModelTagRequest, context: Any
+    ) -> models_pb2.Model:
+        caller = common.caller(MODELS, "DeleteModelTag")
+        return _model(await self._models.delete_tag(caller, request.name, request.tag, request.etag))
+
+    async def UpdateModelVersion(
+        self, request: models_pb2.UpdateModelVersionRequest, context: Any
+    ) -> models_pb2.ModelVersion:
+        paths = list(request.update_mask.paths)
+        if set(paths) != {"pinned"}:
+            raise InvalidArgument.field("update_mask", ", ".join(paths), "pinned: all else is immutable")
+        given, caller = request.model_version, common.caller(MODELS, "UpdateModelVersion")
+        version = await self._models.set_pinned(caller, given.name, given.pinned)
+        return await asyncio.to_thread(_version, version)
 
     async def GetModelVersion(
         self, request: models_pb2.GetModelVersionRequest, context: Any
@@ -120,7 +143,7 @@ class ModelsServicer(models_pb2_grpc.ModelsServiceServicer):
 
 def _model(series: Series) -> models_pb2.Model:
     name = names.MODEL.format(project=series.project, model=series.id)
-    return models_pb2.Model(**common.series_fields(series, name))
+    return models_pb2.Model(**common.series_fields(series, name), tags=series.tags)
 
 
 def _version(version: ModelVersion) -> models_pb2.ModelVersion:
@@ -137,6 +160,8 @@ def _version(version: ModelVersion) -> models_pb2.ModelVersion:
         job=version.job,
         owner=version.owner,
         readers=version.readers,
+        tags=version.tags,
+        pinned=version.pinned,
         labels=dict(version.labels),
         create_time=common.timestamp(version.create_time),
     )

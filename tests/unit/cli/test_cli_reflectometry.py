@@ -215,3 +215,10 @@ def test_results_mark_values_at_a_bound_and_tell_notes_below_the_name_of_their_c
         assert said.index(name) < said.index(f"of {name}")
     assert "at lower bound" in first
     assert "at lower bound" not in second
+
+
+def test_materials_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reflectometry", "materials"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["MATERIAL", "FORMULA", "DENSITY", "SLD", "ISLD"]
+    assert ["gold", "Au", "19.3", "4.6617", "0.0162"] in [row.split() for row in rows]

@@ -60,6 +60,28 @@ def test_what_is_no_version_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "version"),
+    [("latest", None), ("12", 12), ("production", "production"), ("v-2", "v-2"), ("a" * 63, "a" * 63)],
+)
+def test_versions_of_models(text: str, version: int | str | None) -> None:
+    assert names.model_version_of({"version": text}) == version
+
+
+@pytest.mark.parametrize("text", ["0", "01", "-1", "1.0", "2nd", "Production", "a_b", "a" * 64, "-", "a\n"])
+def test_what_is_neither_a_version_nor_a_tag_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="or a tag"):
+        names.model_version_of({"version": text})
+    with pytest.raises(InvalidArgument):
+        names.tag(text)
+
+
+def test_no_tag_is_called_as_the_newest_is() -> None:
+    assert names.tag("production") == "production"
+    with pytest.raises(InvalidArgument):
+        names.tag("latest")
+
+
+@pytest.mark.parametrize(
     ("principal", "owner", "sees"),
     [
         (ANN, "ann", True), (ANN, "ben", False), (ANN, "", False), (OPERATOR, "ann", True),

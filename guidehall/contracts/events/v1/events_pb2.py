@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from guidehall.contracts.jobs.v1 import jobs_pb2 as guidehall_dot_jobs_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n guidehall/events/v1/events.proto\x12\x13guidehall.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cguidehall/jobs/v1/jobs.proto\"\x18\n\x08\x44oorbell\x12\x0c\n\x04pool\x18\x01 \x01(\t\"@\n\x11JobEventsAppended\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.guidehall.jobs.v1.JobEvent\"U\n\x0eModelPublished\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\t\"8\n\x16ModelVisibilityChanged\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\"0\n\x15\x44\x61tasetVersionCreated\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\"\xaf\x03\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x31\n\x08\x64oorbell\x18\x04 \x01(\x0b\x32\x1d.guidehall.events.v1.DoorbellH\x00\x12<\n\njob_events\x18\x05 \x01(\x0b\x32&.guidehall.events.v1.JobEventsAppendedH\x00\x12>\n\x0fmodel_published\x18\x06 \x01(\x0b\x32#.guidehall.events.v1.ModelPublishedH\x00\x12O\n\x18model_visibility_changed\x18\x07 \x01(\x0b\x32+.guidehall.events.v1.ModelVisibilityChangedH\x00\x12M\n\x17\x64\x61taset_version_created\x18\x08 \x01(\x0b\x32*.guidehall.events.v1.DatasetVersionCreatedH\x00\x42\t\n\x07payloadb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n guidehall/events/v1/events.proto\x12\x13guidehall.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cguidehall/jobs/v1/jobs.proto\"\x18\n\x08\x44oorbell\x12\x0c\n\x04pool\x18\x01 \x01(\t\"@\n\x11JobEventsAppended\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.guidehall.jobs.v1.JobEvent\"U\n\x0eModelPublished\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\t\"8\n\x16ModelVisibilityChanged\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\"\x1d\n\x0cModelChanged\x12\r\n\x05model\x18\x01 \x01(\t\"0\n\x15\x44\x61tasetVersionCreated\x12\x17\n\x0f\x64\x61taset_version\x18\x01 \x01(\t\"\xeb\x03\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x31\n\x08\x64oorbell\x18\x04 \x01(\x0b\x32\x1d.guidehall.events.v1.DoorbellH\x00\x12<\n\njob_events\x18\x05 \x01(\x0b\x32&.guidehall.events.v1.JobEventsAppendedH\x00\x12>\n\x0fmodel_published\x18\x06 \x01(\x0b\x32#.guidehall.events.v1.ModelPublishedH\x00\x12O\n\x18model_visibility_changed\x18\x07 \x01(\x0b\x32+.guidehall.events.v1.ModelVisibilityChangedH\x00\x12M\n\x17\x64\x61taset_version_created\x18\x08 \x01(\x0b\x32*.guidehall.events.v1.DatasetVersionCreatedH\x00\x12:\n\rmodel_changed\x18\t \x01(\x0b\x32!.guidehall.events.v1.ModelChangedH\x00\x42\t\n\x07payloadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELPUBLISHED']._serialized_end=297
   _globals['_MODELVISIBILITYCHANGED']._serialized_start=299
   _globals['_MODELVISIBILITYCHANGED']._serialized_end=355
-  _globals['_DATASETVERSIONCREATED']._serialized_start=357
-  _globals['_DATASETVERSIONCREATED']._serialized_end=405
-  _globals['_EVENT']._serialized_start=408
-  _globals['_EVENT']._serialized_end=839
+  _globals['_MODELCHANGED']._serialized_start=357
+  _globals['_MODELCHANGED']._serialized_end=386
+  _globals['_DATASETVERSIONCREATED']._serialized_start=388
+  _globals['_DATASETVERSIONCREATED']._serialized_end=436
+  _globals['_EVENT']._serialized_start=439
+  _globals['_EVENT']._serialized_end=930
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,27 @@ class ModelVisibilityChanged(_message.Message):
 Global___ModelVisibilityChanged: _TypeAlias = ModelVisibilityChanged  # noqa: Y015
 
 @_typing.final
+class ModelChanged(_message.Message):
+    """Its tags, or which of its versions are pinned. Subject: model.changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelChanged: _TypeAlias = ModelChanged  # noqa: Y015
+
+@_typing.final
 class DatasetVersionCreated(_message.Message):
     """Subject: dataset.version_created."""
 
@@ -149,6 +170,7 @@ class Event(_message.Message):
     MODEL_PUBLISHED_FIELD_NUMBER: _builtins.int
     MODEL_VISIBILITY_CHANGED_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_CREATED_FIELD_NUMBER: _builtins.int
+    MODEL_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUID, also the broker's deduplication id."""
     source: _builtins.str
@@ -165,6 +187,8 @@ class Event(_message.Message):
     def model_visibility_changed(self) -> Global___ModelVisibilityChanged: ...
     @_builtins.property
     def dataset_version_created(self) -> Global___DatasetVersionCreated: ...
+    @_builtins.property
+    def model_changed(self) -> Global___ModelChanged: ...
     def __init__(
         self,
         *,
@@ -176,12 +200,13 @@ class Event(_message.Message):
         model_published: Global___ModelPublished | None = ...,
         model_visibility_changed: Global___ModelVisibilityChanged | None = ...,
         dataset_version_created: Global___DatasetVersionCreated | None = ...,
+        model_changed: Global___ModelChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_version_created", b"dataset_version_created", "doorbell", b"doorbell", "job_events", b"job_events", "model_published", b"model_published", "model_visibility_changed", b"model_visibility_changed", "payload", b"payload", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_version_created", b"dataset_version_created", "doorbell", b"doorbell", "job_events", b"job_events", "model_changed", b"model_changed", "model_published", b"model_published", "model_visibility_changed", b"model_visibility_changed", "payload", b"payload", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version_created", b"dataset_version_created", "doorbell", b"doorbell", "event_id", b"event_id", "job_events", b"job_events", "model_published", b"model_published", "model_visibility_changed", b"model_visibility_changed", "payload", b"payload", "source", b"source", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version_created", b"dataset_version_created", "doorbell", b"doorbell", "event_id", b"event_id", "job_events", b"job_events", "model_changed", b"model_changed", "model_published", b"model_published", "model_visibility_changed", b"model_visibility_changed", "payload", b"payload", "source", b"source", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["doorbell", "job_events", "model_published", "model_visibility_changed", "dataset_version_created"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["doorbell", "job_events", "model_published", "model_visibility_changed", "dataset_version_created", "model_changed"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from guidehall.contracts.common.v1 import common_pb2 as guidehall_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n guidehall/models/v1/models.proto\x12\x13guidehall.models.v1\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"\xeb\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.guidehall.models.v1.Model.LabelsEntry\x12\x16\n\x0elatest_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x0f\n\x07readers\x18\n \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd8\x04\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12)\n\x08manifest\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\t\x12/\n\x07weights\x18\x06 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12/\n\x06inputs\x18\x07 \x03(\x0b\x32\x1f.guidehall.common.v1.TensorSpec\x12\x30\n\x07outputs\x18\x08 \x03(\x0b\x32\x1f.guidehall.common.v1.TensorSpec\x12?\n\x07metrics\x18\t \x03(\x0b\x32..guidehall.models.v1.ModelVersion.MetricsEntry\x12\x0b\n\x03job\x18\n \x01(\t\x12\r\n\x05owner\x18\x0b \x01(\t\x12=\n\x06labels\x18\x0c \x03(\x0b\x32-.guidehall.models.v1.ModelVersion.LabelsEntry\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07readers\x18\x0e \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"p\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.guidehall.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x12UpdateModelRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.guidehall.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"$\n\x14UndeleteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"a\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"i\n\x19ListModelVersionsResponse\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.guidehall.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x02\n\x19PublishModelVersionHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12)\n\x08manifest\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12J\n\x06labels\x18\x05 \x03(\x0b\x32:.guidehall.models.v1.PublishModelVersionHeader.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x96\x01\n\x1aPublishModelVersionRequest\x12@\n\x06header\x18\x01 \x01(\x0b\x32..guidehall.models.v1.PublishModelVersionHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"A\n\x1b\x44ownloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x8b\x01\n\x1c\x44ownloadModelVersionResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"H\n\x1c\x43reateModelVersionUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\">\n\x11ShareModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t2\xc0\x08\n\rModelsService\x12L\n\x08GetModel\x12$.guidehall.models.v1.GetModelRequest\x1a\x1a.guidehall.models.v1.Model\x12]\n\nListModels\x12&.guidehall.models.v1.ListModelsRequest\x1a\'.guidehall.models.v1.ListModelsResponse\x12R\n\x0bUpdateModel\x12\'.guidehall.models.v1.UpdateModelRequest\x1a\x1a.guidehall.models.v1.Model\x12R\n\x0b\x44\x65leteModel\x12\'.guidehall.models.v1.DeleteModelRequest\x1a\x1a.guidehall.models.v1.Model\x12V\n\rUndeleteModel\x12).guidehall.models.v1.UndeleteModelRequest\x1a\x1a.guidehall.models.v1.Model\x12\x61\n\x0fGetModelVersion\x12+.guidehall.models.v1.GetModelVersionRequest\x1a!.guidehall.models.v1.ModelVersion\x12r\n\x11ListModelVersions\x12-.guidehall.models.v1.ListModelVersionsRequest\x1a..guidehall.models.v1.ListModelVersionsResponse\x12k\n\x13PublishModelVersion\x12/.guidehall.models.v1.PublishModelVersionRequest\x1a!.guidehall.models.v1.ModelVersion(\x01\x12}\n\x14\x44ownloadModelVersion\x12\x30.guidehall.models.v1.DownloadModelVersionRequest\x1a\x31.guidehall.models.v1.DownloadModelVersionResponse0\x01\x12m\n\x15\x43reateModelVersionUrl\x12\x31.guidehall.models.v1.CreateModelVersionUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12P\n\nShareModel\x12&.guidehall.models.v1.ShareModelRequest\x1a\x1a.guidehall.models.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n guidehall/models/v1/models.proto\x12\x13guidehall.models.v1\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a guidehall/common/v1/common.proto\"\xcc\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.guidehall.models.v1.Model.LabelsEntry\x12\x16\n\x0elatest_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x0f\n\x07readers\x18\n \x03(\t\x12\x32\n\x04tags\x18\x0b \x03(\x0b\x32$.guidehall.models.v1.Model.TagsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xf6\x04\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12)\n\x08manifest\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\t\x12/\n\x07weights\x18\x06 \x01(\x0b\x32\x1e.guidehall.common.v1.ObjectRef\x12/\n\x06inputs\x18\x07 \x03(\x0b\x32\x1f.guidehall.common.v1.TensorSpec\x12\x30\n\x07outputs\x18\x08 \x03(\x0b\x32\x1f.guidehall.common.v1.TensorSpec\x12?\n\x07metrics\x18\t \x03(\x0b\x32..guidehall.models.v1.ModelVersion.MetricsEntry\x12\x0b\n\x03job\x18\n \x01(\t\x12\r\n\x05owner\x18\x0b \x01(\t\x12=\n\x06labels\x18\x0c \x03(\x0b\x32-.guidehall.models.v1.ModelVersion.LabelsEntry\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07readers\x18\x0e \x03(\t\x12\x0c\n\x04tags\x18\x0f \x03(\t\x12\x0e\n\x06pinned\x18\x10 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"p\n\x11ListModelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.guidehall.models.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x12UpdateModelRequest\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.guidehall.models.v1.Model\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"0\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"$\n\x14UndeleteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"a\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\"i\n\x19ListModelVersionsResponse\x12\x33\n\x08versions\x18\x01 \x03(\x0b\x32!.guidehall.models.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x89\x02\n\x19PublishModelVersionHeader\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12)\n\x08manifest\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12J\n\x06labels\x18\x05 \x03(\x0b\x32:.guidehall.models.v1.PublishModelVersionHeader.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x96\x01\n\x1aPublishModelVersionRequest\x12@\n\x06header\x18\x01 \x01(\x0b\x32..guidehall.models.v1.PublishModelVersionHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"A\n\x1b\x44ownloadModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\"\x8b\x01\n\x1c\x44ownloadModelVersionResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.guidehall.common.v1.ObjectHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.guidehall.common.v1.ChunkH\x00\x42\t\n\x07message\"H\n\x1c\x43reateModelVersionUrlRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x65xpires_in_seconds\x18\x02 \x01(\x03\">\n\x11ShareModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t\"N\n\x12SetModelTagRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"@\n\x15\x44\x65leteModelTagRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x86\x01\n\x19UpdateModelVersionRequest\x12\x38\n\rmodel_version\x18\x01 \x01(\x0b\x32!.guidehall.models.v1.ModelVersion\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask2\xd7\n\n\rModelsService\x12L\n\x08GetModel\x12$.guidehall.models.v1.GetModelRequest\x1a\x1a.guidehall.models.v1.Model\x12]\n\nListModels\x12&.guidehall.models.v1.ListModelsRequest\x1a\'.guidehall.models.v1.ListModelsResponse\x12R\n\x0bUpdateModel\x12\'.guidehall.models.v1.UpdateModelRequest\x1a\x1a.guidehall.models.v1.Model\x12R\n\x0b\x44\x65leteModel\x12\'.guidehall.models.v1.DeleteModelRequest\x1a\x1a.guidehall.models.v1.Model\x12V\n\rUndeleteModel\x12).guidehall.models.v1.UndeleteModelRequest\x1a\x1a.guidehall.models.v1.Model\x12\x61\n\x0fGetModelVersion\x12+.guidehall.models.v1.GetModelVersionRequest\x1a!.guidehall.models.v1.ModelVersion\x12r\n\x11ListModelVersions\x12-.guidehall.models.v1.ListModelVersionsRequest\x1a..guidehall.models.v1.ListModelVersionsResponse\x12k\n\x13PublishModelVersion\x12/.guidehall.models.v1.PublishModelVersionRequest\x1a!.guidehall.models.v1.ModelVersion(\x01\x12}\n\x14\x44ownloadModelVersion\x12\x30.guidehall.models.v1.DownloadModelVersionRequest\x1a\x31.guidehall.models.v1.DownloadModelVersionResponse0\x01\x12m\n\x15\x43reateModelVersionUrl\x12\x31.guidehall.models.v1.CreateModelVersionUrlRequest\x1a!.guidehall.common.v1.PresignedUrl\x12P\n\nShareModel\x12&.guidehall.models.v1.ShareModelRequest\x1a\x1a.guidehall.models.v1.Model\x12R\n\x0bSetModelTag\x12\'.guidehall.models.v1.SetModelTagRequest\x1a\x1a.guidehall.models.v1.Model\x12X\n\x0e\x44\x65leteModelTag\x12*.guidehall.models.v1.DeleteModelTagRequest\x1a\x1a.guidehall.models.v1.Model\x12g\n\x12UpdateModelVersion\x12..guidehall.models.v1.UpdateModelVersionRequest\x1a!.guidehall.models.v1.ModelVersionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_LABELSENTRY']._loaded_options = None
   _globals['_MODEL_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_MODEL_TAGSENTRY']._loaded_options = None
+  _globals['_MODEL_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_MODELVERSION_METRICSENTRY']._loaded_options = None
   _globals['_MODELVERSION_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODELVERSION_LABELSENTRY']._loaded_options = None
@@ -44,47 +46,55 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._loaded_options = None
   _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_MODEL']._serialized_start=189
-  _globals['_MODEL']._serialized_end=552
-  _globals['_MODEL_LABELSENTRY']._serialized_start=507
-  _globals['_MODEL_LABELSENTRY']._serialized_end=552
-  _globals['_MODELVERSION']._serialized_start=555
-  _globals['_MODELVERSION']._serialized_end=1155
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=1062
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=1108
-  _globals['_MODELVERSION_LABELSENTRY']._serialized_start=507
-  _globals['_MODELVERSION_LABELSENTRY']._serialized_end=552
-  _globals['_GETMODELREQUEST']._serialized_start=1157
-  _globals['_GETMODELREQUEST']._serialized_end=1188
-  _globals['_LISTMODELSREQUEST']._serialized_start=1190
-  _globals['_LISTMODELSREQUEST']._serialized_end=1302
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1304
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1393
-  _globals['_UPDATEMODELREQUEST']._serialized_start=1395
-  _globals['_UPDATEMODELREQUEST']._serialized_end=1507
-  _globals['_DELETEMODELREQUEST']._serialized_start=1509
-  _globals['_DELETEMODELREQUEST']._serialized_end=1557
-  _globals['_UNDELETEMODELREQUEST']._serialized_start=1559
-  _globals['_UNDELETEMODELREQUEST']._serialized_end=1595
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1597
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1635
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1637
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1734
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1736
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1841
-  _globals['_PUBLISHMODELVERSIONHEADER']._serialized_start=1844
-  _globals['_PUBLISHMODELVERSIONHEADER']._serialized_end=2109
-  _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._serialized_start=507
-  _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._serialized_end=552
-  _globals['_PUBLISHMODELVERSIONREQUEST']._serialized_start=2112
-  _globals['_PUBLISHMODELVERSIONREQUEST']._serialized_end=2262
-  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_start=2264
-  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_end=2329
-  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_start=2332
-  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_end=2471
-  _globals['_CREATEMODELVERSIONURLREQUEST']._serialized_start=2473
-  _globals['_CREATEMODELVERSIONURLREQUEST']._serialized_end=2545
-  _globals['_SHAREMODELREQUEST']._serialized_start=2547
-  _globals['_SHAREMODELREQUEST']._serialized_end=2609
-  _globals['_MODELSSERVICE']._serialized_start=2612
-  _globals['_MODELSSERVICE']._serialized_end=3700
+  _globals['_MODEL']._serialized_end=649
+  _globals['_MODEL_LABELSENTRY']._serialized_start=559
+  _globals['_MODEL_LABELSENTRY']._serialized_end=604
+  _globals['_MODEL_TAGSENTRY']._serialized_start=606
+  _globals['_MODEL_TAGSENTRY']._serialized_end=649
+  _globals['_MODELVERSION']._serialized_start=652
+  _globals['_MODELVERSION']._serialized_end=1282
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=1189
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=1235
+  _globals['_MODELVERSION_LABELSENTRY']._serialized_start=559
+  _globals['_MODELVERSION_LABELSENTRY']._serialized_end=604
+  _globals['_GETMODELREQUEST']._serialized_start=1284
+  _globals['_GETMODELREQUEST']._serialized_end=1315
+  _globals['_LISTMODELSREQUEST']._serialized_start=1317
+  _globals['_LISTMODELSREQUEST']._serialized_end=1429
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1431
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1520
+  _globals['_UPDATEMODELREQUEST']._serialized_start=1522
+  _globals['_UPDATEMODELREQUEST']._serialized_end=1634
+  _globals['_DELETEMODELREQUEST']._serialized_start=1636
+  _globals['_DELETEMODELREQUEST']._serialized_end=1684
+  _globals['_UNDELETEMODELREQUEST']._serialized_start=1686
+  _globals['_UNDELETEMODELREQUEST']._serialized_end=1722
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1724
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1762
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1764
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1861
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1863
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1968
+  _globals['_PUBLISHMODELVERSIONHEADER']._serialized_start=1971
+  _globals['_PUBLISHMODELVERSIONHEADER']._serialized_end=2236
+  _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._serialized_start=559
+  _globals['_PUBLISHMODELVERSIONHEADER_LABELSENTRY']._serialized_end=604
+  _globals['_PUBLISHMODELVERSIONREQUEST']._serialized_start=2239
+  _globals['_PUBLISHMODELVERSIONREQUEST']._serialized_end=2389
+  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_start=2391
+  _globals['_DOWNLOADMODELVERSIONREQUEST']._serialized_end=2456
+  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_start=2459
+  _globals['_DOWNLOADMODELVERSIONRESPONSE']._serialized_end=2598
+  _globals['_CREATEMODELVERSIONURLREQUEST']._serialized_start=2600
+  _globals['_CREATEMODELVERSIONURLREQUEST']._serialized_end=2672
+  _globals['_SHAREMODELREQUEST']._serialized_start=2674
+  _globals['_SHAREMODELREQUEST']._serialized_end=2736
+  _globals['_SETMODELTAGREQUEST']._serialized_start=2738
+  _globals['_SETMODELTAGREQUEST']._serialized_end=2816
+  _globals['_DELETEMODELTAGREQUEST']._serialized_start=2818
+  _globals['_DELETEMODELTAGREQUEST']._serialized_end=2882
+  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_start=2885
+  _globals['_UPDATEMODELVERSIONREQUEST']._serialized_end=3019
+  _globals['_MODELSSERVICE']._serialized_start=3022
+  _globals['_MODELSSERVICE']._serialized_end=4389
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,21 @@ class ModelsServiceStub(object):
                 request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
                 response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
                 _registered_method=True)
+        self.SetModelTag = channel.unary_unary(
+                '/guidehall.models.v1.ModelsService/SetModelTag',
+                request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.SetModelTagRequest.SerializeToString,
+                response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
+        self.DeleteModelTag = channel.unary_unary(
+                '/guidehall.models.v1.ModelsService/DeleteModelTag',
+                request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.DeleteModelTagRequest.SerializeToString,
+                response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+                _registered_method=True)
+        self.UpdateModelVersion = channel.unary_unary(
+                '/guidehall.models.v1.ModelsService/UpdateModelVersion',
+                request_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelVersionRequest.SerializeToString,
+                response_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.ModelVersion.FromString,
+                _registered_method=True)
 
 
 class ModelsServiceServicer(object):
@@ -114,7 +129,7 @@ class ModelsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Soft: it is no longer listed or served, and can be brought back.
+        """Soft: it is no longer listed or served, and can be brought back. Refused while a version is pinned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +174,27 @@ class ModelsServiceServicer(object):
 
     def ShareModel(self, request, context):
         """Lets others read the model and ask it for predictions. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelTag(self, request, context):
+        """Makes a tag point to a version, whether it pointed to another before or not. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelTag(self, request, context):
+        """Idempotent: a tag that is not there is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateModelVersion(self, request, context):
+        """Pins a version, or no longer. For operators: it takes memory of the inference service from other models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,6 +257,21 @@ def add_ModelsServiceServicer_to_server(servicer, server):
                     servicer.ShareModel,
                     request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.FromString,
                     response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'SetModelTag': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelTag,
+                    request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.SetModelTagRequest.FromString,
+                    response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'DeleteModelTag': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelTag,
+                    request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.DeleteModelTagRequest.FromString,
+                    response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.Model.SerializeToString,
+            ),
+            'UpdateModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModelVersion,
+                    request_deserializer=guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelVersionRequest.FromString,
+                    response_serializer=guidehall_dot_models_dot_v1_dot_models__pb2.ModelVersion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -520,6 +571,87 @@ class ModelsService(object):
             '/guidehall.models.v1.ModelsService/ShareModel',
             guidehall_dot_models_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
             guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelTag(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.models.v1.ModelsService/SetModelTag',
+            guidehall_dot_models_dot_v1_dot_models__pb2.SetModelTagRequest.SerializeToString,
+            guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelTag(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.models.v1.ModelsService/DeleteModelTag',
+            guidehall_dot_models_dot_v1_dot_models__pb2.DeleteModelTagRequest.SerializeToString,
+            guidehall_dot_models_dot_v1_dot_models__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.models.v1.ModelsService/UpdateModelVersion',
+            guidehall_dot_models_dot_v1_dot_models__pb2.UpdateModelVersionRequest.SerializeToString,
+            guidehall_dot_models_dot_v1_dot_models__pb2.ModelVersion.FromString,
             options,
             channel_credentials,
             insecure,

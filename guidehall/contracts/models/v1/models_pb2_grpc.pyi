@@ -36,7 +36,7 @@ class ModelsServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.Model]
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.Model]
-    """Soft: it is no longer listed or served, and can be brought back."""
+    """Soft: it is no longer listed or served, and can be brought back. Refused while a version is pinned."""
     UndeleteModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.UndeleteModelRequest, _models_pb2.Model]
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelVersionRequest, _models_pb2.ModelVersion]
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelVersionsRequest, _models_pb2.ListModelVersionsResponse]
@@ -46,6 +46,12 @@ class ModelsServiceStub:
     CreateModelVersionUrl: _grpc.UnaryUnaryMultiCallable[_models_pb2.CreateModelVersionUrlRequest, _common_pb2.PresignedUrl]
     ShareModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.ShareModelRequest, _models_pb2.Model]
     """Lets others read the model and ask it for predictions. Idempotent."""
+    SetModelTag: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetModelTagRequest, _models_pb2.Model]
+    """Makes a tag point to a version, whether it pointed to another before or not. Idempotent."""
+    DeleteModelTag: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelTagRequest, _models_pb2.Model]
+    """Idempotent: a tag that is not there is no error."""
+    UpdateModelVersion: _grpc.UnaryUnaryMultiCallable[_models_pb2.UpdateModelVersionRequest, _models_pb2.ModelVersion]
+    """Pins a version, or no longer. For operators: it takes memory of the inference service from other models."""
 
 @_typing.type_check_only
 class ModelsServiceAsyncStub(ModelsServiceStub):
@@ -54,7 +60,7 @@ class ModelsServiceAsyncStub(ModelsServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
     UpdateModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UpdateModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     DeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelRequest, _models_pb2.Model]  # type: ignore[assignment]
-    """Soft: it is no longer listed or served, and can be brought back."""
+    """Soft: it is no longer listed or served, and can be brought back. Refused while a version is pinned."""
     UndeleteModel: _aio.UnaryUnaryMultiCallable[_models_pb2.UndeleteModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelVersionRequest, _models_pb2.ModelVersion]  # type: ignore[assignment]
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelVersionsRequest, _models_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
@@ -64,6 +70,12 @@ class ModelsServiceAsyncStub(ModelsServiceStub):
     CreateModelVersionUrl: _aio.UnaryUnaryMultiCallable[_models_pb2.CreateModelVersionUrlRequest, _common_pb2.PresignedUrl]  # type: ignore[assignment]
     ShareModel: _aio.UnaryUnaryMultiCallable[_models_pb2.ShareModelRequest, _models_pb2.Model]  # type: ignore[assignment]
     """Lets others read the model and ask it for predictions. Idempotent."""
+    SetModelTag: _aio.UnaryUnaryMultiCallable[_models_pb2.SetModelTagRequest, _models_pb2.Model]  # type: ignore[assignment]
+    """Makes a tag point to a version, whether it pointed to another before or not. Idempotent."""
+    DeleteModelTag: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelTagRequest, _models_pb2.Model]  # type: ignore[assignment]
+    """Idempotent: a tag that is not there is no error."""
+    UpdateModelVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.UpdateModelVersionRequest, _models_pb2.ModelVersion]  # type: ignore[assignment]
+    """Pins a version, or no longer. For operators: it takes memory of the inference service from other models."""
 
 class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -93,7 +105,7 @@ class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
-        """Soft: it is no longer listed or served, and can be brought back."""
+        """Soft: it is no longer listed or served, and can be brought back. Refused while a version is pinned."""
 
     @_abc_1.abstractmethod
     def UndeleteModel(
@@ -145,5 +157,29 @@ class ModelsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
         """Lets others read the model and ask it for predictions. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def SetModelTag(
+        self,
+        request: _models_pb2.SetModelTagRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
+        """Makes a tag point to a version, whether it pointed to another before or not. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def DeleteModelTag(
+        self,
+        request: _models_pb2.DeleteModelTagRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.Model, _abc.Awaitable[_models_pb2.Model]]:
+        """Idempotent: a tag that is not there is no error."""
+
+    @_abc_1.abstractmethod
+    def UpdateModelVersion(
+        self,
+        request: _models_pb2.UpdateModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.ModelVersion, _abc.Awaitable[_models_pb2.ModelVersion]]:
+        """Pins a version, or no longer. For operators: it takes memory of the inference service from other models."""
 
 def add_ModelsServiceServicer_to_server(servicer: ModelsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -437,3 +437,75 @@ class Note(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Note: _TypeAlias = Note  # noqa: Y015
+
+@_typing.final
+class Material(_message.Message):
+    """A material as the tables have it; a film's may be less dense."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMULA_FIELD_NUMBER: _builtins.int
+    DENSITY_FIELD_NUMBER: _builtins.int
+    SLD_FIELD_NUMBER: _builtins.int
+    ISLD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Such as "polystyrene-d8"."""
+    formula: _builtins.str
+    """Of one unit; D is deuterium."""
+    density: _builtins.float
+    """In grams per cubic centimetre."""
+    sld: _builtins.float
+    """Of neutrons, in 1e-6 per square angstrom. The imaginary part is absorption, at 1.798 angstrom."""
+    isld: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        formula: _builtins.str = ...,
+        density: _builtins.float = ...,
+        sld: _builtins.float = ...,
+        isld: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["density", b"density", "formula", b"formula", "isld", b"isld", "name", b"name", "sld", b"sld"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Material: _TypeAlias = Material  # noqa: Y015
+
+@_typing.final
+class ListMaterialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMaterialsRequest: _TypeAlias = ListMaterialsRequest  # noqa: Y015
+
+@_typing.final
+class ListMaterialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATERIALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def materials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Material]: ...
+    def __init__(
+        self,
+        *,
+        materials: _abc.Iterable[Global___Material] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["materials", b"materials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMaterialsResponse: _TypeAlias = ListMaterialsResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class ReflectometryServiceStub(object):
                 request_serializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveRequest.SerializeToString,
                 response_deserializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveResponse.FromString,
                 _registered_method=True)
+        self.ListMaterials = channel.unary_unary(
+                '/guidehall.reflectometry.v1.ReflectometryService/ListMaterials',
+                request_serializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsRequest.SerializeToString,
+                response_deserializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsResponse.FromString,
+                _registered_method=True)
 
 
 class ReflectometryServiceServicer(object):
@@ -62,6 +67,13 @@ class ReflectometryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMaterials(self, request, context):
+        """Common materials, all of them at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReflectometryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +86,11 @@ def add_ReflectometryServiceServicer_to_server(servicer, server):
                     servicer.AnalyzeCurve,
                     request_deserializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveRequest.FromString,
                     response_serializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveResponse.SerializeToString,
+            ),
+            'ListMaterials': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMaterials,
+                    request_deserializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsRequest.FromString,
+                    response_serializer=guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +147,33 @@ class ReflectometryService(object):
             '/guidehall.reflectometry.v1.ReflectometryService/AnalyzeCurve',
             guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveRequest.SerializeToString,
             guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.AnalyzeCurveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMaterials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guidehall.reflectometry.v1.ReflectometryService/ListMaterials',
+            guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsRequest.SerializeToString,
+            guidehall_dot_reflectometry_dot_v1_dot_reflectometry__pb2.ListMaterialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

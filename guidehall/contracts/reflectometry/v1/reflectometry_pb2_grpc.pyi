@@ -34,6 +34,8 @@ class ReflectometryServiceStub:
     Simulate: _grpc.UnaryUnaryMultiCallable[_reflectometry_pb2.SimulateRequest, _reflectometry_pb2.SimulateResponse]
     AnalyzeCurve: _grpc.UnaryUnaryMultiCallable[_reflectometry_pb2.AnalyzeCurveRequest, _reflectometry_pb2.AnalyzeCurveResponse]
     """Measured curve in, physics out."""
+    ListMaterials: _grpc.UnaryUnaryMultiCallable[_reflectometry_pb2.ListMaterialsRequest, _reflectometry_pb2.ListMaterialsResponse]
+    """Common materials, all of them at once."""
 
 @_typing.type_check_only
 class ReflectometryServiceAsyncStub(ReflectometryServiceStub):
@@ -41,6 +43,8 @@ class ReflectometryServiceAsyncStub(ReflectometryServiceStub):
     Simulate: _aio.UnaryUnaryMultiCallable[_reflectometry_pb2.SimulateRequest, _reflectometry_pb2.SimulateResponse]  # type: ignore[assignment]
     AnalyzeCurve: _aio.UnaryUnaryMultiCallable[_reflectometry_pb2.AnalyzeCurveRequest, _reflectometry_pb2.AnalyzeCurveResponse]  # type: ignore[assignment]
     """Measured curve in, physics out."""
+    ListMaterials: _aio.UnaryUnaryMultiCallable[_reflectometry_pb2.ListMaterialsRequest, _reflectometry_pb2.ListMaterialsResponse]  # type: ignore[assignment]
+    """Common materials, all of them at once."""
 
 class ReflectometryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,5 +61,13 @@ class ReflectometryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reflectometry_pb2.AnalyzeCurveResponse, _abc.Awaitable[_reflectometry_pb2.AnalyzeCurveResponse]]:
         """Measured curve in, physics out."""
+
+    @_abc_1.abstractmethod
+    def ListMaterials(
+        self,
+        request: _reflectometry_pb2.ListMaterialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reflectometry_pb2.ListMaterialsResponse, _abc.Awaitable[_reflectometry_pb2.ListMaterialsResponse]]:
+        """Common materials, all of them at once."""
 
 def add_ReflectometryServiceServicer_to_server(servicer: ReflectometryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
