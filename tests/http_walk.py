@@ -65,14 +65,14 @@ class HttpThings:
     Attributes:
         paths: by the names of path parameters; under an operation's beginning, where it is another there.
         fields: of bodies and queries, at any depth.
-        forms: files of operations that read their body themselves, by label.
+        bodies: what is sent by label, where the fields do not make a body that means something.
     """
 
     marker: str
     paths: Mapping[str, str]
     paths_of: Mapping[str, Mapping[str, str]]
     fields: Mapping[str, Any]
-    forms: Mapping[str, Mapping[str, Any]]
+    bodies: Mapping[str, Mapping[str, Any]]
 
     def requests(self, operation: Operation) -> Iterator[dict[str, Any]]:
         """What `httpx` is to send: with the queries that must be, and with all that are known.
@@ -102,8 +102,8 @@ class HttpThings:
             yield sent | {"params": queries}
 
     def _body(self, operation: Operation) -> dict[str, Any]:
-        if operation.label in self.forms:
-            return dict(self.forms[operation.label])
+        if operation.label in self.bodies:
+            return dict(self.bodies[operation.label])
         if _JSON in operation.bodies:
             return {"json": self._value(operation, "", operation.bodies[_JSON])}
         if _FORM in operation.bodies:
@@ -129,7 +129,7 @@ class HttpThings:
                 return {
                     part: self._value(operation, part, described)
                     for part, described in schema.get("properties", {}).items()
-                    if part in self.fields or part in required or _is_list_of_things(described)
+                    if part in self.fields or part in required
                 }
             case "array":
                 count = max(1, schema.get("minItems", 1))
@@ -241,10 +241,6 @@ def _texts(request: Any) -> set[str]:
     if isinstance(request, (list, tuple)):
         return set().union(*map(_texts, request))
     return set()
-
-
-def _is_list_of_things(schema: Mapping[str, Any]) -> bool:
-    return "$ref" in schema.get("items", {})
 
 
 def _none() -> Any:

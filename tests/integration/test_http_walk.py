@@ -163,7 +163,6 @@ def _things(named: Things, run: str) -> HttpThings:
     fields = {
         "pipeline": "toy.line",
         "inputs": {"points": version},
-        "group": GROUP,
         "model": model,
         "dataset_id": dataset,
         "job": jobs["name"],
@@ -193,6 +192,9 @@ def _things(named: Things, run: str) -> HttpThings:
     }
     upload = {"files": {"files": ("taken.npy", b"nothing")}, "data": {"roles": "nr_train"}}
     weights = {"files": {"file": ("taken.pth", b"nothing")}, "data": {"model_id": model}}
+    job = {"pipeline": "toy.line", "pool": pool, "group": GROUP, "inputs": {"points": version}}
+    tensor = {"datatype": "FP32", "shape": [1], "content": "AAAAAA=="}
+    curve = {"q": [0.01, 0.02, 0.03], "r": [1.0, 0.1, 0.01]}
     return HttpThings(
         MARKER,
         paths,
@@ -202,7 +204,13 @@ def _things(named: Things, run: str) -> HttpThings:
             "/api/v1/service-accounts/": {"user": robot},
         },
         fields,
-        {"POST /api/upload": upload, "POST /api/models/upload": weights},
+        {
+            "POST /api/upload": upload,
+            "POST /api/models/upload": weights,
+            "POST /api/v1/jobs:batch": {"json": {"requests": [job], "validate_only": True}},
+            "POST /api/v1/predict": {"json": {"model": model, "inputs": {"x": tensor}}},
+            "POST /api/v1/analyze": {"json": {"model": model, "curve": curve}},
+        },
     )
 
 
