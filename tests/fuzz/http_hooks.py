@@ -85,8 +85,20 @@ def _readers() -> dict[str, list[str]]:
     return {"add": [f"group:{_SITE['group']}"], "remove": [f"user:{_SITE['user']}"]}
 
 
-def _log_in() -> Any:
-    return _post("/auth/login", {"user": _SITE["user"], "password": _SITE["password"]})
+def _account() -> dict[str, str]:
+    """Of somebody new: others are disabled and erased while the requests go on."""
+    name = _user()
+    _post(f"/api/v1/users/{name}:set-password", {"password": _SITE["password"]})
+    return {"user": name, "password": _SITE["password"]}
+
+
+def _session() -> dict[str, str]:
+    _, user, _, session = _post("/auth/login", _account())["session"]["name"].split("/")
+    return {"user": user, "session": session}
+
+
+def _refresh() -> dict[str, str]:
+    return {"refresh_token": _post("/auth/login", _account())["refresh_token"]}
 
 
 # What a path names, where the operation needs a thing of its own: it changes or ends it.
@@ -107,10 +119,7 @@ _OWN: dict[str, Callable[[], dict[str, str]]] = {
         "user": _SITE["user"],
         "key": _last(_post(f"/api/v1/users/{_SITE['user']}/keys")["api_key"]["name"]),
     },
-    "POST /api/v1/users/{user}/sessions/{session}:revoke": lambda: {
-        "user": _SITE["user"],
-        "session": _last(_log_in()["session"]["name"]),
-    },
+    "POST /api/v1/users/{user}/sessions/{session}:revoke": _session,
     "POST /api/v1/pools/{pool}/credentials/{credential}:revoke": lambda: {
         "pool": _SITE["idle_pool"],
         "credential": _last(_post(f"/api/v1/pools/{_SITE['idle_pool']}/credentials")["credential"]["name"]),
@@ -163,9 +172,9 @@ _BODIES: dict[str, Callable[[], Any]] = {
     "POST /api/v1/groups/{group}/service-accounts": lambda: {"user_id": _fresh("robot")},
     "POST /api/v1/invitations": dict,
     "POST /auth/device/code": dict,
-    "POST /auth/login": lambda: {"user": _SITE["user"], "password": _SITE["password"]},
-    "POST /auth/refresh": lambda: {"refresh_token": _log_in()["refresh_token"]},
-    "POST /auth/logout": lambda: {"refresh_token": _log_in()["refresh_token"]},
+    "POST /auth/login": _account,
+    "POST /auth/refresh": _refresh,
+    "POST /auth/logout": _refresh,
     "POST /auth/register": lambda: {"user": _fresh("member"), "password": "a password long enough"},
 }
 

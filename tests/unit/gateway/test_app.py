@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import httpx
@@ -547,3 +548,14 @@ async def test_errors_carry_cors_headers_for_listed_origins_only(client: httpx.A
     assert listed.status_code == 503
     assert listed.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert "access-control-allow-origin" not in other.headers
+
+
+async def test_a_provider_of_any_name_is_refused_and_adds_nothing_to_the_cookie(
+    client: httpx.AsyncClient,
+) -> None:
+    for name in ("\N{SNOWMAN}", "x; Domain=elsewhere.example", "a b"):
+        answer = await client.get(f"/auth/oidc/{quote(name, safe='')}/callback", params={"error": "refused"})
+        assert answer.status_code == 403
+        (attributes,) = answer.headers.get_list("set-cookie")
+        assert f"Path=/auth/oidc/{quote(name, safe='')}" in attributes.split("; ")
+        assert "Domain" not in [part.partition("=")[0] for part in attributes.split("; ")]
