@@ -24,7 +24,7 @@ _SECONDS = 10
 _MOST_BYTES = 1 << 20
 _METHODS = ("get", "post", "put", "patch", "delete")
 _JSON, _FORM = "application/json", "application/x-www-form-urlencoded"
-# Refusals name what a request named; so does this answer, which is 200 also where there is nothing.
+# Refusals repeat what a request named; so does this answer, which is 200 also where there is nothing.
 _ECHOES = {"GET /api/models/{id}/info"}
 
 
@@ -63,12 +63,14 @@ class HttpThings:
     """Names of what somebody has, by the parameters and fields that take them, and a text that is in all.
 
     Attributes:
+        ids: of things, which are told to nobody who has not named them.
         paths: by the names of path parameters; under an operation's beginning, where it is another there.
         fields: of bodies and queries, at any depth.
         bodies: what is sent by label, where the fields do not make a body that means something.
     """
 
     marker: str
+    ids: Sequence[str]
     paths: Mapping[str, str]
     paths_of: Mapping[str, Mapping[str, str]]
     fields: Mapping[str, Any]
@@ -100,6 +102,15 @@ class HttpThings:
         yield sent | {"params": needed}
         if queries != needed:
             yield sent | {"params": queries}
+
+    def tells(self, operation: Operation, request: Mapping[str, Any], answer: Answer) -> bool:
+        """Whether an answer has more of them in it than was asked for."""
+        content = unnamed = answer.content
+        for text in sorted(_texts(request), key=len, reverse=True):
+            unnamed = unnamed.replace(text.encode(), b"")
+        if int(answer.code) >= 400 or operation.label in _ECHOES:
+            content = unnamed
+        return self.marker.encode() in content or any(id.encode() in unnamed for id in self.ids)
 
     def _body(self, operation: Operation) -> dict[str, Any]:
         if operation.label in self.bodies:
@@ -196,21 +207,13 @@ class HttpWalk:
                 for number, request in enumerate(self.things.requests(operation)):
                     label = f"{operation.label}{f' #{number + 1}' if number else ''}"
                     answer = answers[label] = await call(http, request)
-                    if self._tells(operation, request, answer):
+                    if self.things.tells(operation, request, answer):
                         findings.append(Finding(caller.name, operation.label, "read"))
                     after = await self._state()
                     if after != before:
                         findings.append(Finding(caller.name, operation.label, "changed"))
                         before = after
         return findings, answers
-
-    def _tells(self, operation: Operation, request: Mapping[str, Any], answer: Answer) -> bool:
-        content = answer.content
-        if int(answer.code) >= 400 or operation.label in _ECHOES:
-            # Whoever is refused is told what they asked for, not more.
-            for text in sorted(_texts(request), key=len, reverse=True):
-                content = content.replace(text.encode(), b"")
-        return self.things.marker.encode() in content
 
     async def _state(self) -> list[str]:
         return list(await asyncio.gather(*(state() for state in self.states)))
