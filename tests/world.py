@@ -22,7 +22,7 @@ from guidehall.core.channels import credentials_interceptors
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import Facility, facilities
 from tests.fixtures.inference import inference_server
-from tests.fixtures.storage import StorageSite, publication, upload, weights
+from tests.fixtures.storage import StorageSite, publication, staging, upload, weights
 from tests.processes import Server
 from tests.walk import Caller, Things, Walk, methods
 
@@ -187,10 +187,10 @@ async def _promote(site: StorageSite, project: str, job: str, id: str) -> str:
         request.document.update({"a": MARKER})
         staged = (await attempt.staging.StageResult(request)).object
         content = MARKER.encode() + b" and what was noted\n"
-        outputs = {
-            "result": staged,
-            ARTIFACT: await attempt.stage(id, 1, "artifact", ARTIFACT, content, job=job),
-        }
+        messages = staging(id, 1, "artifact", ARTIFACT, content)
+        messages[0].header.job = job
+        kept = (await attempt.staging.StageObject(messages)).object
+        outputs = {"result": staged, ARTIFACT: kept}
         commit = staging_pb2.PromoteRequest(job=job, lease_epoch=1, owner=OWNER, outputs=outputs)
         return str((await trainer.staging.Promote(commit)).result)
 

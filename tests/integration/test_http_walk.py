@@ -18,7 +18,7 @@ from services.gateway.settings import GatewaySettings
 from tests.fixtures.gateway import Gateway
 from tests.http_walk import HttpCaller, HttpThings, HttpWalk, Operation, call, operations
 from tests.processes import Server
-from tests.walk import Finding, Things, full_name, methods, table
+from tests.walk import Answer, Finding, Things, full_name, methods, table
 from tests.walk import call as call_rpc
 from tests.world import (
     ARTIFACT,
@@ -361,6 +361,25 @@ def test_a_path_with_a_name_that_the_walk_does_not_know_is_refused() -> None:
     unknown = Operation("GET", "/api/v1/beams/{beam}", [{"in": "path", "name": "beam"}], {}, {})
     with pytest.raises(AssertionError, match="beam"):
         list(HttpThings(MARKER, (), {"job": "1"}, {}, {}, {}).requests(unknown))
+
+
+def test_what_a_request_named_tells_nobody_anything_but_the_rest_does() -> None:
+    things = HttpThings("mark", ("1234",), {"job": "1234", "id": "x-mark"}, {}, {}, {})
+    job, queue, model = (
+        Operation("GET", path, [{"in": "path", "name": name}] if name else [], {}, {})
+        for path, name in (("/jobs/{job}", "job"), ("/queue", ""), ("/models/{id}", "id"))
+    )
+
+    def told(operation: Operation, code: str, content: bytes) -> bool:
+        (request,) = things.requests(operation)
+        return things.tells(operation, request, Answer(code, content))
+
+    assert not told(job, "404", b"jobs/1234 does not exist")
+    assert not told(model, "403", b"model x-mark is somebody else's")
+    assert told(model, "403", b"model x-mark is ada-mark's")
+    assert told(model, "200", b"x-mark")
+    assert told(job, "200", b'{"name": "jobs/1234", "owner": "ada-mark"}')
+    assert told(queue, "200", b'{"job_ids": ["1234"]}')
 
 
 @pytest.mark.parametrize("place", PLACES)
