@@ -294,7 +294,6 @@ GET /api/v1/results
 GET /api/v1/results/{result}
 GET /api/v1/results/{result}/artifacts/{artifact}
 GET /api/v1/results/{result}/bundle
-GET /api/v1/usage
 GET /api/v1/users/{user}
 GET /api/v1/users/{user}/keys
 GET /api/v1/users/{user}:export
@@ -406,7 +405,10 @@ async def test_an_address_of_an_object_is_given_to_its_owner_alone(site: Site, p
     assert await asyncio.to_thread(_got, made.url) == (200, True)
     bare, _, signed = made.url.partition("?")
     for address in (bare, f"{bare}x?{signed}", made.url.replace("X-Amz-Signature=", "X-Amz-Signature=0")):
-        assert await asyncio.to_thread(_got, address) == (403, False), address
+        code, told = await asyncio.to_thread(_got, address)
+        # Servers differ in whether a request without a signature is wrong or forbidden.
+        assert code in (400, 403), address
+        assert not told, address
 
 
 def _got(address: str) -> tuple[int, bool]:
