@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from tests.fixtures.platform import SETTINGS
 @pytest.fixture
 def token_platform(tmp_path: Path) -> Iterator[Path]:
     """The folder of its data."""
-    variables = os.environ | SETTINGS | {"GUIDEHALL_STORAGE__ACCOUNTS__REGISTRATION": "on"}
+    accounts = {"REGISTRATION": "on", "PROVIDERS": json.dumps({"facility": {}})}
+    accounts = {f"GUIDEHALL_STORAGE__ACCOUNTS__{name}": value for name, value in accounts.items()}
+    variables = os.environ | SETTINGS | accounts
     folder = tmp_path / "platform"
     try:
         up_detached(Options(folder, workers=1, auth_mode="token", environment=variables))

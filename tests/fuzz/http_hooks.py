@@ -64,8 +64,41 @@ def _user() -> str:
     return name
 
 
-def _log_in() -> Any:
-    return _post("/auth/login", {"user": _SITE["user"], "password": _SITE["password"]})
+def _group() -> str:
+    name = _fresh("group")
+    _post("/api/v1/groups", {"group_id": name})
+    return name
+
+
+def _robot() -> str:
+    name = _fresh("robot")
+    _post(f"/api/v1/groups/{_SITE['group']}/service-accounts", {"user_id": name})
+    return name
+
+
+def _identity() -> str:
+    link = {"provider": "facility", "subject": _fresh("subject")}
+    return _last(_post(f"/api/v1/users/{_SITE['user']}/identities", link)["name"])
+
+
+def _readers() -> dict[str, list[str]]:
+    return {"add": [f"group:{_SITE['group']}"], "remove": [f"user:{_SITE['user']}"]}
+
+
+def _account() -> dict[str, str]:
+    """Of somebody new: others are disabled and erased while the requests go on."""
+    name = _user()
+    _post(f"/api/v1/users/{name}:set-password", {"password": _SITE["password"]})
+    return {"user": name, "password": _SITE["password"]}
+
+
+def _session() -> dict[str, str]:
+    _, user, _, session = _post("/auth/login", _account())["session"]["name"].split("/")
+    return {"user": user, "session": session}
+
+
+def _refresh() -> dict[str, str]:
+    return {"refresh_token": _post("/auth/login", _account())["refresh_token"]}
 
 
 # What a path names, where the operation needs a thing of its own: it changes or ends it.
@@ -86,16 +119,24 @@ _OWN: dict[str, Callable[[], dict[str, str]]] = {
         "user": _SITE["user"],
         "key": _last(_post(f"/api/v1/users/{_SITE['user']}/keys")["api_key"]["name"]),
     },
-    "POST /api/v1/users/{user}/sessions/{session}:revoke": lambda: {
-        "user": _SITE["user"],
-        "session": _last(_log_in()["session"]["name"]),
-    },
+    "POST /api/v1/users/{user}/sessions/{session}:revoke": _session,
     "POST /api/v1/pools/{pool}/credentials/{credential}:revoke": lambda: {
         "pool": _SITE["idle_pool"],
         "credential": _last(_post(f"/api/v1/pools/{_SITE['idle_pool']}/credentials")["credential"]["name"]),
     },
     "POST /api/v1/workers/{pool}/{worker}:drain": lambda: _SITE["worker"],
     "POST /api/v1/workers/{pool}/{worker}:reinstate": lambda: _SITE["worker"],
+    "POST /api/v1/users/{user}:erase": lambda: {"user": _user()},
+    "DELETE /api/v1/users/{user}/identities/{identity}": lambda: {
+        "user": _SITE["user"],
+        "identity": _identity(),
+    },
+    "DELETE /api/v1/groups/{group}": lambda: {"group": _group()},
+    "PUT /api/v1/groups/{group}/members/{user}": lambda: {"user": _user()},
+    "DELETE /api/v1/groups/{group}/members/{user}": lambda: {"user": _user()},
+    "DELETE /api/v1/service-accounts/{user}": lambda: {"user": _robot()},
+    "POST /api/v1/service-accounts/{user}:disable": lambda: {"user": _SITE["robot"]},
+    "POST /api/v1/service-accounts/{user}:enable": lambda: {"user": _SITE["robot"]},
     "DELETE /api/v1/invitations/{invitation}": lambda: {
         "invitation": _last(_post("/api/v1/invitations")["invitation"]["name"])
     },
@@ -109,6 +150,12 @@ _BODIES: dict[str, Callable[[], Any]] = {
     "POST /api/v1/jobs/{job}:retry": lambda: {"pool": _SITE["idle_pool"]},
     "PATCH /api/v1/jobs/{job}": lambda: {"display_name": _fresh("name")},
     "POST /api/v1/datasets": lambda: {"dataset_id": _fresh("dataset")},
+    "PATCH /api/v1/datasets/{dataset}": lambda: {"display_name": _fresh("name")},
+    "PATCH /api/v1/models/{model}": lambda: {"display_name": _fresh("name")},
+    "POST /api/v1/jobs/{job}:share": _readers,
+    "POST /api/v1/datasets/{dataset}:share": _readers,
+    "POST /api/v1/models/{model}:share": _readers,
+    "POST /api/v1/results/{result}:share": _readers,
     "POST /api/v1/predict": lambda: _SITE["predict"],
     "POST /api/v1/analyze": lambda: _SITE["analyze"],
     "POST /api/v1/simulate": lambda: _SITE["simulate"],
@@ -118,10 +165,16 @@ _BODIES: dict[str, Callable[[], Any]] = {
     "POST /api/v1/users/{user}/keys": dict,
     "POST /api/v1/pools/{pool}/credentials": dict,
     "POST /api/v1/workers/{pool}/{worker}:drain": dict,
+    "POST /api/v1/users/{user}:erase": dict,
+    "POST /api/v1/users/{user}/identities": lambda: {"provider": "facility", "subject": _fresh("subject")},
+    "POST /api/v1/groups": lambda: {"group_id": _fresh("group")},
+    "PUT /api/v1/groups/{group}/members/{user}": lambda: {"role": "READER"},
+    "POST /api/v1/groups/{group}/service-accounts": lambda: {"user_id": _fresh("robot")},
     "POST /api/v1/invitations": dict,
-    "POST /auth/login": lambda: {"user": _SITE["user"], "password": _SITE["password"]},
-    "POST /auth/refresh": lambda: {"refresh_token": _log_in()["refresh_token"]},
-    "POST /auth/logout": lambda: {"refresh_token": _log_in()["refresh_token"]},
+    "POST /auth/device/code": dict,
+    "POST /auth/login": _account,
+    "POST /auth/refresh": _refresh,
+    "POST /auth/logout": _refresh,
     "POST /auth/register": lambda: {"user": _fresh("member"), "password": "a password long enough"},
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 IDLE_POOL = "idle"
 USER, PASSWORD = "ada", "a password of hers"
+GROUP, ROBOT = "film", "film-robot"
 _FILM = {
     "stack": {
         "fronting": {"name": "air", "sld": 0},
@@ -51,6 +52,12 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
         for user, role in ((USER, "SCIENTIST"), ("grace", "ADMIN")):
             post("/api/v1/users", {"user_id": user, "roles": [role]})
             post(f"/api/v1/users/{user}:set-password", {"password": PASSWORD})
+        post("/api/v1/groups", {"group_id": GROUP})
+        http.put(f"/api/v1/groups/{GROUP}/members/{USER}", json={"role": "MANAGER"}).raise_for_status()
+        robot = post(f"/api/v1/groups/{GROUP}/service-accounts", {"user_id": ROBOT})["name"]
+        post("/api/v1/users", {"user_id": "gone"})
+        erasure = post("/api/v1/users/gone:erase")["name"]
+        linked = post(f"/api/v1/users/{USER}/identities", {"provider": "facility", "subject": "hers"})["name"]
         key = post(f"/api/v1/users/{USER}/keys")["api_key"]["name"]
         session = post("/auth/login", {"user": USER, "password": PASSWORD})["session"]["name"]
         invitation = post("/api/v1/invitations")["invitation"]["name"]
@@ -67,6 +74,8 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
             "simulate": {"params": _FILM},
             "user": USER,
             "password": PASSWORD,
+            "group": GROUP,
+            "robot": ROBOT,
             "worker_token": enrolled["token"],
             "resources": [
                 f"projects/default/jobs/{job}",
@@ -77,9 +86,11 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
                 result["name"],
                 result["artifacts"][0]["name"],
                 f"users/{USER}",
+                f"groups/{GROUP}",
+                f"projects/group.{GROUP}",
                 f"pools/{IDLE_POOL}",
                 f"pipelines/{_JOB['pipeline']}",
-                *(key, session, invitation, credential, worker),
+                *(key, session, invitation, credential, worker, robot, erasure, linked),
             ],
             "names": {
                 "job": job,
@@ -95,6 +106,9 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
                 "key": _last(key),
                 "session": _last(session),
                 "invitation": _last(invitation),
+                "group": GROUP,
+                "erasure": _last(erasure),
+                "identity": _last(linked),
             },
         }
 

@@ -1,6 +1,6 @@
 """Random messages, and damaged ones, for every rpc of every server, from callers of every kind.
 
-`GUIDEHALL_FUZZ_MESSAGES` (40) is how many calls each rpc gets.
+`GUIDEHALL_FUZZ_LONG=1` makes more calls of each rpc.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.fuzz.messages import Maker
 from tests.fuzz.site import furnish
 
 SEED = 20_001
-CALLS = int(os.environ.get("GUIDEHALL_FUZZ_MESSAGES", "40"))
+CALLS = 40 if os.environ.get("GUIDEHALL_FUZZ_LONG") else 8
 SERVERS = ("storage", "trainer", "inference")
 # A stream that waits for news is left after this.
 SECONDS = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from typing import Annotated
+from urllib.parse import quote
 
 import grpc
 from fastapi import APIRouter, Query, Request
@@ -112,7 +113,8 @@ def _keep(response: Response, request: Request, provider: str, kept: str, second
         _COOKIE,
         kept,
         max_age=seconds,
-        path=f"/auth/oidc/{provider}",
+        # As the address has it: it may be anything, and a semicolon would begin another attribute.
+        path=f"/auth/oidc/{quote(provider, safe='')}",
         secure=request.url.scheme == "https",
         httponly=True,
         # Sent when the provider leads back here, and with nothing that another site's page asks for.

@@ -7,9 +7,11 @@ import base64
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import httpx
@@ -27,6 +29,7 @@ from services.gateway.app import create_app
 from services.gateway.backends import Backends
 from services.gateway.identity import HttpIdentity
 from services.gateway.settings import GatewaySettings, HttpSettings
+from tests.http_walk import HttpThings, call, operations
 
 DESCRIPTION = Path(__file__).parents[3] / "docs/reference/openapi.json"
 NOBODY = {"target": "127.0.0.1:1"}
@@ -112,8 +115,8 @@ async def test_the_front_page_leads_to_the_documentation(client: httpx.AsyncClie
 async def test_every_operation_says_what_it_answers_and_how_it_fails(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert len(document["paths"]) >= 40
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
+    for path, described in document["paths"].items():
+        for method, operation in described.items():
             assert "default" in operation["responses"], f"{method} {path}"
             assert operation["summary"], f"{method} {path}"
     health = document["paths"]["/api/v1/health"]["get"]["responses"]["200"]
@@ -547,3 +550,38 @@ async def test_errors_carry_cors_headers_for_listed_origins_only(client: httpx.A
     assert listed.status_code == 503
     assert listed.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert "access-control-allow-origin" not in other.headers
+
+
+async def test_a_provider_of_any_name_is_refused_and_adds_nothing_to_the_cookie(
+    client: httpx.AsyncClient,
+) -> None:
+    for name in ("\N{SNOWMAN}", "x; Domain=elsewhere.example", "a b"):
+        answer = await client.get(f"/auth/oidc/{quote(name, safe='')}/callback", params={"error": "refused"})
+        assert answer.status_code == 403
+        (attributes,) = answer.headers.get_list("set-cookie")
+        assert f"Path=/auth/oidc/{quote(name, safe='')}" in attributes.split("; ")
+        assert "Domain" not in [part.partition("=")[0] for part in attributes.split("; ")]
+
+
+# Of all paths, the old ones too, those that answer somebody without a credential: pages, the way in, health.
+OPEN = {
+    *("GET /", "GET /docs", "GET /redoc", "GET /api/health", "GET /api/v1/health"),
+    *("POST /auth/logout", "POST /auth/device"),
+}
+
+
+async def test_who_has_no_credential_is_let_in_by_no_path_but_the_open_ones() -> None:
+    described = operations(GatewaySettings())
+    names = {part["name"] for item in described for part in item.parameters if part["in"] == "path"}
+    things = HttpThings("", (), dict.fromkeys(names, "1"), {}, {}, {})
+    let_in, answers = set(), Counter[str]()
+    async for client in _client(_settings(mode="token")):
+        for operation in described:
+            for request in things.requests(operation):
+                answer = await call(client, request)
+                answers[answer.code] += 1
+                if answer.code < "400":
+                    let_in.add(operation.label)
+    assert let_in == OPEN
+    # The rest of the way in asks storage, which is away.
+    assert answers["401"] > len(described) * 0.8
