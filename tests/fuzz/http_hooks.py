@@ -152,6 +152,7 @@ _BODIES: dict[str, Callable[[], Any]] = {
     "POST /api/v1/datasets": lambda: {"dataset_id": _fresh("dataset")},
     "PATCH /api/v1/datasets/{dataset}": lambda: {"display_name": _fresh("name")},
     "PATCH /api/v1/models/{model}": lambda: {"display_name": _fresh("name")},
+    "PUT /api/v1/models/{model}/tags/{tag}": lambda: {"version": 1},
     "POST /api/v1/jobs/{job}:share": _readers,
     "POST /api/v1/datasets/{dataset}:share": _readers,
     "POST /api/v1/models/{model}:share": _readers,

@@ -99,6 +99,7 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
                 "pipeline": _JOB["pipeline"],
                 "model": "line",
                 "version": 1,
+                "tag": "production",
                 "dataset": dataset,
                 "pool": IDLE_POOL,
                 "credential": _last(credential),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grpc
 import httpx
 import pytest
+from google.protobuf import message_factory
 
 from guidehall.core.auth import Role
 from guidehall.local.backing import BackingServers
@@ -153,6 +154,7 @@ def _things(named: Things, run: str) -> HttpThings:
         "artifact": ARTIFACT,
         "dataset": dataset,
         "version": "1",
+        "tag": "production",
         "model": model,
         "id": model,
         "kind": "nr_train",
@@ -402,7 +404,7 @@ async def test_an_address_of_an_object_is_given_to_its_owner_alone(site: Site, p
                     other.name,
                 )
             if method.name == "CreateArtifactUrl":
-                made = method.output_type._concrete_class.FromString(own.content)
+                made = message_factory.GetMessageClass(method.output_type).FromString(own.content)
     assert await asyncio.to_thread(_got, made.url) == (200, True)
     bare, _, signed = made.url.partition("?")
     for address in (bare, f"{bare}x?{signed}", made.url.replace("X-Amz-Signature=", "X-Amz-Signature=0")):
