@@ -222,7 +222,7 @@ def typed(
         (typed(x("INT8", 1, 1), TOO_LARGE), "inputs.x"),
         ({"outputs": [pb.ModelInferRequest.InferRequestedOutputTensor(name="z")]}, "outputs"),
         ({"model_name": "no name!"}, "model_name"),
-        ({"model_version": "newest"}, "model_version"),
+        ({"model_version": "Newest"}, "model_version"),
         ({"parameters": {"timeout": pb.InferParameter(string_param="1s")}}, "parameters.timeout"),
     ],
 )
