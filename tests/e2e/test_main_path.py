@@ -184,7 +184,7 @@ def test_a_result_comes_whole_as_an_archive(platform: Platform) -> None:
         result = http.get(f"/results/{line}").json()
         assert http.get(f"/results/{uuid.uuid4()}/bundle").status_code == 404
     assert answer.headers["content-type"] == "application/zip"
-    assert answer.headers["content-disposition"] == f'attachment; filename="{line}.zip"'
+    assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''{line}.zip"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         assert json.loads(archive.read("result.json")) == result
