@@ -58,14 +58,6 @@ def _dataset() -> str:
     return _last(_post("/api/v1/datasets")["name"])
 
 
-def _tag() -> str:
-    """A tag that its model has."""
-    names = _SITE["names"]
-    path = f"/api/v1/models/{names['model']}/tags/{names['tag']}"
-    _http.put(path, json={"version": 1}).raise_for_status()
-    return str(names["tag"])
-
-
 def _user() -> str:
     name = _fresh("visitor")
     _post("/api/v1/users", {"user_id": name, "roles": ["SCIENTIST"]})
@@ -118,7 +110,6 @@ _OWN: dict[str, Callable[[], dict[str, str]]] = {
     "POST /api/v1/jobs/{job}:resume": lambda: {"job": _after("pause")},
     "POST /api/v1/jobs/{job}:stop": lambda: {"job": _queued()},
     "DELETE /api/v1/datasets/{dataset}": lambda: {"dataset": _dataset()},
-    "DELETE /api/v1/models/{model}/tags/{tag}": lambda: {"tag": _tag()},
     "DELETE /api/v1/models/{model}": lambda: {"model": _SITE["spare_model"]},
     "POST /api/v1/models/{model}:undelete": lambda: {"model": _SITE["spare_model"]},
     "PATCH /api/v1/users/{user}": lambda: {"user": _user()},
