@@ -39,12 +39,13 @@ def test_the_demonstration_reads_a_measured_film_as_refnx_does(folder: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
     rows = {found[0]: found for line in done.stdout.splitlines() if (found := cells(line))}
-    assert rows["PARAMETER"][:5] == ["PARAMETER", "NETWORK", "REFINED", "REFNX", "UNIT"]
+    assert rows["PARAMETER"][:5] == ["PARAMETER", "NETWORK", "REFINED", "REFNX", "ALLOWED"]
     # Both found the film, each by itself.
     for name, value, near in (("film.thickness", 211, 3), ("oxide.thickness", 13, 3)):
-        _, _, refined, refnx, unit, *_ = rows[name]
-        assert unit == "angstrom"
+        _, _, refined, refnx, allowed, *_ = rows[f"{name}, Å"]
+        lowest, highest = map(float, allowed.split(" to "))
         assert [float(refined), float(refnx)] == pytest.approx([value, value], abs=near)
+        assert lowest < float(refined) < highest
     _, network, refined, refnx = rows["chi-square"]
     assert float(refined) == pytest.approx(float(refnx), rel=0.02)
     assert float(refined) < float(network)
