@@ -58,6 +58,12 @@ def _dataset() -> str:
     return _last(_post("/api/v1/datasets")["name"])
 
 
+def _tag() -> dict[str, str]:
+    model, tag = _SITE["tagged_model"], _fresh("tag")
+    _http.put(f"/api/v1/models/{model}/tags/{tag}", json={"version": 1}).raise_for_status()
+    return {"model": model, "tag": tag}
+
+
 def _user() -> str:
     name = _fresh("visitor")
     _post("/api/v1/users", {"user_id": name, "roles": ["SCIENTIST"]})
@@ -112,6 +118,7 @@ _OWN: dict[str, Callable[[], dict[str, str]]] = {
     "DELETE /api/v1/datasets/{dataset}": lambda: {"dataset": _dataset()},
     "DELETE /api/v1/models/{model}": lambda: {"model": _SITE["spare_model"]},
     "POST /api/v1/models/{model}:undelete": lambda: {"model": _SITE["spare_model"]},
+    "DELETE /api/v1/models/{model}/tags/{tag}": _tag,
     "PATCH /api/v1/users/{user}": lambda: {"user": _user()},
     "POST /api/v1/users/{user}:set-password": lambda: {"user": _user()},
     "POST /api/v1/users/{user}/sessions:revoke": lambda: {"user": _SITE["user"]},

@@ -12,6 +12,8 @@ import numpy as np
 IDLE_POOL = "idle"
 USER, PASSWORD = "ada", "a password of hers"
 GROUP, ROBOT = "film", "film-robot"
+# One is deleted and comes back while the requests go on, the other stays.
+SPARE_MODEL, TAGGED_MODEL = "spare", "tagged"
 _FILM = {
     "stack": {
         "fronting": {"name": "air", "sld": 0},
@@ -39,8 +41,9 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
         enrolled = post(f"/api/v1/pools/{IDLE_POOL}/credentials")
         credential = enrolled["credential"]["name"]
         job = _finished(http, post("/api/v1/jobs", _JOB)["name"])
-        spare = _JOB | {"params": _JOB["params"] | {"model_name": "spare"}}
-        _finished(http, post("/api/v1/jobs", spare)["name"])
+        for model in (SPARE_MODEL, TAGGED_MODEL):
+            trains_it = _JOB | {"params": _JOB["params"] | {"model_name": model}}
+            _finished(http, post("/api/v1/jobs", trains_it)["name"])
         result = http.get(f"/api/v1/results/{job}").json()
         dataset = _last(post("/api/v1/datasets")["name"])
         http.post(
@@ -67,7 +70,8 @@ def furnish(url: str, administrator: str) -> dict[str, Any]:
             "key": post("/api/v1/users/grace/keys")["secret"],
             "job": _JOB,
             "idle_pool": IDLE_POOL,
-            "spare_model": "spare",
+            "spare_model": SPARE_MODEL,
+            "tagged_model": TAGGED_MODEL,
             "worker": {"pool": worker.split("/")[1], "worker": _last(worker)},
             "predict": {"model": "line", "inputs": {"x": _tensor(np.zeros((2, 1), np.float32))}},
             "analyze": {"curve": {"q": [0.01, 0.02, 0.03], "r": [1.0, 0.1, 0.01]}},

@@ -27,7 +27,6 @@ LEAST_REQUESTS = 5_000 if LONG else 300
 LEAST_GOOD = 0.3
 LEAST_JUDGED = 10
 FEW_GOOD = {
-    "DELETE /api/v1/models/{model}/tags/{tag}": "its model has no tag by then, or is deleted",
     "POST /api/v1/analyze": "no model of curves is here",
     "GET /auth/oidc/{provider}/login": "nobody is a provider of this gateway's",
     "GET /auth/oidc/{provider}/callback": "as above; a success is a redirection",
