@@ -16,7 +16,7 @@ from guidehall.core.auth import Principal
 from guidehall.core.errors import AppError, InvalidArgument, PermissionDenied
 from guidehall.core.telemetry import begin_request, end_request
 from services.gateway import cookies
-from services.gateway.legacy.common import set_caller
+from services.gateway.callers import set_caller
 from services.gateway.legacy.shape import is_old
 from services.gateway.problems import respond, respond_http, respond_unexpected
 

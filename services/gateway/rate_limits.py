@@ -22,7 +22,7 @@ from guidehall.contracts.identity.v1 import identity_pb2
 from guidehall.core.auth import current_principal
 from guidehall.core.errors import ResourceExhausted, from_rpc_error
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import as_platform
+from services.gateway.callers import as_platform
 from services.gateway.settings import GatewaySettings, LegacySettings
 
 if TYPE_CHECKING:

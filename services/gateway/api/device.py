@@ -20,8 +20,8 @@ from services.gateway.api.auth import log_in_providers
 from services.gateway.api.common import BackendsDep, Body, Text, returns
 from services.gateway.api.log_ins import log_ins_of, origin, public_url, told
 from services.gateway.backends import Backends
+from services.gateway.callers import set_caller
 from services.gateway.identity import HttpIdentity
-from services.gateway.legacy.common import set_caller
 from services.gateway.log_in import pages
 from services.gateway.messages import to_json
 

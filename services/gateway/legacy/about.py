@@ -13,8 +13,9 @@ from guidehall.contracts.datasets.v1 import datasets_pb2
 from guidehall.core.auth import current_principal
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
+from services.gateway.callers import as_platform
 from services.gateway.legacy import roles
-from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest
+from services.gateway.legacy.common import OldRouter, in_production, is_guest
 from services.gateway.legacy.limits import allowed
 from services.gateway.legacy.pools import is_offered
 from services.gateway.legacy.roles import Files

@@ -18,6 +18,7 @@ from services.gateway.legacy.runs import (
     NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
+    cancel,
     find,
     is_run,
     memory,
@@ -104,8 +105,7 @@ async def delete_checkpoint(job_id: str, request: Request, backends: BackendsDep
         return JSONResponse({"job_id": job_id, "deleted": False, "message": message})
     with acting_on(job):
         if job.state == jobs_pb2.JOB_STATE_PAUSED:
-            wish = jobs_pb2.CancelJobRequest(name=job.name)
-            await backends.jobs.CancelJob(wish, timeout=backends.timeouts.call)
+            await cancel(backends, job)
             message = "the job has ended, and its state is deleted"
         else:
             await set_labels(backends, job, {**job.labels, NO_CHECKPOINT_LABEL: "1"})

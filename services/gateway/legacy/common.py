@@ -1,26 +1,21 @@
-"""What the old paths share: routers that ask who calls after the body was checked, calls in the platform's
-own name, administration."""
+"""What the old paths share: routers that ask who calls after the body was checked, administration."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
-from guidehall.core.auth import Principal, Role, current_principal, set_principal
-from guidehall.core.errors import AppError, Unauthenticated
+from guidehall.core.auth import Principal, Role, current_principal
+from services.gateway.callers import require_caller
 from services.gateway.legacy.shape import PREFIX
 from services.gateway.settings import GatewaySettings, LegacySettings
 
 ADMIN_TOKEN_HEADER = "x-admin-token"  # noqa: S105 (a header's name)
-
-_refused: ContextVar[AppError | None] = ContextVar("guidehall_old_path_refused", default=None)
 
 
 class OldRouter(APIRouter):
@@ -43,35 +38,10 @@ def identified(endpoint: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
 
     @wraps(endpoint)
     async def checked(*args: Any, **kwargs: Any) -> Any:
-        if (error := _refused.get()) is not None:
-            raise error
-        current_principal()
+        require_caller()
         return await endpoint(*args, **kwargs)
 
     return checked
-
-
-def set_caller(found: Principal | AppError) -> None:
-    """Makes somebody the caller of the request at hand, or lets its endpoint raise why nobody is."""
-    set_principal(found if isinstance(found, Principal) else None)
-    _refused.set(found if isinstance(found, AppError) else None)
-
-
-@contextmanager
-def as_platform() -> Iterator[None]:
-    """Calls made in the block are the gateway's own, which sees everything: only after a look at whose thing
-    it is about."""
-    caller: Principal | None
-    try:
-        caller = current_principal()
-    except Unauthenticated:
-        # What a request left to be done is in the platform's name already.
-        caller = None
-    set_principal(None)
-    try:
-        yield
-    finally:
-        set_principal(caller)
 
 
 def is_guest(principal: Principal) -> bool:

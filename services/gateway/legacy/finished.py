@@ -12,8 +12,8 @@ from guidehall.contracts.results.v1 import results_pb2
 from guidehall.core.errors import NotFound, from_rpc_error
 from guidehall.core.threads import by_size
 from services.gateway.backends import Backends
+from services.gateway.callers import as_platform
 from services.gateway.legacy import results
-from services.gateway.legacy.common import as_platform
 from services.gateway.legacy.runs import Finished, Memory
 from services.gateway.legacy.translation import BOTH, CHI
 from services.gateway.messages import Json, struct_json

@@ -15,13 +15,14 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.errors import Code, FailedPrecondition, InvalidArgument, from_rpc_error
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
+from services.gateway.callers import as_platform
 from services.gateway.legacy import keeping
-from services.gateway.legacy.common import OldRouter, as_platform
+from services.gateway.legacy.common import OldRouter
 from services.gateway.legacy.finished import finished
 from services.gateway.legacy.making import submit
 from services.gateway.legacy.pools import live_workers
 from services.gateway.legacy.requests import GenerateRequest
-from services.gateway.legacy.runs import Memory, memory, request_of
+from services.gateway.legacy.runs import Memory, cancel, memory, request_of
 from services.gateway.legacy.status import KEEPALIVE, Told, frame
 from services.gateway.messages import Json
 from services.gateway.rate_limits import admit_job
@@ -55,7 +56,7 @@ async def generate(body: GenerateRequest, request: Request, backends: BackendsDe
         leaving.cancel()
         if not waiting.done() or waiting.cancelled() or waiting.exception() is not None:
             waiting.cancel()
-            memory(request).do_apart(_cancel(backends, job))
+            memory(request).do_apart(cancel(backends, job))
     document = await finished(memory(request), backends, _succeeded(ended))
     # Of a run without a place in a list nobody asks how long its parts took.
     return JSONResponse({**_without(document, "timing", "name"), "model_size_mb": None})
@@ -111,11 +112,6 @@ async def _departure(request: Request) -> None:
     """Returns when the client has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(backends: Backends, job: jobs_pb2.Job) -> None:
-    request = jobs_pb2.CancelJobRequest(name=job.name)
-    await backends.jobs.CancelJob(request, timeout=backends.timeouts.call)
 
 
 def _succeeded(job: jobs_pb2.Job) -> jobs_pb2.Job:
@@ -188,7 +184,7 @@ class _Run(StreamingResponse):
             # Not left to the generator, which may stand where its reader left it for a long time.
             self._reader.close()
             if not self._whole:
-                self._store.do_apart(_cancel(self._backends, self._reader.job))
+                self._store.do_apart(cancel(self._backends, self._reader.job))
 
 
 async def _frames(

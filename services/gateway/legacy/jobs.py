@@ -19,8 +19,9 @@ from guidehall.contracts.jobs.v1 import jobs_pb2
 from guidehall.core.names import LONGEST_DISPLAY_NAME
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
+from services.gateway.callers import as_platform
 from services.gateway.legacy import keeping
-from services.gateway.legacy.common import OldRouter, as_platform, in_production, require_admin, user
+from services.gateway.legacy.common import OldRouter, in_production, require_admin, user
 from services.gateway.legacy.finished import finished
 from services.gateway.legacy.making import submit
 from services.gateway.legacy.pools import remote_worker, waiting
@@ -32,6 +33,7 @@ from services.gateway.legacy.runs import (
     NO_CHECKPOINT_LABEL,
     Memory,
     acting_on,
+    cancel,
     find,
     is_final,
     memory,
@@ -246,8 +248,7 @@ async def stop_job(job_id: str, request: Request, backends: BackendsDep, hard: b
     now = phase(job)
     with acting_on(job):
         if hard:
-            wish = jobs_pb2.CancelJobRequest(name=job.name)
-            await backends.jobs.CancelJob(wish, timeout=backends.timeouts.call)
+            await cancel(backends, job)
         else:
             await backends.jobs.StopJob(
                 jobs_pb2.StopJobRequest(name=job.name), timeout=backends.timeouts.call
@@ -293,9 +294,7 @@ async def cancel_job(job_id: str, request: Request, backends: BackendsDep) -> JS
     if status(job) not in ("queued", "canceled"):
         raise HTTPException(400, f"a job that is {status(job)} cannot be cancelled; allowed: queued")
     with as_platform():
-        await backends.jobs.CancelJob(
-            jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
-        )
+        await cancel(backends, job)
     memory(request).changed()
     return JSONResponse({"job_id": job_id, "status": "cancelled", "message": "the job will not run"})
 
@@ -320,9 +319,7 @@ async def delete_job(job_id: str, request: Request, backends: BackendsDep) -> JS
 
 async def _delete(backends: Backends, job: jobs_pb2.Job) -> None:
     if not is_final(job):
-        await backends.jobs.CancelJob(
-            jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
-        )
+        await cancel(backends, job)
     await backends.jobs.DeleteJob(jobs_pb2.DeleteJobRequest(name=job.name), timeout=backends.timeouts.call)
 
 
@@ -334,9 +331,7 @@ async def force_purge(job_id: str, request: Request, backends: BackendsDep) -> J
     was = status(job)
     with as_platform():
         if not is_final(job):
-            await backends.jobs.CancelJob(
-                jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
-            )
+            await cancel(backends, job)
             await _end_of(backends, job)
         await backends.jobs.DeleteJob(
             jobs_pb2.DeleteJobRequest(name=job.name), timeout=backends.timeouts.call

@@ -12,7 +12,7 @@ from guidehall.contracts.results.v1 import history_pb2
 from guidehall.core.errors import AppError, InvalidArgument, NotFound, from_rpc_error
 from guidehall.core.names import USER
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import as_platform
+from services.gateway.callers import as_platform
 from services.gateway.legacy.finished import finished, model_version
 from services.gateway.legacy.runs import KEPT_LABEL, Memory, is_run, owned, request_of, set_labels
 from services.gateway.messages import to_struct
@@ -33,6 +33,8 @@ async def keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
     Raises:
         AioRpcError: a service is away; later it may be there.
     """
+    if job.name in store.not_kept:
+        return False
     try:
         return await _keep(store, backends, job)
     except grpc.aio.AioRpcError as error:
@@ -42,6 +44,7 @@ async def keep(store: Memory, backends: Backends, job: jobs_pb2.Job) -> bool:
     except (AppError, KeyError, TypeError, ValueError):
         # Its documents are not as this version knows them.
         logger.warning("%s is not added to a history", job.name, exc_info=True)
+        store.not_kept.add(job.name)
     return False
 
 

@@ -30,7 +30,8 @@ from guidehall.core.names import (
 )
 from services.gateway.api.common import BackendsDep, Streamed, begun, chunks
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import OldRouter, as_platform, in_production, is_guest, user
+from services.gateway.callers import as_platform
+from services.gateway.legacy.common import OldRouter, in_production, is_guest, user
 from services.gateway.legacy.torch_files import to_torch
 
 router = OldRouter()

@@ -15,9 +15,10 @@ from guidehall.core.auth import Principal, current_principal
 from guidehall.core.errors import AppError, from_rpc_error
 from services.gateway.api.common import BackendsDep
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import OldRouter, as_platform, is_guest, require_admin
+from services.gateway.callers import as_platform
+from services.gateway.legacy.common import OldRouter, is_guest, require_admin
 from services.gateway.legacy.pools import all_pools, live_workers, remote_worker, worker_view
-from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, is_run, memory, owned
+from services.gateway.legacy.runs import CALL_LABEL, LABEL, LABEL_VALUE, Memory, cancel, is_run, memory, owned
 from services.gateway.legacy.status import phase, time_text
 from services.gateway.messages import Json
 
@@ -174,9 +175,7 @@ async def _end(store: Memory, backends: Backends, jobs: list[jobs_pb2.Job]) -> t
         id = job.name.rpartition("/")[2]
         try:
             with as_platform():
-                await backends.jobs.CancelJob(
-                    jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call
-                )
+                await cancel(backends, job)
             cleaned.append(id)
         except grpc.aio.AioRpcError as error:
             errors.append({"job_id": id, "error": from_rpc_error(error).message})

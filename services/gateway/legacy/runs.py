@@ -21,7 +21,8 @@ from guidehall.core.errors import AppError, NotFound
 from guidehall.core.names import JOB
 from services.gateway.api.common import resource
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import as_platform, is_guest
+from services.gateway.callers import as_platform
+from services.gateway.legacy.common import is_guest
 from services.gateway.legacy.results import PIPELINES
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json, struct_json
@@ -57,6 +58,8 @@ class Memory:
     answers: dict[str, tuple[float, asyncio.Task[Any]]] = field(default_factory=dict)
     # Who named themselves last, where every caller is on this machine.
     named: str | None = None
+    # Jobs whose documents this version cannot read: no history gets them.
+    not_kept: set[str] = field(default_factory=set)
     # Held until they are done.
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -152,6 +155,11 @@ def acting_on(job: jobs_pb2.Job) -> Iterator[None]:
     own = bool(job.owner) and job.owner == current_principal().subject
     with nullcontext() if own else as_platform():
         yield
+
+
+async def cancel(backends: Backends, job: jobs_pb2.Job) -> None:
+    """Ends a job, with nothing."""
+    await backends.jobs.CancelJob(jobs_pb2.CancelJobRequest(name=job.name), timeout=backends.timeouts.call)
 
 
 async def set_labels(backends: Backends, job: jobs_pb2.Job, labels: Mapping[str, str]) -> None:

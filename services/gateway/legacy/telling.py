@@ -9,7 +9,7 @@ import grpc
 
 from guidehall.contracts.jobs.v1 import jobs_pb2
 from services.gateway.backends import Backends
-from services.gateway.legacy.common import as_platform
+from services.gateway.callers import as_platform
 from services.gateway.legacy.runs import Memory, request_of
 from services.gateway.legacy.status import Told
 from services.gateway.messages import Json

@@ -31,8 +31,9 @@ from guidehall.core.errors import Unauthenticated
 from guidehall.core.settings import AuthSettings, ChannelSettings, SettingsError
 from services.gateway.app import create_app
 from services.gateway.backends import Backends
+from services.gateway.callers import as_platform
 from services.gateway.identity import HttpIdentity
-from services.gateway.legacy.common import OldRouter, as_platform, require_admin, user
+from services.gateway.legacy.common import OldRouter, require_admin, user
 from services.gateway.legacy.limits import allowed
 from services.gateway.legacy.routers import ROUTERS
 from services.gateway.legacy.runs import Memory
