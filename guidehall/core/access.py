@@ -60,7 +60,7 @@ def owns(principal: Principal, owner: str) -> bool:
 def require_visible(principal: Principal, owner: str | None, name: str) -> None:
     """Raises NotFound unless `principal` may see it; a missing resource (owner None) looks just the same."""
     if owner is None or not may_see(principal, owner):
-        raise _missing(name)
+        raise NotFound.named(name)
 
 
 def group_of(project: str) -> str:
@@ -109,7 +109,7 @@ def may_change(principal: Principal, resource: Resource) -> bool:
 def require_readable(principal: Principal, resource: Resource | None, name: str) -> None:
     """Raises NotFound unless `principal` may read it; one that is missing (None) looks just the same."""
     if resource is None or not may_read(principal, resource):
-        raise _missing(name)
+        raise NotFound.named(name)
 
 
 def require_changeable(principal: Principal, resource: Resource | None, name: str) -> None:
@@ -167,7 +167,3 @@ def owner_for(principal: Principal) -> str:
 
 def _writes_in(principal: Principal, project: str) -> bool:
     return principal.kind in _HOLDERS and group_of(project) in principal.writable_groups
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})

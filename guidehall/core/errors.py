@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -149,6 +149,11 @@ class NotFound(AppError):
     """No such resource, or none that the caller may know of."""
 
     code = Code.NOT_FOUND
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """There is nothing with this resource name."""
+        return cls(f"{name} does not exist", metadata={"resource": name})
 
 
 class AlreadyExists(AppError):

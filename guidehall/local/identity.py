@@ -45,18 +45,18 @@ class Identity:
 
     def ensure(self) -> None:
         """Makes what is missing; existing keys stay, so that what they signed stays valid."""
-        from guidehall.core.auth import KeyPair, TrustStore
+        from guidehall.core.auth import KeyPair
 
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Those that were replaced, until they end, and one that is to sign next.
         trust = {kid: entry for kid, entry in read_json(self.trust_file).items() if _holds(entry)}
         if self._next_key.exists():
-            trust |= self._entry(KeyPair.load(self._next_key))
-        for service, kinds in _MAY_ISSUE.items():
+            trust |= _entry(_PEOPLE, KeyPair.load(self._next_key))
+        for service in _MAY_ISSUE:
             path = self.key_file(service)
             if not path.exists():
                 KeyPair.generate().save(path)
-            trust |= TrustStore.entry(KeyPair.load(path), service, kinds, service in _MAY_DELEGATE)
+            trust |= _entry(service, KeyPair.load(path))
         write_json(self.trust_file, trust)
 
     @property
@@ -91,18 +91,19 @@ class Identity:
         write_json(self.trust_file, trust)
         self._next_key.replace(path)
 
-    @staticmethod
-    def _entry(key: KeyPair) -> dict[str, Any]:
-        from guidehall.core.auth import TrustStore
-
-        return TrustStore.entry(key, _PEOPLE, _MAY_ISSUE[_PEOPLE], _PEOPLE in _MAY_DELEGATE)
-
     def administrator_token(self) -> str:
         """A new token of an administrator for a year, in the name of storage, which speaks for people."""
         from guidehall.core.auth import KeyPair, Role, TokenIssuer
 
-        issuer = TokenIssuer("storage", KeyPair.load(self.key_file("storage")))
+        issuer = TokenIssuer(_PEOPLE, KeyPair.load(self.key_file(_PEOPLE)))
         return issuer.mint(_ADMINISTRATOR, "user", ttl_seconds=_TOKEN_SECONDS, roles=[Role.ADMIN])
+
+
+def _entry(service: str, key: KeyPair) -> dict[str, Any]:
+    """What the trust file says of a service's key."""
+    from guidehall.core.auth import TrustStore
+
+    return TrustStore.entry(key, service, _MAY_ISSUE[service], service in _MAY_DELEGATE)
 
 
 def _holds(entry: Any) -> bool:

@@ -35,46 +35,43 @@ def metric_label(url: str, metric: str, label: str, timeout: float = 1.0) -> str
 
     Empty where there is no such server, no such metric or no such label.
     """
-    connection = http.client.HTTPConnection(*_address(urlsplit(url)), timeout=timeout)
     try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read(_LARGEST_METRICS).decode(errors="replace")
+        _, body = _get(urlsplit(url), "/metrics", timeout, _LARGEST_METRICS)
     except (OSError, http.client.HTTPException):
         return ""
-    finally:
-        connection.close()
+    text = body.decode(errors="replace")
     found = re.search(rf'^{re.escape(metric)}\{{[^}}]*\b{re.escape(label)}="([^"]*)"', text, re.MULTILINE)
     return found[1] if found else ""
 
 
 def unreached(url: str, timeout: float = 3.0) -> tuple[str, ...]:
     """The services that the gateway at `url` says it does not reach; none where it says nothing."""
-    connection = http.client.HTTPConnection(*_address(urlsplit(url)), timeout=timeout)
     try:
-        connection.request("GET", "/api/v1/health")
-        services = json.loads(connection.getresponse().read(_LARGEST_HEALTH))["services"]
-        return tuple(name for name, serves in services.items() if not serves)
+        _, body = _get(urlsplit(url), "/api/v1/health", timeout, _LARGEST_HEALTH)
+        return tuple(name for name, serves in json.loads(body)["services"].items() if not serves)
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError):
         return ()
-    finally:
-        connection.close()
 
 
-def _http_status(parts: SplitResult, timeout: float) -> int:
+def _get(parts: SplitResult, path: str, timeout: float, largest: int = 0) -> tuple[int, bytes]:
+    """Status, and the body's first `largest` bytes."""
     connection = http.client.HTTPConnection(*_address(parts), timeout=timeout)
     try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-        return connection.getresponse().status
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(largest)
     finally:
         connection.close()
 
 
 def _http(parts: SplitResult, timeout: float) -> bool:
-    return 200 <= _http_status(parts, timeout) < 300
+    status, _ = _get(parts, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), timeout)
+    return 200 <= status < 300
 
 
 def _s3(parts: SplitResult, timeout: float) -> bool:
-    return _http_status(parts, timeout) < 500
+    status, _ = _get(parts, parts.path or "/", timeout)
+    return status < 500
 
 
 def _postgres(parts: SplitResult, timeout: float) -> bool:

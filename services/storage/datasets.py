@@ -267,7 +267,7 @@ class Datasets:
         if principal.kind == "job":
             # What the job pinned, and nothing else; whether the series still shows does not matter.
             if name not in principal.inputs:
-                raise _missing(name)
+                raise NotFound.named(name)
         else:
             series = await self._series.find_living(connection, principal, ids["project"], ids["dataset"])
             number = number or series.latest_version
@@ -278,7 +278,7 @@ class Datasets:
         )
         row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise _missing(name)
+            raise NotFound.named(name)
         return _version(row._mapping)
 
 
@@ -312,7 +312,3 @@ def _version(row: Any) -> DatasetVersion:
         row["readers"],
         row["create_time"],
     )
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})

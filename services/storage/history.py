@@ -166,7 +166,7 @@ class History:
         async with self._database.mutation(caller) as mutation:
             deleted = await mutation.connection.execute(delete(history).filter_by(user_id=user, id=id))
             if deleted.rowcount == 0:
-                raise _missing(name)
+                raise NotFound.named(name)
             mutation.record(name)
 
 
@@ -174,7 +174,7 @@ def _ids(principal: Principal, name: str) -> tuple[str, str]:
     ids = names.HISTORY_ENTRY.parse(name)
     require_visible(principal, ids["user"], name)
     if not _ID.fullmatch(ids["entry"]):
-        raise _missing(name)
+        raise NotFound.named(name)
     return ids["user"], ids["entry"]
 
 
@@ -182,12 +182,8 @@ async def _read(connection: AsyncConnection, principal: Principal, name: str) ->
     user, id = _ids(principal, name)
     row = (await connection.execute(select(history).filter_by(user_id=user, id=id))).one_or_none()
     if row is None:
-        raise _missing(name)
+        raise NotFound.named(name)
     return _entry(row._mapping)
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})
 
 
 def _entry(row: Any) -> Entry:

@@ -242,7 +242,7 @@ class Models:
             series = await series_of_models.lock_living(mutation, ids["project"], ids["model"], etag)
             if version > series.latest_version:
                 missing = names.MODEL_VERSION.format(**ids, version=version)
-                raise NotFound(f"{missing} does not exist", metadata={"resource": missing})
+                raise NotFound.named(missing)
             if series.tags.get(tag) == version:
                 return series
             tags = {**series.tags, tag: version}
@@ -391,7 +391,7 @@ class Models:
         )
         row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise NotFound(f"{name} does not exist", metadata={"resource": name})
+            raise NotFound.named(name)
         return _version(row._mapping)
 
 

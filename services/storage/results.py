@@ -103,7 +103,7 @@ class Results:
         for file in files.get(row["id"], []):
             if file.name == name:
                 return file.content
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
 
     async def share(self, caller: Caller, name: str, add: Sequence[str], remove: Sequence[str]) -> Result:
         """Changes who else may read a result and its files; once more changes nothing.

@@ -124,7 +124,7 @@ class Credentials:
             NotFound: there is none of this name.
         """
         ids = names.WORKER_CREDENTIAL.parse(name)
-        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        missing = NotFound.named(name)
         try:
             known = str(uuid.UUID(ids["credential"]))
         except ValueError:

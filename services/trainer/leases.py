@@ -152,7 +152,7 @@ async def _reason_for_none(unit: Unit, principal: Principal, name: str, epoch: i
     await require_credential(unit.connection, principal)
     job = await lock_job(unit.connection, job_id_of(name))
     if job is None or job.pool != principal.pool:
-        return NotFound(f"{name} does not exist", metadata={"resource": name})
+        return NotFound.named(name)
     return StaleEpoch(epoch, job.facts())
 
 
@@ -167,7 +167,7 @@ def job_id_of(name: str, field: str = "job") -> str:
     try:
         return str(uuid.UUID(ids["job"]))
     except ValueError:
-        raise NotFound(f"{name} does not exist", metadata={"resource": name}) from None
+        raise NotFound.named(name) from None
 
 
 def given(grant: Grant) -> None:

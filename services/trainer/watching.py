@@ -113,7 +113,7 @@ async def _progress(connection: AsyncConnection, name: str, job_id: str) -> _The
     columns = select(jobs.c.state, jobs.c.result, jobs.c.first_seq, jobs.c.last_seq)
     row = (await connection.execute(columns.where(jobs.c.id == job_id))).first()
     if row is None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     return _There(row.first_seq, row.last_seq, is_complete(State(row.state), row.result))
 
 

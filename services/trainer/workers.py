@@ -217,7 +217,7 @@ class Workers:
     async def _change(self, principal: Principal, method: str, name: str, values: dict[str, Any]) -> Worker:
         """What an operator does to a worker."""
         ids = names.WORKER.parse(name)
-        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        missing = NotFound.named(name)
         try:
             known = (workers.c.id == str(uuid.UUID(ids["worker"]))) & (workers.c.pool == ids["pool"])
         except ValueError:

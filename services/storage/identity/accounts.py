@@ -188,7 +188,7 @@ class Accounts:
         async with self._database.mutation(caller) as mutation:
             user = await users.find(mutation.connection, user_id, lock=True)
             if user is None:
-                raise NotFound(f"{name} does not exist", metadata={"resource": name})
+                raise NotFound.named(name)
             users.require_person(user)
             await store_hash(mutation.connection, user_id, fresh)
             await end_sessions(mutation.connection, user_id)
@@ -304,7 +304,7 @@ class Accounts:
             NotFound: there is none, or somebody has used it.
         """
         text_id = names.INVITATION.parse(name)["invitation"]
-        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        missing = NotFound.named(name)
         try:
             gone = delete(invitations).where(invitations.c.id == str(uuid.UUID(text_id)))
         except ValueError:

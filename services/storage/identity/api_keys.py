@@ -197,7 +197,7 @@ async def _require_own(connection: AsyncConnection, principal: Principal, id: st
     """
     user = await users.find(connection, id, lock=True)
     if user is None or user.delete_time is not None or not await _has_keys_of(connection, principal, user):
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     return user
 
 
@@ -230,7 +230,7 @@ async def _find(connection: AsyncConnection, user: str, id: str, name: str) -> A
         query = select(api_keys).where(api_keys.c.user_id == user, api_keys.c.id == key_id).with_for_update()
         row = (await connection.execute(query)).one_or_none()
     if row is None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     return _key(row._mapping)
 
 

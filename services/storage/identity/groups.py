@@ -196,7 +196,7 @@ class Groups:
             user = await users.find(connection, member.user, lock=True)
             if user is None or user.delete_time is not None:
                 name = names.USER.format(user=member.user)
-                raise NotFound(f"{name} does not exist", metadata={"resource": name})
+                raise NotFound.named(name)
             if user.kind != "user" and member.role is GroupRole.MANAGER:
                 raise InvalidArgument.field(
                     "member.role", "MANAGER", "READER or MEMBER for a service account"
@@ -349,7 +349,7 @@ async def _find(
     )
     role = await connection.scalar(own)
     if row is None or (role is None and id not in principal.groups and not sees_everything(principal)):
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     return _group(row._mapping, role)
 
 
@@ -366,9 +366,9 @@ async def _account(connection: AsyncConnection, principal: Principal, name: str)
     id = names.USER.parse(name)["user"]
     account = await users.find(connection, id, lock=True)
     if account is None or account.owner_group is None or account.delete_time is not None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     if not await manages(connection, principal, account.owner_group):
-        raise NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
     return account
 
 

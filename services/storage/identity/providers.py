@@ -183,7 +183,7 @@ class Providers:
         }
         async with self._database.mutation(caller) as mutation:
             if await users.find(mutation.connection, user_id) is None:
-                raise _missing(parent)
+                raise NotFound.named(parent)
             made = upsert(identities).values(values).on_conflict_do_nothing().returning(identities)
             row = (await mutation.connection.execute(made)).one_or_none()
             if row is None:
@@ -215,11 +215,11 @@ class Providers:
         try:
             identity_id = str(uuid.UUID(ids["identity"]))
         except ValueError:
-            raise _missing(name) from None
+            raise NotFound.named(name) from None
         gone = delete(identities).where(identities.c.id == identity_id, identities.c.user_id == ids["user"])
         async with self._database.mutation(caller) as mutation:
             if (await mutation.connection.execute(gone)).rowcount == 0:
-                raise _missing(name)
+                raise NotFound.named(name)
             await end_sessions(mutation.connection, ids["user"])
             mutation.record(name)
 
@@ -281,10 +281,6 @@ async def _new_user(connection: AsyncConnection, allowed: ProviderSettings, proo
             assert user is not None  # noqa: S101 (just made)
             return user
     raise Aborted("no name was free; try again")
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})
 
 
 def _identity(row: Any) -> Identity:

@@ -214,12 +214,12 @@ class Sessions:
         try:
             session_id = str(uuid.UUID(ids["session"]))
         except ValueError:
-            raise _missing(name) from None
+            raise NotFound.named(name) from None
         query = select(sessions).where(sessions.c.id == session_id, sessions.c.user_id == ids["user"])
         async with self._database.mutation(caller) as mutation:
             row = (await mutation.connection.execute(query.with_for_update())).one_or_none()
             if row is None:
-                raise _missing(name)
+                raise NotFound.named(name)
             if row.revoke_time is None:
                 await end_session(mutation.connection, session_id)
                 mutation.record(name)
@@ -236,7 +236,7 @@ class Sessions:
         users.require_own(caller.principal, user, parent)
         async with self._database.mutation(caller) as mutation:
             if await users.find(mutation.connection, user) is None:
-                raise _missing(parent)
+                raise NotFound.named(parent)
             ended = await end_sessions(mutation.connection, user)
             mutation.record(parent)
         return ended
@@ -296,10 +296,6 @@ async def _now(connection: AsyncConnection) -> datetime:
     """The database's clock, which all times here are measured by."""
     now: datetime = (await connection.execute(select(func.clock_timestamp()))).scalar_one()
     return now
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})
 
 
 def _session(row: Any) -> Session:

@@ -141,7 +141,7 @@ class Users:
         async with self._database.transaction() as connection:
             user = await find(connection, id)
         if user is None:
-            raise _missing(name)
+            raise NotFound.named(name)
         return user
 
     async def resolve(self, caller: Caller, id: str) -> User:
@@ -162,7 +162,7 @@ class Users:
                     mutation.record(name)
                 user = await find(mutation.connection, id)
         if user is None:
-            raise _missing(name)
+            raise NotFound.named(name)
         require_person(user)
         return user
 
@@ -185,7 +185,7 @@ class Users:
         async with self._database.mutation(caller) as mutation:
             before = await find(mutation.connection, id, lock=True)
             if before is None:
-                raise _missing(name)
+                raise NotFound.named(name)
             require_person(before)
             require_etag(etag, before.etag)
             changed = update(users).where(users.c.id == id).returning(users)
@@ -238,11 +238,7 @@ def require_own(principal: Principal, user: str, name: str) -> None:
     Operators see much of others, but not where these log in, nor all that is kept about them.
     """
     if principal.subject != user and not principal.has(Role.ADMIN):
-        raise _missing(name)
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"{name} does not exist", metadata={"resource": name})
+        raise NotFound.named(name)
 
 
 def read_user(row: Any) -> User:

@@ -105,7 +105,7 @@ class Erasures:
             if user is None:
                 known = await connection.scalar(select(exists().where(people.c.user_id == user_id)))
                 if not known:
-                    raise NotFound(f"{name} does not exist", metadata={"resource": name})
+                    raise NotFound.named(name)
                 await users.ensure(connection, Principal(user_id, "user"))
                 await users.find(connection, user_id, lock=True)
             under_way = await _find(connection, erasures.c.user_id == user_id)
@@ -242,7 +242,7 @@ async def _require_heir(connection: AsyncConnection, user_id: str, heir: str) ->
 
 
 async def _get(connection: AsyncConnection, name: str, *, lock: bool = False) -> Erasure:
-    missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+    missing = NotFound.named(name)
     try:
         id = str(uuid.UUID(names.ERASURE.parse(name)["erasure"]))
     except ValueError:

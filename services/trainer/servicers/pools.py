@@ -45,7 +45,7 @@ class PoolsServicer(workers_pb2_grpc.PoolsServiceServicer):
         name = names.POOL.parse(request.name)["pool"]
         known = await self._workers.pools(self._settings.named_pools, "", 1, name=name)
         if not known:
-            raise NotFound(f"{request.name} does not exist", metadata={"resource": request.name})
+            raise NotFound.named(request.name)
         return (await self._told(known))[0]
 
     async def _told(self, pools: Sequence[Pool]) -> list[workers_pb2.Pool]:
