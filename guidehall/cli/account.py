@@ -25,7 +25,7 @@ _ROLES = ("viewer", "scientist", "operator", "admin")
 @click.command(
     epilog="""\b
 Examples
-  guidehall login --server https://guidehall.example            asks for name and password
+  guidehall login --server https://guidehall.example            asks for a name, then as the server has it
   guidehall login --server https://guidehall.example --device   in a browser, here or elsewhere
   guidehall login --server https://guidehall.example --key < key.txt
 """
@@ -72,8 +72,10 @@ def login(
         profile = _by_key(gateway, profile)
     elif by_device:
         profile = _by_device(gateway, profile)
-    else:
+    elif user:
         profile = _by_password(gateway, profile, user)
+    else:
+        profile = _as_offered(gateway, profile)
     _profiles.keep(profile)
     if as_json:
         emit({"server": profile.server, "subject": profile.subject})
@@ -107,8 +109,26 @@ def _by_key(gateway: Gateway, profile: Profile) -> Profile:
     return replace(profile, subject=str(answer["principal"]["subject"]), api_key=key)
 
 
-def _by_password(gateway: Gateway, profile: Profile, user: str | None) -> Profile:
-    user = user or click.prompt("Name", err=True)
+def _as_offered(gateway: Gateway, profile: Profile) -> Profile:
+    """With a local account, or in a browser, where the server knows somebody else who vouches for people."""
+    from guidehall.core.errors import FailedPrecondition
+
+    offered = gateway.get("/auth/methods")
+    if not offered["methods"] and not offered["providers"]:
+        raise FailedPrecondition(
+            f"nobody logs in at {gateway.url}: it is in mode {clean(str(offered['mode']))}. "
+            "An API key is good everywhere: --key",
+            reason="NO_LOG_IN",
+        )
+    if not offered["providers"]:
+        return _by_password(gateway, profile, click.prompt("Name", err=True))
+    titles = " or ".join(clean(str(provider["title"])) for provider in offered["providers"])
+    click.echo(f"with a local account, or, without a name, with {titles} in a browser", err=True)
+    user = click.prompt("Name", default="", show_default=False, err=True)
+    return _by_password(gateway, profile, user) if user else _by_device(gateway, profile)
+
+
+def _by_password(gateway: Gateway, profile: Profile, user: str) -> Profile:
     tokens = gateway.post("/auth/login", {"user": user, "password": _secret("Password")})
     return _profiles.with_tokens(replace(profile, subject=user), tokens)
 

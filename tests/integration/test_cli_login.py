@@ -18,6 +18,7 @@ import pytest
 from guidehall.core.auth import Role
 from guidehall.local.backing import BackingServers
 from tests.fixtures.facility import Facility, facilities
+from tests.fixtures.gateway import Gateway
 
 PASSWORD = "correct horse battery"
 
@@ -201,4 +202,19 @@ def test_what_cannot_be_is_said_before_a_password_is_asked_for(facility: Facilit
         refused = person.types(*words)
         assert refused.returncode in (1, 2, 4), words
         assert said in refused.stderr, refused.stderr
+    assert not person.profiles.exists()
+
+
+def test_where_nobody_logs_in_that_is_said_before_a_name_is_asked_for(
+    facility: Facility, person: Person
+) -> None:
+    single = Gateway(facility.storage.identity, STORAGE__TARGET=facility.storage.target)
+    try:
+        words = ("--endpoints", person.endpoints, "login", "--server", f"http://127.0.0.1:{single.port}")
+        refused = person.types(*words, said="kim\n")
+    finally:
+        single.stop()
+    assert refused.returncode == 1
+    assert "it is in mode single" in refused.stderr
+    assert "Name" not in refused.stderr
     assert not person.profiles.exists()

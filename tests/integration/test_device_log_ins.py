@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -36,7 +37,9 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def facility(backing: BackingServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
     with facilities(backing, tmp_path_factory.mktemp("facility")) as start:
-        yield start(storage=SETTINGS)
+        # That there is one is enough: nobody comes by way of it here.
+        provider = {"issuer": "https://facility.example", "client_id": "guidehall", "title": "The facility"}
+        yield start(storage=SETTINGS, gateway={"LOG_IN__PROVIDERS": json.dumps({"facility": provider})})
 
 
 @pytest.fixture
@@ -193,19 +196,25 @@ async def test_who_was_disabled_meanwhile_gets_nothing(
     assert len(written.json()["events"]) == 1
 
 
+@pytest.mark.parametrize("words", [["--device"], []], ids=["asked for", "no name"])
 async def test_the_command_line_logs_in(
-    facility: Facility, browser: httpx.AsyncClient, tmp_path: Path
+    facility: Facility, browser: httpx.AsyncClient, tmp_path: Path, words: list[str]
 ) -> None:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("GUIDEHALL_")}
     environ |= {"XDG_CONFIG_HOME": str(tmp_path), "GUIDEHALL_DATA": str(tmp_path / "data")}
     endpoints = f"storage={facility.storage.target},trainer={facility.trainer.target}"
     guidehall = [sys.executable, "-m", "guidehall.cli"]
-    command = [*guidehall, "--endpoints", endpoints, "login", "--server", facility.url, "--device", "--json"]
+    command = [*guidehall, "--endpoints", endpoints, "login", "--server", facility.url, *words, "--json"]
     process = await asyncio.create_subprocess_exec(
-        *command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    assert process.stdin is not None
     assert process.stderr is not None
-    opened = (await process.stderr.readline()).decode()
+    if not words:
+        # With no name somebody who is at the facility logs in there.
+        assert "The facility" in (await process.stderr.readline()).decode()
+        process.stdin.write(b"\n")
+    opened = (await process.stderr.readline()).decode().removeprefix("Name: ")
     code = (await process.stderr.readline()).decode().split()[-1]
     assert opened == f"open {facility.url}/auth/device?user_code={code}\n"
 
