@@ -12,7 +12,7 @@ import click
 
 from guidehall.cli._exit import ExitCode
 from guidehall.cli._extras import require_platform
-from guidehall.cli._output import emit, number, short, table
+from guidehall.cli._output import emit, number, short, table, wrapped
 from guidehall.cli._watch import follow
 from guidehall.cli.predict import at_bound
 
@@ -178,7 +178,7 @@ def _show(network: Analysis, refined: Analysis, peer: PeerFit) -> None:
     click.echo()
     table(("FIT", "NETWORK", "REFINED", "REFNX"), fits)
     for note in refined.notes:
-        click.echo(f"note: {note.message} [{note.code}]")
+        click.echo(wrapped(f"note: {note.message} [{note.code}]"))
 
 
 def _unit(parameter: Parameter) -> str:
@@ -204,7 +204,8 @@ def _next_steps(data: Path, plot: Path, gateway: str, seconds: float) -> None:
     from guidehall.local.demo import measured_file
 
     click.echo(f"\nDone in {seconds:.0f} s; the picture is {plot}.")
-    click.echo(f"All is stopped; the model stays in {data}.")
+    click.echo(f"All is stopped; the model stays in {data}. To remove all that it has left:")
+    click.echo(f"  ./run guidehall down --data {data} --delete-data")
     click.echo("\nTry next")
     click.echo(f"  ./run up --data {data}  # the platform with this model; its HTTP pages at {gateway}/docs")
     click.echo("and in a second terminal")

@@ -13,7 +13,7 @@ import click
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._curves import Said, read
 from guidehall.cli._flags import in_flags
-from guidehall.cli._output import clean, emit, number, pairs, table
+from guidehall.cli._output import clean, emit, number, pairs, table, wrapped
 
 if TYPE_CHECKING:
     from guidehall.client import Analysis, Explanation, Parameter
@@ -185,7 +185,7 @@ def _show(analysis: Analysis, points: int) -> None:
         }
     )
     for note in analysis.notes:
-        click.echo(f"note: {clean(note.message)} [{clean(note.code)}]")
+        click.echo(wrapped(f"note: {clean(note.message)} [{clean(note.code)}]"))
 
 
 def _show_explanations(films: Sequence[Explanation]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,11 +13,12 @@ import click
 from guidehall.cli._context import connect, json_option
 from guidehall.cli._curves import science_refusals
 from guidehall.cli._flags import in_flags
-from guidehall.cli._output import clean, emit, table
+from guidehall.cli._output import clean, emit, table, wrapped
 from guidehall.cli.data import id_of
 
 if TYPE_CHECKING:
     from guidehall.science.reflectometry.formats.project import Project
+    from guidehall.science.reflectometry.library import Fit
 
 # Fields of curves and of a fit, as the science and as this command line call them.
 _FLAGS = {
@@ -25,6 +27,7 @@ _FLAGS = {
     "q_unit": "--q-unit",
     "samples": "--samples",
     "starts": "--starts",
+    "instrument.resolution": "--resolution",
 }
 
 _files_argument = click.argument(
@@ -43,9 +46,9 @@ _q_unit_option = click.option(
 Examples
   guidehall reflectometry import-settings old-project/ > film.yml
   guidehall submit reflectometry.nr_sld --from film.yml --watch
-  guidehall reflectometry import-model trained_nr_sld_model.pth --statistics normalization_stat.npy
+  guidehall reflectometry import-model trained.pth --statistics statistics.npy
   guidehall reflectometry join d2o.dat h2o.dat --dq fwhm --output contrasts.ort
-  guidehall reflectometry fit measured.dat --stack film.yml --dq fwhm --plot fit.png
+  guidehall reflectometry fit curve.dat --stack film.yml --dq fwhm --plot fit.png
 """
 )
 def reflectometry() -> None:
@@ -72,6 +75,9 @@ def import_settings(path: Path, output: Path | None, model_name: str, dry_run: b
 
     with science_refusals():
         project = read_project(path)
+        if output is not None:
+            named = [file.path for file in project.files if file.path]
+            _keep_inputs(output, "--output", [project.settings_file, *named])
         params = _params(project, model_name)
         chi_params = _chi_params(project, model_name)
     datasets = {} if dry_run else _upload(project)
@@ -170,8 +176,7 @@ def join(
     from guidehall.science.reflectometry.formats.read import read_files
 
     _distinct(files)
-    if any(output.resolve() == file.resolve() for file in files):
-        raise click.BadParameter(f"{output} is one of FILES, which stay as they are", param_hint="--output")
+    _keep_inputs(output, "--output", files)
     with in_flags(_FLAGS), science_refusals():
         curves = read_files(files, dq, q_unit)
     names = [curve.metadata.data_set for curve in curves]
@@ -187,13 +192,13 @@ def join(
 
 @reflectometry.command(
     "fit",
-    epilog="""\b
-FILM is what is known of the film, with bounds, as `guidehall submit reflectometry.infer --from` takes it:
-docs/reference/stacks-and-priors.md. Several FILES are contrasts of one film.
+    epilog="""FILM is what is known of the film, with bounds, as `guidehall submit reflectometry.infer
+--from` takes it (docs/reference/stacks-and-priors.md). Several FILES are contrasts of one
+film: they share all but scale, background and what `contrasts` in FILM lists.
 
 \b
 Examples
-  guidehall reflectometry fit measured.dat --stack film.yml --dq fwhm --plot fit.png
+  guidehall reflectometry fit curve.dat --stack film.yml --dq fwhm --plot fit.png
   guidehall reflectometry fit d2o.ort h2o.ort --stack film.yml --save answer/
 """,
 )
@@ -208,13 +213,17 @@ Examples
 @_dq_option
 @_q_unit_option
 @click.option(
+    "--resolution",
+    type=float,
+    metavar="DQ/Q",
+    help="Of files without dq, in place of FILM's; what it is says --dq, else FILM, else it is fwhm.",
+)
+@click.option(
     "--samples",
     type=click.IntRange(0),
-    default=500,
-    show_default=True,
-    help="Of the posterior, for intervals and bands; 0 draws none.",
+    help="Of the posterior, for intervals and bands; 0 draws none. [default: FILM's, else 500]",
 )
-@click.option("--starts", type=click.IntRange(1), default=24, show_default=True, help="Of the search.")
+@click.option("--starts", type=click.IntRange(1), help="Of the search. [default: FILM's, else 24]")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**53 - 1),
@@ -239,8 +248,9 @@ def fit(
     stack: Path,
     dq: Literal["sigma", "fwhm"] | None,
     q_unit: Literal["1/angstrom", "1/nm"] | None,
-    samples: int,
-    starts: int,
+    resolution: float | None,
+    samples: int | None,
+    starts: int | None,
     seed: int,
     plot: Path | None,
     save: Path | None,
@@ -257,41 +267,83 @@ def fit(
         from guidehall.cli._plot import check_plot
 
         check_plot(plot)
+        _require_writable(plot.absolute().parent, "--plot")
+        _keep_inputs(plot, "--plot", (*files, stack))
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        _require_writable(save, "--save")
+        for file in (*files, stack):
+            # Files are replaced in there, and may be called as those of an earlier answer.
+            if file.absolute().parent.samefile(save):
+                message = f"{save} holds {file.name}, which is read; name another folder"
+                raise click.BadParameter(message, param_hint="--save")
     with in_flags(_FLAGS), science_refusals():
-        found = guidehall.fit(files, stack, dq=dq, q_unit=q_unit, samples=samples, starts=starts, seed=seed)
+        found = guidehall.fit(
+            files,
+            stack,
+            dq=dq,
+            q_unit=q_unit,
+            resolution=resolution,
+            samples=samples,
+            starts=starts,
+            seed=seed,
+        )
+    # Before the files are written: what cannot be written costs no answer.
+    _tell(found, as_json)
     if plot is not None:
         found.plot().savefig(plot, dpi=160)
+        click.echo(f"written: {clean(str(plot))}", err=as_json)
     if save is not None:
-        found.save(save)
-    if as_json:
-        parameters = [
-            {
-                "name": parameter.name,
-                "value": parameter.value,
-                "unit": parameter.unit,
-                "standard_error": parameter.standard_error,
-                "interval_68": parameter.interval_68,
-                "interval_95": parameter.interval_95,
-                "at_bound": parameter.at_bound,
-            }
-            for parameter in found.parameters
-        ]
-        notes = [{"code": note.code, "message": note.message} for note in found.notes]
-        emit({"chi_square": found.chi_square, "parameters": parameters, "notes": notes})
+        count = len(found.save(save))
+        click.echo(f"written: {count} files in {clean(str(save))}", err=as_json)
+
+
+def _tell(found: Fit, as_json: bool) -> None:
+    if not as_json:
+        for line in str(found).splitlines():
+            click.echo(wrapped(clean(line)))
         return
-    for line in str(found).splitlines():
-        click.echo(clean(line))
-    for path in filter(None, (plot, save)):
-        click.echo(f"written: {clean(str(path))}")
+    parameters = [
+        {
+            "name": parameter.name,
+            "value": parameter.value,
+            "unit": parameter.unit,
+            "standard_error": parameter.standard_error,
+            "interval_68": parameter.interval_68,
+            "interval_95": parameter.interval_95,
+            "at_bound": parameter.at_bound,
+        }
+        for parameter in found.parameters
+    ]
+    emit(
+        {
+            "chi_square": found.chi_square,
+            "reduced_chi_square": found.reduced_chi_square,
+            "mean_abs_log10_error": found.mean_abs_log10_error,
+            "points": found.points,
+            "parameters": parameters,
+            "notes": [{"code": note.code, "message": note.message} for note in found.notes],
+        }
+    )
 
 
 def _distinct(files: Sequence[Path]) -> None:
-    """Refuses a file that is named twice: its curve would count twice."""
-    seen: set[Path] = set()
-    for file in files:
-        if file.resolve() in seen:
+    """Refuses a file that is named twice, by whatever name: its curve would count twice."""
+    for place, file in enumerate(files):
+        if any(file.samefile(before) for before in files[:place]):
             raise click.BadParameter(f"{file} is named twice", param_hint="FILES")
-        seen.add(file.resolve())
+
+
+def _keep_inputs(output: Path, flag: str, inputs: Iterable[Path]) -> None:
+    """Refuses to write over what is read, by whatever name."""
+    if output.exists() and any(output.samefile(file) for file in inputs):
+        raise click.BadParameter(f"{output} is one of the files that are read", param_hint=flag)
+
+
+def _require_writable(folder: Path, flag: str) -> None:
+    """Refuses a folder that nothing can be written into, before the work."""
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"nothing can be written into {folder}", param_hint=flag)
 
 
 def _plain_files(networks: dict[str, Path], statistics: Path, folder: Path) -> dict[str, Path]:

@@ -14,7 +14,13 @@ from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.fit import CurveTarget, LogTarget, Mode, search, sharpen
 from guidehall.science.reflectometry.kernel import Media, depth_grid, profile
-from guidehall.science.reflectometry.params import Note, ResolutionMode, TrainingProbe, sigma_of
+from guidehall.science.reflectometry.params import (
+    FWHM_PER_SIGMA,
+    Note,
+    ResolutionMode,
+    TrainingProbe,
+    sigma_of,
+)
 from guidehall.science.reflectometry.posterior import Posterior, sample
 from guidehall.science.reflectometry.predictor import PhysicalArguments, PhysicalPredictor
 from guidehall.science.reflectometry.prior import Prior
@@ -272,14 +278,27 @@ def file_notes(curve: Curve) -> list[Note]:
 def given_resolution(probe: TrainingProbe, curve: Curve) -> tuple[np.ndarray, list[Note]]:
     """One standard deviation of each q, [N]: the curve's own, or the middle of the probe's and a note."""
     if curve.sigma is not None:
-        return curve.sigma, []
+        return curve.sigma, _without_resolution(curve.sigma)
     relative = sigma_of(0.5 * (probe.resolution.min + probe.resolution.max), probe.resolution_convention)
     return relative * curve.q, [assumed_resolution(relative)]
 
 
+def _without_resolution(sigma: np.ndarray) -> list[Note]:
+    """NO_RESOLUTION, where a curve's own dq is 0: often that stands for what nobody knows."""
+    count = int((sigma == 0).sum())
+    if not count:
+        return []
+    where = "every point" if count == len(sigma) else f"{count} of {len(sigma)} points"
+    message = f"dq is 0 at {where}: the answer is that of a perfect instrument; leave dq out if it is unknown"
+    return [Note("NO_RESOLUTION", message)]
+
+
 def assumed_resolution(relative_sigma: float) -> Note:
     """RESOLUTION_ASSUMED, of a curve without dq."""
-    message = f"the curve has no dq; {relative_sigma:.4g} q (one standard deviation) was assumed"
+    message = (
+        f"the curve has no dq; {relative_sigma:.4g} q (one standard deviation; full width at half maximum"
+        f" {relative_sigma * FWHM_PER_SIGMA:.3g} q) was assumed"
+    )
     return Note("RESOLUTION_ASSUMED", message)
 
 

@@ -28,6 +28,7 @@ from guidehall.science.reflectometry.infer_params import (
     InferResult,
     Instrument,
     LayerEvidence,
+    own_bounds,
     probe_of,
 )
 from guidehall.science.reflectometry.params import Note, Range, Stack, StackPrior, Tie
@@ -167,16 +168,7 @@ def _measured(params: InferParams, curves: Sequence[Curve]) -> list[Measured]:
     names = [curve.metadata.data_set or str(place) for place, curve in enumerate(curves, start=1)]
     if len(set(names)) < len(names):
         names = [str(place) for place in range(1, len(curves) + 1)]
-    own: dict[str, dict[str, Range]] = {name: {} for name in names}
-    for place, contrast in enumerate(params.contrasts):
-        name = contrast.curve
-        if name not in own and name.isdecimal() and 1 <= int(name) <= len(names):
-            name = names[int(name) - 1]
-        if name not in own:
-            allowed = f"the curves are {', '.join(names[:10])}"
-            raise UserError(f"contrasts[{place}].curve", contrast.curve, allowed)
-        own[name].update(contrast.bounds)
-    return [Measured(name, curve, own[name]) for name, curve in zip(names, curves, strict=True)]
+    return list(map(Measured, names, curves, own_bounds(params.contrasts, names)))
 
 
 def _solutions(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from guidehall.science.pipeline import refuse_field, shown
+from guidehall.science.pipeline import UserError, refuse_field, shown
 from guidehall.science.reflectometry.params import (
     MAX_SEGMENTS,
     LayerName,
@@ -119,6 +120,24 @@ class OwnBounds(Params):
         description='By the parameter\'s name, such as "water.sld", "scale" or "scale[2]".',
         max_length=100,
     )
+
+
+def own_bounds(contrasts: Sequence[OwnBounds], names: Sequence[str]) -> list[dict[str, Range]]:
+    """For each of the curves, which are called so, the bounds that hold for it alone.
+
+    Raises:
+        UserError: there is no such curve.
+    """
+    own: dict[str, dict[str, Range]] = {name: {} for name in names}
+    for place, contrast in enumerate(contrasts):
+        name = contrast.curve
+        if name not in own and name.isdecimal() and 1 <= int(name) <= len(names):
+            name = names[int(name) - 1]
+        if name not in own:
+            allowed = f"the curves are {', '.join(names[:10])}"
+            raise UserError(f"contrasts[{place}].curve", contrast.curve, allowed)
+        own[name].update(contrast.bounds)
+    return list(own.values())
 
 
 class InferParams(Params):

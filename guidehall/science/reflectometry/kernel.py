@@ -77,7 +77,8 @@ def reflectivity(q: Tensor, media: Media) -> Tensor:
     k_fronting = 0.5 * q.abs().clamp_min(_SMALLEST_Q)
     k_squared = (k_fronting * k_fronting).expand(media.sld.shape[0], -1)
     contrast = _POTENTIAL * (media.sld - media.sld[:, :1])
-    absorption = _POTENTIAL * (media.isld.abs() + _TINY_ABSORPTION)
+    # Not abs, which has no slope at 0, where most films are.
+    absorption = _POTENTIAL * (torch.where(media.isld < 0, -media.isld, media.isld) + _TINY_ABSORPTION)
 
     def wavenumber(medium: int) -> _Complex:
         if medium == 0:

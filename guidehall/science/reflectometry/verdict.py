@@ -37,8 +37,12 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
         # Nothing says that what is not positive is noise, so it counts too.
         whole = float((compress(target.curves(unit)) - target.compressed).abs().mean())
         error = whole if math.isnan(error) else max(error, whole)
-    elif not bool((target.r > SIGNAL * target.dr).any()):
-        yield Note("NO_SIGNAL", f"no point of the curve lies above zero by {SIGNAL:g} error bars")
+    elif not _has_signal(target.r, target.dr):
+        yield Note(
+            "NO_SIGNAL",
+            f"no point of the curve lies above zero by {SIGNAL:g} error bars; are R and dR in each other's"
+            " column?",
+        )
         return
     if error > _POOR_LOG10_ERROR:
         yield Note(
@@ -48,12 +52,21 @@ def poor_fit(target: CurveTarget, unit: torch.Tensor, mean_abs_log10_error: floa
         )
 
 
+def _has_signal(r: torch.Tensor, dr: torch.Tensor) -> bool:
+    return bool((r > SIGNAL * dr).any())
+
+
 def doubts(target: CurveTarget, mode: Mode, row: int = 0) -> Iterator[Note]:
     """What is wrong with the best fit of data `row`, which have error bars; the codes are in its parts."""
     rows = torch.tensor([row])
     residuals, slopes = target.linearise(torch.from_numpy(mode.unit)[None], rows)
     left, jacobian = residuals[0].numpy(), slopes[0].numpy()
-    yield from _structure(left, jacobian, mode.covariance)
+    for note in _structure(left, jacobian, mode.covariance):
+        # Of a curve that shows nothing an answer is not better known than it seems.
+        if note.code != "ERROR_BARS_TOO_LARGE" or (
+            target.dr is not None and _has_signal(target.r[row], target.dr[row])
+        ):
+            yield note
     yield from _bounds(target, mode, left, jacobian)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -151,15 +152,52 @@ def test_join_refuses_a_file_named_twice_and_an_output_that_is_an_input(
     measured: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = measured[0].read_bytes()
+    other = measured[0].with_name("other.ort")
+    os.link(measured[0], other)
     for files, output, said in (
         ([measured[0], measured[0]], measured[0].with_name("all.ort"), "is named twice"),
-        (measured, measured[0], "is one of FILES, which stay as they are"),
+        ([measured[0], other], measured[0].with_name("all.ort"), "is named twice"),
+        (measured, measured[0], "is one of the files that are read"),
+        # By another name it is the same file.
+        (measured, other, "is one of the files that are read"),
     ):
         command = ["reflectometry", "join", *map(str, files), "--dq", "sigma", "--output", str(output)]
         assert run(command) == 2
         assert said in capsys.readouterr().err
     assert measured[0].read_bytes() == before
     assert not measured[0].with_name("all.ort").exists()
+
+
+def test_fit_writes_over_nothing_that_it_reads(
+    measured: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = Path(__file__).parents[3] / "examples/infer.yml"
+    curve = tmp_path / "curve-1.csv"
+    curve.write_bytes(measured[0].read_bytes())
+    (tmp_path / "fit.png").symlink_to(curve)
+    command = ["reflectometry", "fit", str(curve), "--stack", str(stack)]
+    for words, said in (
+        (("--save", str(tmp_path)), "--save: " + f"{tmp_path} holds curve-1.csv, which is read"),
+        (("--plot", str(tmp_path / "fit.png")), "fit.png is one of the files that are read"),
+    ):
+        assert run([*command, *words]) == 2
+        shown = capsys.readouterr()
+        assert said.removeprefix("--save: ") in shown.err
+        assert words[0] in shown.err
+        # Refused before the work.
+        assert not shown.out
+    assert curve.read_bytes() == measured[0].read_bytes()
+
+
+def test_imported_settings_do_not_write_over_the_project(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = folder / "settings.yml"
+    before = settings.read_bytes()
+    command = ["reflectometry", "import-settings", str(folder), "--dry-run", "--output", str(settings)]
+    assert run(command) == 2
+    assert "is one of the files that are read" in capsys.readouterr().err
+    assert settings.read_bytes() == before
 
 
 def test_a_refusal_names_the_flag_that_is_missing(
@@ -178,7 +216,10 @@ def test_fit_finds_a_film_without_a_platform(tmp_path: Path, capsys: pytest.Capt
     assert run([*command, "--plot", str(picture), "--save", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "film.thickness" in shown
-    assert shown.splitlines()[-2:] == [f"written: {picture}", f"written: {folder}"]
+    assert shown.startswith("chi-square ")
+    assert "for 99 points" in shown
+    count = len(list(folder.iterdir()))
+    assert shown.splitlines()[-2:] == [f"written: {picture}", f"written: {count} files in {folder}"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (folder / "answer.txt").exists()
     assert run([*command, "--json"]) == 0
@@ -187,8 +228,11 @@ def test_fit_finds_a_film_without_a_platform(tmp_path: Path, capsys: pytest.Capt
     found = {item["name"]: item for item in document["parameters"]}
     assert found["film.thickness"]["value"] == pytest.approx(211, abs=1)
     assert found["water.sld"]["at_bound"] == "at upper bound"
+    assert document["points"] == 99
     assert run(["reflectometry", "fit", str(file), str(file), "--stack", str(stack)]) == 2
     assert "is named twice" in capsys.readouterr().err
+    assert run([*command, "--resolution", "0.5"]) == 2
+    assert "--resolution: got 0.5" in capsys.readouterr().err
 
 
 def test_results_mark_values_at_a_bound_and_tell_notes_below_the_name_of_their_curve(

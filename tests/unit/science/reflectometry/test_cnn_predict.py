@@ -116,7 +116,9 @@ def test_notes_name_their_curves(network: dict[str, Path], tmp_path: Path) -> No
     bare = np.stack([wide.q, wide.r])[None].repeat(2, 0)
     result, _ = predict(tmp_path / "bare", network, bare, resolution=0.05)
     assumed = [note.message for note in result.notes if note.code == "RESOLUTION_ASSUMED"]
-    said = "the curve has no dq; 0.05 q (one standard deviation) was assumed"
+    said = (
+        "the curve has no dq; 0.05 q (one standard deviation; full width at half maximum 0.118 q) was assumed"
+    )
     assert assumed == [f"0: {said}", f"1: {said}"]
     # In percent, which the file says of R.
     head = "# q (1/angstrom), R (%)\n"

@@ -271,6 +271,29 @@ def changed(path: str, value: Any) -> bytes:
     return json.dumps(document).encode()
 
 
+def promising(*shape: int) -> bytes:
+    """An .npy file of another shape than its two numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(16)
+
+
+def locked(archive: bytes) -> bytes:
+    """With the flag of encryption at its only member, here and in the directory."""
+    content = bytearray(archive)
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+def damaged(archive: bytes) -> bytes:
+    """With wrong bytes where its member is deflated."""
+    content = bytearray(archive)
+    begin = 30 + len("nr.x.npy")
+    content[begin : begin + 20] = bytes(range(200, 220))
+    return bytes(content)
+
+
 WRONG_STATISTICS = {
     "empty": b"",
     "code": npy(np.array([Hostile()], dtype=object)),
@@ -292,6 +315,11 @@ WRONG_STATISTICS = {
     "npz": zip_file("a.npy", npy(np.zeros(3))),
     "npz bomb": zip_file("nr.x.npy", b"\x00" * 50_000_000),
     "npz with objects": zip_file("nr.x.npy", npy(np.array([Hostile()], dtype=object))),
+    "npz that promises much": zip_file("nr.x.npy", promising(10, 10**17)),
+    "npz of complex numbers": zip_file("nr.x.npy", npy(np.array([0j, 1j]))),
+    "npz with text": zip_file("nr.x", b"0 1"),
+    "npz with a password": locked(zip_file("nr.x.npy", npy(np.array([0.0, 1.0])))),
+    "npz that is damaged": damaged(zip_file("nr.x.npy", npy(np.arange(40.0)))),
 }
 
 

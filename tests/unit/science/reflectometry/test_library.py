@@ -234,6 +234,85 @@ def test_a_model_file_may_bring_its_instrument(tmp_path: Path) -> None:
     assert own["background"].lower == pytest.approx(1e-9)
 
 
+def test_a_model_file_may_say_what_differs_between_curves_and_how_to_search(tmp_path: Path) -> None:
+    film = {**FILM, "backing": {**FILM["backing"], "sld": {"min": -0.6, "max": 6.4}}}
+    known = {
+        "stack": film,
+        "relation": "contrasts",
+        "contrasts": [
+            {"curve": "e361r", "bounds": {"water.sld": {"min": 5.9, "max": 6.4}}},
+            {"curve": "2", "bounds": {"water.sld": {"min": -0.6, "max": 0.0}}},
+        ],
+        "samples": 0,
+        "starts": 2,
+    }
+    file = tmp_path / "film.json"
+    file.write_text(json.dumps(known))
+    files = [MEASURED / f"{name}.txt" for name in ("e361r", "e366r")]
+    found = guidehall.fit(files, file)
+    assert found["e361r: water.sld"].value > 5.8
+    assert found["e366r: water.sld"].value < 0.1
+    assert found["film.thickness"].interval_95 is None
+    for changes, said in (
+        ({"relation": "series"}, "model.relation: got series; contrasts"),
+        ({"instrumnet": {}}, "model.instrumnet"),
+        ({"layer_counts": 2}, "model.layer_counts: got 2; 0"),
+    ):
+        plain = {"stack": film, "relation": "contrasts"}
+        with pytest.raises(UserError) as caught:
+            guidehall.fit(files, {**plain, **changes})
+        assert said in str(caught.value)
+
+
+def test_a_curve_without_dq_has_the_resolution_that_is_given(answer: Any) -> None:
+    wide = guidehall.fit(MEASURED / "e361r.txt", FILM, resolution=0.03, dq="sigma", samples=0, starts=2)
+    (note,) = (note for note in wide.notes if note.code == "RESOLUTION_ASSUMED")
+    assert "0.03 q (one standard deviation; full width at half maximum 0.0706 q)" in note.message
+    assert wide.instrument.resolution_convention == "sigma"
+    with pytest.raises(UserError, match=r"instrument\.resolution: got 2"):
+        guidehall.fit(MEASURED / "e361r.txt", FILM, resolution=2.0)
+
+
+def test_a_resolution_of_zero_is_told(answer: Any) -> None:
+    curve = answer.curves[0].curve
+    for dq, said in (
+        (curve.q * 0.0, "every point"),
+        (np.where(curve.q > 0.1, 0.02 * curve.q, 0.0), "points"),
+    ):
+        found = guidehall.fit(Curve(curve.q, curve.r, curve.dr, dq), FILM, samples=0, starts=1)
+        (note,) = (note for note in found.notes if note.code == "NO_RESOLUTION")
+        assert f"dq is 0 at {said}" in note.message or f"of {len(dq)} points" in note.message
+
+
+def test_a_fit_without_error_bars_has_no_chi_square(answer: Any) -> None:
+    curve = answer.curves[0].curve
+    found = guidehall.fit(Curve(curve.q, curve.r, None, 0.02 * curve.q), FILM, samples=0, starts=4)
+    assert found.chi_square is None
+    assert found.reduced_chi_square is None
+    assert str(found).splitlines()[0] == (
+        f"mean |log10 R| between curve and answer {found.mean_abs_log10_error:.3g}"
+    )
+    assert 0 < found.mean_abs_log10_error < 0.1
+
+
+def test_a_value_has_the_digits_that_its_error_bar_leaves(answer: Any) -> None:
+    found = answer["film.thickness"]
+    (line,) = (line for line in str(answer).splitlines() if line.startswith("film.thickness"))
+    value, _, error = line.split()[1:4]
+    assert float(value) == pytest.approx(found.value, abs=0.1 * found.standard_error)
+    assert len(value.partition(".")[2]) == len(error.partition(".")[2])
+    quality = str(answer).splitlines()[0]
+    assert quality.startswith(f"chi-square {answer.chi_square:.6g} for 99 points, ")
+    assert quality.endswith(f"({answer.reduced_chi_square:.3g} per degree of freedom)")
+
+
+def test_swapped_columns_are_not_praised(answer: Any) -> None:
+    curve = answer.curves[0].curve
+    found = guidehall.fit(Curve(curve.q, curve.dr, curve.r, 0.02 * curve.q), FILM, samples=0, starts=2)
+    assert "NO_SIGNAL" in codes(found)
+    assert "ERROR_BARS_TOO_LARGE" not in codes(found)
+
+
 def test_sets_of_one_file_keep_their_names(tmp_path: Path) -> None:
     names = ["in water", "in air"]
     tables = [simulated(FILM, WATER, seed=seed) for seed in (1, 2)]
