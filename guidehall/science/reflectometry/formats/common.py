@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,12 +21,18 @@ from guidehall.science.reflectometry.params import (
 QUnit = Literal["1/angstrom", "1/nm"]
 
 _LENGTHS = {
-    "angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0,
+    "angstrom": 1.0, "angstroms": 1.0, "ångstrom": 1.0, "angst": 1.0, "ang": 1.0,
+    "aa": 1.0, "a": 1.0, "å": 1.0,
     "nm": 0.1, "nanometer": 0.1, "nanometre": 0.1, "nanometers": 0.1, "nanometres": 0.1,
     "m": 1e-10,
 }  # fmt: skip
 _LENGTH = "|".join(_LENGTHS)
-_INVERSE = re.compile(rf"(?:1/|per|inv(?:erse)?)({_LENGTH})|({_LENGTH})(?:\*\*|\^)?\(?(?:-1|⁻¹)\)?")
+_POWER = r"(?:10(?:(?:\^|\*\*)([-+]?\d{1,2})|(-\d{1,2}))[*·]?)?"
+_INVERSE = re.compile(rf"{_POWER}(?:(?:(?:1|rad)?/|per|inv(?:erse)?)({_LENGTH})|({_LENGTH})(?:\*\*|\^)?-1)")
+# What nothing depends on: blanks, brackets, and what LaTeX needs around an exponent.
+_UNSAID = re.compile(r"[\s{}()$\\]")
+# Hyphens, dashes and the minus sign.
+_MINUS = re.compile("[\u2010-\u2013\u2212]")
 # Reflectometers end far below this, so a larger q without a unit is rather one in 1/nm.
 _LARGEST_USUAL_Q = 0.8
 # From half a width at half maximum to one standard deviation.
@@ -72,10 +79,16 @@ class Columns:
 
 
 def per_angstrom(unit: str) -> float | None:
-    """The factor from an inverse length such as "nm^-1", "1/Å" or "A-1" to 1/angstrom; None if it is none."""
-    plain = re.sub(r"\s", "", unit.lower()).replace("å", "angstrom").replace("\u212b", "angstrom")
-    found = _INVERSE.fullmatch(plain)
-    return _LENGTHS[found[1] or found[2]] if found else None
+    """The factor from an inverse length to 1/angstrom; None if it is none.
+
+    Such as "nm^-1", "1/Å", "A-1", "$nm^{-1}$" and "10^10 m^-1".
+    """
+    # Of compatible signs one: a raised 1 is a 1, the sign of the angstrom an A with a ring.
+    plain = unicodedata.normalize("NFKC", unit).lower().replace("ö", "o")
+    found = _INVERSE.fullmatch(_MINUS.sub("-", _UNSAID.sub("", plain)))
+    if found is None:
+        return None
+    return _LENGTHS[found[3] or found[4]] * 10.0 ** int(found[1] or found[2] or 0)
 
 
 def assemble(columns: Columns, given: Given) -> Curve:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guidehall.science.pipeline import UserError
-from guidehall.science.reflectometry.curves import Metadata
+from guidehall.science.reflectometry.curves import MAX_FILE_BYTES, Metadata
 from guidehall.science.reflectometry.formats.common import Columns, Given, is_percent, per_angstrom, to_sigma
 from guidehall.science.reflectometry.params import MAX_POINTS
 
@@ -30,6 +30,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
 _MAX_CURVES = 1000
+# In all curves together: as many as a file can hold that is not packed and names no array twice.
+_MAX_NUMBERS = MAX_FILE_BYTES // 8
 # A chunk is unpacked whole, whatever is read of it.
 _MAX_CHUNK_BYTES = 16 << 20
 _MAX_TEXT = 1000
@@ -144,13 +146,25 @@ def _read(data: bytes, given: Given) -> list[Columns]:
                 raise UserError(given.field, _inventory(groups), allowed)
             if len(curves) > _MAX_CURVES:
                 raise UserError(given.field, f"{len(curves)} curves", f"at most {_MAX_CURVES} are allowed")
-            return [_columns(parts, given, len(curves) == 1) for parts in curves]
+            return list(_bounded(curves, given))
     except UserError:
         raise
     except Exception as error:
         # Of a damaged file, h5py raises whatever the damage makes of a number or a name.
         reason = " ".join(str(error).split())[:200]
         raise UserError(given.field, "an HDF5 file that cannot be read", reason) from None
+
+
+def _bounded(curves: list[_Parts], given: Given) -> Iterator[Columns]:
+    """The columns of all curves, as long as they are not too many numbers."""
+    numbers = 0
+    for parts in curves:
+        columns = _columns(parts, given, len(curves) == 1)
+        numbers += sum(len(array) for name in _ARRAYS if (array := getattr(columns, name)) is not None)
+        if numbers > _MAX_NUMBERS:
+            got = f"more than {_MAX_NUMBERS} numbers in {len(curves)} curves"
+            raise UserError(given.field, got, f"at most {_MAX_NUMBERS} are allowed in all together")
+        yield columns
 
 
 def _groups(file: h5py.File, field: str) -> Iterator[h5py.Group]:

@@ -65,6 +65,7 @@ def _look_through(text: str, field: str) -> None:
     header: list[str] = []
     sets = 0
     points, width = 0, 0
+    empty = False
     for number, line in enumerate(io.StringIO(text), start=1):
         if number > _MAX_LINES or len(line) > _MAX_LINE_LENGTH:
             allowed = f"at most {_MAX_LINES} lines of {_MAX_LINE_LENGTH} characters"
@@ -72,6 +73,7 @@ def _look_through(text: str, field: str) -> None:
         if line.startswith("#"):
             if line.startswith("# data_set"):
                 sets += 1
+                empty = empty or (sets > 1 and not points)
                 points, width = (points, width) if sets == 1 else (0, 0)
                 header += ["---\n"] if sets > 1 else []
             header.append(line[1:])
@@ -83,6 +85,9 @@ def _look_through(text: str, field: str) -> None:
     if sets > _MAX_DATA_SETS or sum(map(len, header)) * max(sets, 1) > _MAX_HEADER_COPIES:
         allowed = f"at most {_MAX_DATA_SETS}, and fewer under a long header"
         raise UserError(field, f"{sets} data sets", allowed)
+    if empty or not points:
+        got = "a data set without points" if sets > 1 else "no points"
+        raise UserError(field, got, f"2 to {MAX_POINTS} lines of numbers must follow each header")
     for document in safe_yaml.load_all("".join(header), f"{field} header"):
         if not isinstance(document, dict):
             raise UserError(f"{field} header", type(document).__name__, "must be a YAML mapping")
@@ -91,7 +96,8 @@ def _look_through(text: str, field: str) -> None:
 def _check_row(words: list[str], width: int, place: str) -> int:
     for word in words:
         try:
-            float(word)
+            # Python would also read 1_0 and the digits of other scripts.
+            float(word if word.isascii() and "_" not in word else "")
         except ValueError:
             raise UserError(place, word, "must be a number") from None
     if len(words) > _MAX_COLUMNS or (width and len(words) != width):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def read_files(
     found: list[Curve] = []
     for path in paths:
         try:
-            content = path.read_bytes()
+            content = _content(path)
         except OSError as error:
             raise UserError("data", path, f"cannot be read: {error.strerror}") from None
         curves = read_curves(content, path.name, dq=dq, q_unit=q_unit, field=path.name)
@@ -103,3 +104,12 @@ def read_files(
                 name += "'"
             found.append(replace(curve, metadata=replace(curve.metadata, data_set=name)))
     return found
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds; of one that ends nowhere no more than what is too much."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise UserError(path.name, f"{size} bytes", f"at most {MAX_FILE_BYTES} are allowed")
+        return file.read(MAX_FILE_BYTES + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,26 @@ from guidehall.science.pipeline import UserError
 _MAX_NODES = 20_000
 # Reading YAML takes a second for each 100 kB.
 _MAX_CHARACTERS = 256 << 10
+# Python reads hexadecimal numbers of any length, and cannot write them.
+_MAX_WHOLE_NUMBER = 40
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that reads `1e-6` as a number, which YAML 1.1 takes for text."""
+
+    def whole_number(self, node: yaml.ScalarNode) -> int:
+        """The number of a node, unless it is longer than any that can be meant."""
+        if len(node.value) > _MAX_WHOLE_NUMBER:
+            got = f"a whole number of {len(node.value)} characters; at most {_MAX_WHOLE_NUMBER} are allowed"
+            raise yaml.MarkedYAMLError(problem=got, problem_mark=node.start_mark)
+        return int(self.construct_yaml_int(node))
+
+
+# The rule of guidehall.core.plain_yaml, which the science cannot import.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 def load_all(text: str, field: str) -> list[Any]:
@@ -23,11 +44,11 @@ def load_all(text: str, field: str) -> list[Any]:
     if len(text) > _MAX_CHARACTERS:
         raise UserError(field, f"{len(text)} characters of YAML", f"at most {_MAX_CHARACTERS} are allowed")
     try:
-        for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        for node in yaml.compose_all(text, Loader=_Loader):
             if node is not None and _weight(node, {}) > _MAX_NODES:
                 got = f"YAML of more than {_MAX_NODES} values"
                 raise UserError(field, got, "an alias counts as often as it stands")
-        return list(yaml.safe_load_all(text))
+        return list(yaml.load_all(text, Loader=_Loader))
     except RecursionError:
         raise UserError(field, "YAML that is nested too deep", "must be a flat document") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:

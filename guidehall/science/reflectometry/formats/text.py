@@ -22,9 +22,10 @@ from guidehall.science.reflectometry.params import MAX_POINTS
 
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 # Of percent signs only those that begin a comment: not "(%)", "R/%" or a unit at the end of a line of names.
-_COMMENT = re.compile(r"[#!]|//|(?:^|(?<=\s))%(?!\s*$)")
+# Each begins with its own sign, so that a search passes over blanks at once.
+_COMMENT = re.compile(r"#|!|//|%(?<!\S%)(?!\s*$)")
 _FORTRAN = re.compile(r"[-+]?[\d.]+[dD][-+]?\d+")
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[dDeE][-+]?\d+)?")
 _MAX_LINES, _MAX_LINE_LENGTH = 200_000, 10_000
 _MAX_HEADERS, _MAX_HEADER_LENGTH = 1000, 2000
 # Among the last of these stands the line of names, and no longer than this.
@@ -56,7 +57,11 @@ _PERCENT = re.compile(r"[/_]?(?:%|percent|pct)$")
 _OTHER = re.compile(
     r"(?:2|two_?)?theta.*|angle.*|lambda|wavelength.*|q\^?2|q\^?4|r\*?q\^?4|rq4.*|log.*|ln.*|tof|time", re.I
 )
-_UNITS_LINE = re.compile(r"(?:q[ _-]?)?units?(?:\s+of\s+q)?\s*[:=]\s*(\S+)", re.IGNORECASE)
+_UNITS_LINE = re.compile(r"(?:q[ _-]?)?units?(?:\s+of\s+qz?)?\s*(?:[:=]|\bis\b)\s*(.+)", re.IGNORECASE)
+# "q in 1/nm" and, where a line is none of names for all columns, "Q (1/nm), R, dR" and "Q/nm^-1 R dR".
+_Q_LINE = re.compile(r"qz?(?:(?:\s+is)?\s+in\s+([^,;]+)|\s*[(\[](.*?)[)\]]|\s*/\s*([^,;\s]+))", re.IGNORECASE)
+# What can only be meant for an inverse length.
+_LIKE_INVERSE = re.compile(r"1?\s*/|inv|per\b|[^,;]*[-\u2010-\u2013\u2212\u207b]\{?[1¹]\b", re.IGNORECASE)
 _WIDTH = re.compile(r"fwhm|full.?width", re.IGNORECASE)
 _DEVIATION = re.compile(r"\bsd\b|std|sigma|σ|rms|standard.?dev|1.?sigma", re.IGNORECASE)
 _HALF_WIDTH = re.compile(r"hwhm|half.?width", re.IGNORECASE)
@@ -66,6 +71,8 @@ _OF_DQ = re.compile(r"(?:\b(?:d|s|delta_?|sigma_?)qz?|[δσ]qz?|resolution)(.*)"
 _OF_DR = re.compile(rf"\b{_ERROR}r(?![a-z])|[δσ]r\b", re.IGNORECASE)
 _SPEAKS_OF_R = re.compile(r"\b(?:r|refl\w*|intensity)\b", re.IGNORECASE)
 _BRACKETED = re.compile(r"[(\[]([^)\]]*)[)\]]")
+# The exponent of "A^(-1)", as a bracket in a bracket.
+_NESTED = re.compile(r"\(([-\u2010-\u2013\u2212]1)\)")
 _FACT = re.compile(
     r"(title|sample|instrument|facility|proposal|experiment|run(?:.?number)?|date|owner)(?:\s*[:=]\s*|\s+)(\S.*)(?<!:)$",
     re.IGNORECASE,
@@ -91,16 +98,22 @@ def read(data: bytes, given: Given) -> list[Columns]:
     """
     headers: list[str] = []
     rows: list[list[float]] = []
+    above = 0
     for number, content, comment in _lines(data, given.field):
-        if comment and len(headers) < _MAX_HEADERS:
-            headers.append(comment[:_MAX_HEADER_LENGTH])
+        if comment:
+            _keep(headers, comment, bool(rows))
         if not content:
             continue
         place = f"{given.field} line {number}"
-        words = _words(content, place)
+        words = _SEPARATOR.split(content)
         if not rows and _number(words[0]) is None:
-            headers.append(content[:_MAX_HEADER_LENGTH])
+            above += 1
+            if above > _MAX_HEADERS:
+                got = f"more than {_MAX_HEADERS} lines that begin with a word"
+                raise UserError(given.field, got, f"at most {_MAX_HEADERS} are allowed above the numbers")
+            _keep(headers, content, False)
             continue
+        _refuse_decimal_commas(content, place)
         rows.append(_row(words, rows, place))
         if len(rows) > MAX_POINTS:
             raise UserError(
@@ -109,6 +122,14 @@ def read(data: bytes, given: Given) -> list[Columns]:
     if not rows:
         raise UserError(given.field, "no numbers", "must hold 2 to 4 columns: q, R, dR, dq")
     return [_columns(np.array(rows), headers, given)]
+
+
+def _keep(headers: list[str], line: str, below: bool) -> None:
+    """Keeps a header; of too many above the numbers the last ones, for there stand the names."""
+    if len(headers) == _MAX_HEADERS and not below:
+        del headers[0]
+    if len(headers) < _MAX_HEADERS:
+        headers.append(line[:_MAX_HEADER_LENGTH])
 
 
 def _lines(data: bytes, field: str) -> Iterator[tuple[int, str, str]]:
@@ -132,16 +153,18 @@ def _lines(data: bytes, field: str) -> Iterator[tuple[int, str, str]]:
         yield number, content.strip().rstrip(",; \t"), comment.strip()
 
 
-def _words(content: str, place: str) -> list[str]:
+def _refuse_decimal_commas(content: str, place: str) -> None:
     parts = re.split(r"[;\s]+", content)
-    if len(parts) > 1 and all(_DECIMAL_COMMA.fullmatch(part) for part in parts):
-        raise UserError(place, parts[0], "must be written with a decimal point: a comma separates columns")
-    return _SEPARATOR.split(content)
+    comma = next(filter(_DECIMAL_COMMA.fullmatch, parts), None)
+    # Unless commas are what separates, and some have a blank beside them.
+    if len(parts) > 1 and comma and not any(part.startswith(",") or part.endswith(",") for part in parts):
+        raise UserError(place, comma, "must be written with a decimal point: a comma separates columns")
 
 
 def _row(words: list[str], rows: list[list[float]], place: str) -> list[float]:
     expected = len(rows[0]) if rows else None
-    values = [_number(word) for word in words]
+    # Python would also read 1_0 and the digits of other scripts.
+    values = [_number(word) if word.isascii() and "_" not in word else None for word in words]
     for word, value in zip(words, values, strict=True):
         if value is None:
             raise UserError(place, word or "nothing between two separators", "must be a number")
@@ -190,8 +213,8 @@ def _columns(table: np.ndarray, headers: list[str], given: Given) -> Columns:
         dr=column("dr"),
         dq=column("dq"),
         place=given.field,
-        q_unit=_unit(said["q"]) or _unit_of_lines(headers),
-        dq_unit=_unit(said["dq"]),
+        q_unit=_unit_of_q(said["q"], headers, given),
+        dq_unit=_unit(said["dq"])[0],
         dq_sigma=_meaning(said["dq"], more),
         dq_is_relative=bool(_RELATIVE.match(said["dq"])),
         dr_is_relative=bool(_RELATIVE_R.match(said["dr"])),
@@ -253,12 +276,33 @@ def _in_percent(text: str) -> bool:
     return any(map(is_percent, [*bracketed, *words[1:]])) or bool(words and _PERCENT.search(words[0].lower()))
 
 
-def _unit(text: str) -> float | None:
-    """The unit in the name of a column, such as "Q (1/nm)"."""
-    pieces = [piece for found in _BRACKETED.findall(text) for piece in re.split(r"[,;]", found)]
-    attached = [unit for word in text.split()[:1] if (unit := _without_unit(word)[1])]
-    units = [per_angstrom(piece) for piece in [*pieces, *attached, *text.split()[1:]]]
-    return next((unit for unit in units if unit is not None), None)
+def _unit_of_q(name: str, headers: list[str], given: Given) -> float | None:
+    """The unit of q by the name of its column, or else by other lines; None where nothing says it.
+
+    Raises:
+        UserError: there is one, which is not known, and the caller says none.
+    """
+    told = {f"column {name[:40]}": _unit(name), "units": _unit_of_lines(headers)}
+    for place, (factor, strange) in told.items():
+        if factor is not None:
+            return factor
+        if strange and given.q_unit is None:
+            allowed = "must be 1/angstrom or 1/nm, or say which of the two it is (q_unit, --q-unit)"
+            raise UserError(f"{given.field}, {place}", strange, allowed)
+    return None
+
+
+def _unit(text: str) -> tuple[float | None, str]:
+    """The unit in the name of a column, such as "Q (1/nm)"; and, for None, what stands in its place."""
+    text = _NESTED.sub(r"\1", text)
+    bracketed = [piece.strip() for found in _BRACKETED.findall(text) for piece in re.split(r"[,;]", found)]
+    name, *words = _BRACKETED.sub(" ", text).split() or [""]
+    # As in "Q in inverse nanometers" and "Q / nm^-1".
+    behind = re.sub(r"^(?:in\s|/)\s*", "", " ".join(words))
+    units = map(per_angstrom, [*bracketed, _without_unit(name)[1], *words, behind])
+    strange = [piece for piece in bracketed if not _width(piece)]
+    strange += [behind] if _LIKE_INVERSE.match(behind) else []
+    return next((unit for unit in units if unit is not None), None), next(filter(None, strange), "")
 
 
 def _without_unit(word: str) -> tuple[str, str]:
@@ -271,10 +315,20 @@ def _without_unit(word: str) -> tuple[str, str]:
     return word, ""
 
 
-def _unit_of_lines(headers: list[str]) -> float | None:
-    """The unit of q in a line such as "units: 1/nm"."""
-    told = (found[1] for line in headers if (found := _UNITS_LINE.match(line)))
-    return next((unit for text in told if (unit := per_angstrom(text)) is not None), None)
+def _unit_of_lines(headers: list[str]) -> tuple[float | None, str]:
+    """The unit of q in a line such as "units: 1/nm"; and, for None, what stands in its place."""
+    strange = ""
+    for line in headers:
+        plain, of_q = _UNITS_LINE.match(line), _Q_LINE.match(line[:_NAMES_LENGTH])
+        text = plain[1] if plain else of_q[of_q.lastindex or 0] if of_q else ""
+        # Those of further columns may follow.
+        units = map(per_angstrom, [text[:_NAMES_LENGTH], *re.split(r"[,;\s]", text, maxsplit=1)[:1]])
+        factor = next((unit for unit in units if unit is not None), None)
+        if factor is not None:
+            return factor, ""
+        if plain or _LIKE_INVERSE.match(text):
+            strange = strange or text
+    return None, strange
 
 
 def _unknown_names(headers: list[str], count: int, given: Given) -> list[str]:
@@ -298,12 +352,14 @@ def _unknown_names(headers: list[str], count: int, given: Given) -> list[str]:
 def _meaning(name: str, headers: list[str]) -> float | None:
     """Factor from dq to one standard deviation; None where nothing says it."""
     told = [name, *(clause for line in headers for clause in _clauses_of_dq(line))]
-    for text in told:
-        # "Half width at half maximum" speaks of half a width, "full width at half maximum" of none.
-        for words, kind in ((_HALF_WIDTH, "hwhm"), (_WIDTH, "fwhm"), (_DEVIATION, "sigma")):
-            if words.search(text):
-                return to_sigma(kind)
-    return None
+    return to_sigma(next(filter(None, map(_width, told)), ""))
+
+
+def _width(text: str) -> str:
+    """What kind of width a text speaks of; empty for none."""
+    # "Half width at half maximum" speaks of half a width, "full width at half maximum" of none.
+    kinds = ((_HALF_WIDTH, "hwhm"), (_WIDTH, "fwhm"), (_DEVIATION, "sigma"))
+    return next((kind for words, kind in kinds if words.search(text)), "")
 
 
 def _clauses_of_dq(line: str) -> list[str]:

@@ -248,6 +248,23 @@ def test_refuses_too_many_groups() -> None:
         read_curves(hdf5(deep))
 
 
+def test_arrays_that_many_groups_share_count_as_often_as_they_stand() -> None:
+    """Not a million numbers in the file, which are 12 million in its curves."""
+    points = 20_000
+
+    def fill(file: h5py.File) -> None:
+        q = np.linspace(0.01, 0.3, points)
+        for index in range(8):
+            file.create_dataset(f"Q{index}", data=q, compression="gzip", shuffle=True)
+        shared = [file.create_dataset(f"R{index}", data=q, compression="gzip") for index in range(40)]
+        for index in range(300):
+            group = file.create_group(f"g{index}")
+            group["q"], group["r"] = file[f"Q{index % 8}"], shared[index // 8]
+
+    with pytest.raises(UserError, match="file: got more than 8388608 numbers in 300 curves; at most 8388608"):
+        read_curves(hdf5(fill))
+
+
 def test_reading_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some damage holds the library for ever, and no exception comes out of it."""
     monkeypatch.setattr(nexus, "_MAX_SECONDS", 0.01)

@@ -167,14 +167,20 @@ COLUMNS = "# columns:\n# - {name: Qz, unit: 1/angstrom}\n# - {name: R}\n"
         (SIGN + "# - a\n0.01 1\n", "file header: got list; must be a YAML mapping"),
         (SIGN + "# a: 1\n0.01 1\n", "an ORSO file that orsopy cannot read"),
         (SIGN + COLUMNS + "0.01 1\n", "an ORSO file that orsopy cannot read"),
-        (SIGN, "an ORSO file that orsopy cannot read"),
+        (SIGN, "file: got no points; 2 to 20000 lines of numbers must follow each header"),
+        (SIGN + COLUMNS, "file: got no points"),
+        (SIGN + "# data_set: a\n0.01 1\n0.02 1\n# data_set: b\n", "got a data set without points"),
+        (SIGN + "# data_set: a\n# data_set: b\n0.01 1\n0.02 1\n", "got a data set without points"),
+        (SIGN + "# a: 0x" + "f" * 5000 + "\n0.01 1\n", "a whole number of 5002 characters; at most 40"),
+        (SIGN + COLUMNS + "0.01 1\n0.0_2 1\n", "file line 6: got 0.0_2; must be a number"),
+        (SIGN + COLUMNS + "0.01 \u0661\n0.02 1\n", "file line 5: got \u0661; must be a number"),
         (SIGN + "# data_set: 1\n" * 300 + "0.01 1\n", "300 data sets; at most 256"),
         (SIGN + "# a: 1\n0.01 1\n0.02 x\n", "file line 4: got x; must be a number"),
         (SIGN + "# a: 1\n0.01 1\n0.02 1 2\n", "file line 4: got 3 columns; the lines before have 2"),
         (SIGN + "0.01 1\n" * 20_001, "more than 20000 points"),
         (SIGN + "# " + "a" * 20_000, "characters; at most"),
     ],
-    ids=range(14),
+    ids=range(20),
 )
 def test_refuses_headers_that_could_hurt_and_files_that_are_broken(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -177,9 +177,12 @@ def test_pairs_must_have_as_many_curves(folder: Path) -> None:
         (BOMB, "YAML of more than 20000 values"),
         ("a: " + "[" * 3000, "nested too deep"),
         ("#" * (1 << 21), "characters of YAML"),
+        ("a: 0x" + "f" * 5000, "a whole number of 5002 characters; at most 40 are allowed.*line 1, column 4"),
+        ("a: " + "7" * 5000, "a whole number of 5000 characters"),
+        ("a: 1" + ":1" * 3000, "a whole number of 6001 characters"),
         ("\xff", "must be UTF-8"),
     ],
-    ids=range(8),
+    ids=range(11),
 )  # fmt: skip
 def test_refuses_settings(folder: Path, text: str, message: str) -> None:
     (folder / "settings.yml").write_bytes(text.encode("latin-1"))

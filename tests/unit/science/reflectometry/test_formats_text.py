@@ -22,6 +22,7 @@ from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve
 from guidehall.science.reflectometry.formats import read_curves
 from guidehall.science.reflectometry.formats.common import per_angstrom
+from guidehall.science.reflectometry.formats.read import read_files
 
 MEASURED = Path(refnx.__file__).parent / "analysis/tests"
 DATASETS = Path(refnx.__file__).parent / "dataset/tests"
@@ -153,15 +154,27 @@ def test_columns_go_by_their_names() -> None:
         ("1/angstrom", 1),
         ("Angstrom**-1", 1),
         ("1/m", 1e-10),
+        ("nm^{-1}", 0.1),
+        ("nm$^{-1}$", 0.1),
+        ("/nm", 0.1),
+        ("nm^\u22121", 0.1),
+        ("nm\u20131", 0.1),
+        ("rad/nm", 0.1),
+        ("inverse nanometers", 0.1),
+        ("Ångström⁻¹", 1),
+        (r"$\AA^{-1}$", 1),
+        ("10^10 m^-1", 1),
+        ("10^-1 Å^-1", 0.1),
+        ("10⁻¹ Å⁻¹", 0.1),
     ],
 )
 def test_units_of_q(unit: str, factor: float) -> None:
-    assert per_angstrom(unit) == factor
+    assert per_angstrom(unit) == pytest.approx(factor)
     curve = one(f"# Q ({unit})\tR\n{0.01 / factor!r}\t1\n{0.02 / factor!r}\t0.5\n")
     np.testing.assert_allclose(curve.q, [0.01, 0.02])
 
 
-@pytest.mark.parametrize("unit", ["", "nm", "1/furlong", "deg", "1/nm^2"])
+@pytest.mark.parametrize("unit", ["", "nm", "1/furlong", "deg", "1/nm^2", "cm-1", "1/µm", "10 nm^-1"])
 def test_what_is_no_unit_of_q(unit: str) -> None:
     assert per_angstrom(unit) is None
 
@@ -228,6 +241,10 @@ def test_text_in_one_byte_signs_and_old_line_ends() -> None:
         ("0.01,,1\n0.02,,1\n", "file line 1: got nothing between two separators; must be a number"),
         ("0,01;1,0\n0,02;0,5\n", "file line 1: got 0,01; must be written with a decimal point"),
         ("0,01 1,0\n", "decimal point"),
+        ("1e-2\t0,5\n2e-2\t0,4\n3e-2\t0,3\n", "file line 1: got 0,5; must be written with a decimal point"),
+        ("0.01;0.5\n0.02;4,0E-1\n", "file line 2: got 4,0E-1; must be written with a decimal point"),
+        ("0.0_1 0.5\n0.02 0.4\n", "file line 1: got 0.0_1; must be a number"),
+        ("0.01 \u0665\n0.02 0.4\n", "file line 1: got \u0665; must be a number"),
         ("0.01 1 0.1\n0.02 nan 0.1\n", r"file\.r\[1\]: got nan"),
         ("0.03 1\n0.01 1\n0.02 1e9\n", r"file\.r\[2\]: got 1000000000.0"),
         ("0.01 1 0.1 0.1\n0.02 1 0.1 0.001\n", r"file\.dq\[0\]: got 0.1; must be between 0 and 0.3 q"),
@@ -242,6 +259,13 @@ def test_text_in_one_byte_signs_and_old_line_ends() -> None:
 def test_refuses_text(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         one(text, dq="sigma")
+
+
+def test_commas_that_separate_are_no_decimal_commas() -> None:
+    for data in ("1,100, 3\n2,50, 3\n", "1 ,100 ,3\n2 ,50 ,3\n", "1,100,3\n2,50,3\n"):
+        assert one(data).r.tolist() == [100.0, 50.0]
+    # In words above the numbers they may stand.
+    assert one("Temperature 23,5 C\n0.01 1\n0.02 1\n").q.tolist() == [0.01, 0.02]
 
 
 def test_reads_arrays_of_every_shape() -> None:
@@ -270,12 +294,23 @@ def test_reads_arrays_of_every_shape() -> None:
         (b"\n" * 300_000, "more than 200000 lines"),
         ((b"# " + b" (" * 900 + b"\n") * 1500 + b"0.01 1\n", "1 points; between 2"),
         (b"9" * 5000 + b" 1\n0.1 1\n", r"file\.q\[0\]: got inf"),
+        (b"word\n" * 1001 + b"0.01 1\n0.02 1\n", "file: got more than 1000 lines that begin with a word"),
+        ((b" " * 9990 + b"x\n") * 6000, "more than 1000 lines that begin with a word"),
+        ((b"0.01" + b" " * 9980 + b"1 //\n") * 1000 + b"x\n", "line 1001: got x"),
     ],
-    ids=range(4),
+    ids=range(7),
 )
 def test_text_that_would_take_long_does_not(data: bytes, message: str) -> None:
+    start = time.process_time()
     with pytest.raises(UserError, match=message):
         read_curves(data)
+    assert time.process_time() - start < 5.0
+
+
+def test_of_many_comments_the_last_name_the_columns() -> None:
+    curve = one("# once more\n" * 1500 + "# R, Q (1/nm)\n1, 0.1 # first\n0.5, 0.2\n" + "# below\n" * 1500)
+    np.testing.assert_allclose(curve.q, [0.01, 0.02])
+    assert len(curve.metadata.header["lines"]) == 1000
 
 
 def test_reading_and_writing_load_what_they_need_and_no_more() -> None:
@@ -328,11 +363,53 @@ ROWS = "".join(f"{0.08 + 0.01 * place} {1 / (place + 1)} 0.01\n" for place in ra
 
 @pytest.mark.parametrize(
     "heading",
-    ["# Q/nm^-1 R dR", "# q_nm R dR", "# q_nm-1,R,dR", "# Qz_invnm R dR", "# units: nm^-1\n# Q R dR"],
+    [
+        "# Q/nm^-1 R dR",
+        "# q_nm R dR",
+        "# q_nm-1,R,dR",
+        "# Qz_invnm R dR",
+        "# units: nm^-1\n# Q R dR",
+        "# units: nm^{-1}, none, none\n# Q R dR",
+        "# unit of q is 1/nm\n# Q R dR",
+        "# q in nm^-1",
+        "# Q in inverse nanometers, R, dR",
+        "# Q nm^{-1}, R, dR",
+        "# Q / nm^(-1), R, dR",
+        # For other columns than there are.
+        "# Q (1/nm), R, dR, dQ",
+    ],
 )
 def test_units_that_are_written_to_the_name_or_above_it_count(heading: str) -> None:
     (curve,) = read_curves(f"{heading}\n{ROWS}".encode())
     assert curve.q[0] == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize(
+    ("heading", "place", "unit"),
+    [
+        ("Q (1/µm), R, dR", "column Q (1/µm)", "1/µm"),
+        ("Q [cm-1], R, dR", "column Q [cm-1]", "cm-1"),
+        ("Q (deg), R, dR", "column Q (deg)", "deg"),
+        ("Q cm^-1, R, dR", "column Q cm^-1", "cm^-1"),
+        ("Q/cm-1 R dR", "units", "cm-1"),
+        ("units: 1/furlong\n# Q R dR", "units", "1/furlong"),
+        ("q in 1/µm\n# Q R dR", "units", "1/µm"),
+    ],
+)
+def test_a_unit_that_is_not_known_is_no_angstrom(heading: str, place: str, unit: str) -> None:
+    data = f"# {heading}\n{ROWS}".encode()
+    said = f"file, {place}: got {unit}; must be 1/angstrom or 1/nm, or say which of the two it is"
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_curves(data)
+    (curve,) = read_curves(data, q_unit="1/nm")
+    assert curve.q[0] == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize(
+    "heading", ["Q (1/A, sigma), R, dR", "Q (FWHM), R, dR", "Q in order, R, dR", "q in ascending order"]
+)
+def test_what_is_said_of_q_and_no_unit_hurts_nothing(heading: str) -> None:
+    assert one(f"# {heading}\n{ROWS}").q[0] == pytest.approx(0.08)
 
 
 @pytest.mark.parametrize(
@@ -484,6 +561,17 @@ def test_exponents_as_fortran_writes_them() -> None:
 def test_files_that_need_something_first_say_what(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_curves(data)
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "film.dat"
+    with file.open("wb") as stream:
+        # Its size alone: on the disk there is next to nothing.
+        stream.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"film\.dat: got 1099511627776 bytes; at most 67108864 are allowed"):
+        read_files([file])
+    with pytest.raises(UserError, match="zero: got 67108865 bytes; at most 67108864 are allowed"):
+        read_files([Path("/dev/zero")])
 
 
 def test_a_large_q_without_a_unit_is_told() -> None:

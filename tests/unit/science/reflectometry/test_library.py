@@ -19,7 +19,7 @@ from guidehall.science.pipeline import UserError
 from guidehall.science.reflectometry.curves import Curve, Metadata
 from guidehall.science.reflectometry.export import join_ort
 from guidehall.science.reflectometry.infer_params import Instrument, probe_of
-from guidehall.science.reflectometry.params import StackPrior
+from guidehall.science.reflectometry.params import Range, StackPrior
 from guidehall.science.reflectometry.prior import Prior
 from guidehall.science.reflectometry.progress import ProgressLine
 from guidehall.science.reflectometry.resolution import resolution
@@ -311,6 +311,16 @@ def test_swapped_columns_are_not_praised(answer: Any) -> None:
     found = guidehall.fit(Curve(curve.q, curve.dr, curve.r, 0.02 * curve.q), FILM, samples=0, starts=2)
     assert "NO_SIGNAL" in codes(found)
     assert "ERROR_BARS_TOO_LARGE" not in codes(found)
+
+
+def test_numbers_of_a_model_file_may_have_exponents(tmp_path: Path) -> None:
+    """YAML 1.1 takes those without a point for text: no number, and of a layer an expression."""
+    file = tmp_path / "film.yml"
+    stack = json.dumps(FILM).replace('{"min": 5, "max": 30}', "1e1")
+    file.write_text(f"instrument: {{background: 1e-6}}\nstack: {stack}\n")
+    found = guidehall.fit(MEASURED / "e361r.txt", file, samples=0, starts=1)
+    assert found.instrument.background == Range(min=1e-6, max=1e-6)
+    assert found.stack.layers[0].thickness == Range(min=10.0, max=10.0)
 
 
 def test_sets_of_one_file_keep_their_names(tmp_path: Path) -> None:
