@@ -123,7 +123,7 @@ class Trained:
 
 
 def train(steps: int) -> Trained:
-    """From nothing; the network of 1200 steps is kept for other groups.
+    """From nothing; the network is kept for other groups.
 
     The digest is SHA-256 over the films of validation and of test, over the first films of training and over
     the limits of normalisation.

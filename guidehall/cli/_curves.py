@@ -115,7 +115,7 @@ def _read_plain(file: Path, said: Said) -> Curve:
     if needs:
         raise Unimplemented(f"{needs}: {NEEDS_SCIENCE}", reason="NOT_INSTALLED")
     try:
-        return read_curve(file, said.dq, said.resolution, said.q_unit or "1/angstrom", said.beam_side)
+        return read_curve(file, said.dq, said.resolution, said.q_unit, said.beam_side)
     except InvalidArgument as error:
         if not any(item.field.startswith(file.name) for item in error.violations):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import nullcontext, redirect_stdout
@@ -47,6 +48,8 @@ WORST_MEAN_LOG10 = 0.15
 def demo(data: Path, plot: Path, as_json: bool) -> int:
     """Train a network for a film under water, serve it, and read a measured curve with it."""
     require_platform("demo")
+    # Told to end from outside it stops everything, too, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         answer = _demonstrate(data, plot)
     if answer is None:

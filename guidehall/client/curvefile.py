@@ -25,13 +25,16 @@ _FORTRAN = re.compile(r"[-+]?[\d.]+[dD][-+]?\d+")
 # An index of the points stands before no fewer, nor before larger q (in 1/nm).
 _LEAST_INDEXED, _LARGEST_INDEXED_Q = 5, 50.0
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
+# Between blanks or semicolons, in a line that has such.
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+(?:[eE][-+]?\d+)?")
+_NANOMETRES = re.compile(r"(?<![a-z])(?:nm|nanomet(?:er|re)s?)(?![a-z])", re.IGNORECASE)
 
 
 def read_curve(
     path: str | Path,
     dq: Resolution | str | None = None,
     relative_dq: float | None = None,
-    q_unit: QUnit | str = QUnit.INVERSE_ANGSTROM,
+    q_unit: QUnit | str | None = None,
     beam_side: BeamSide | str | None = None,
 ) -> Curve:
     """The curve in a file of columns q, R, dR and dq, of which the last two may be missing.
@@ -46,7 +49,8 @@ def read_curve(
         dq: what a fourth column, or `relative_dq`, means: "sigma" for one standard deviation, "fwhm" for the
             full width at half maximum. Files differ, so it is never guessed.
         relative_dq: resolution dq/q of a file without a fourth column.
-        q_unit: "1/angstrom" or "1/nm"; of dq too.
+        q_unit: "1/angstrom" or "1/nm"; of dq too. None is 1/angstrom, but for text that speaks of nanometres,
+            which is refused.
         beam_side: "fronting" or "backing", the medium that the beam comes through; None takes the model's.
 
     Raises:
@@ -56,6 +60,8 @@ def read_curve(
     data = _read(path)
     _refuse_packed(data)
     rows = _from_npy(data, path) if data.startswith(npy.MAGIC_PREFIX) else _from_text(data, path)
+    if q_unit is None and not data.startswith(npy.MAGIC_PREFIX) and _NANOMETRES.search(_text(data)):
+        raise refusal("q_unit", f"{path.name} speaks of nanometres: say whether q is in 1/nm or 1/angstrom")
     empty = np.empty(0)
     left_out = _not_known(rows)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
@@ -71,7 +77,7 @@ def read_curve(
         r=r,
         dr=dr,
         dq=dq_values,
-        q_unit=_choice(QUnit, q_unit, "q_unit"),
+        q_unit=_choice(QUnit, q_unit or QUnit.INVERSE_ANGSTROM, "q_unit"),
         dq_convention=convention if len(dq_values) or relative_dq is not None else None,
         relative_dq=relative_dq,
         beam_side=None if beam_side is None else _choice(BeamSide, beam_side, "beam_side"),
@@ -177,15 +183,25 @@ def _wrong(table: FloatArray) -> NDArray[np.bool_]:
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
     """Number and columns of each line that says something. Comments may be in any encoding."""
-    text = data.decode("utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_text(data).splitlines(), start=1):
         content = line.partition("#")[0].strip()
         if content:
+            parts = content.replace(";", " ").split()
+            comma = next(filter(_DECIMAL_COMMA.fullmatch, parts), "") if len(parts) > 1 else ""
+            if comma:
+                raise InvalidArgument.field(f"line {number}", comma, "a number with a decimal point")
             # A separator at the end of the line makes no column.
             yield number, _SEPARATOR.split(content.rstrip(",; \t"))
 
 
+def _text(data: bytes) -> str:
+    return data.decode("utf-8-sig", errors="replace")
+
+
 def _number(token: str) -> float | None:
+    # Python reads 1_0 and digits of other scripts, too.
+    if "_" in token or not token.isascii():
+        return None
     try:
         # Fortran writes 1.0D-2.
         return float(re.sub("[dD]", "e", token) if _FORTRAN.fullmatch(token) else token)

@@ -13,13 +13,27 @@ import yaml
 MAX_VALUES = 100_000
 
 
+# Python reads hexadecimal numbers of any length, and cannot write them.
+_MAX_WHOLE_NUMBER = 40
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that reads `1e-6` as a number, which YAML 1.1 takes for text."""
+
+    def whole_number(self, node: yaml.ScalarNode) -> int:
+        """The number of a node, unless it is longer than any that can be meant."""
+        if len(node.value) > _MAX_WHOLE_NUMBER:
+            problem = (
+                f"a whole number of {len(node.value)} characters; at most {_MAX_WHOLE_NUMBER} are allowed"
+            )
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return int(self.construct_yaml_int(node))
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
 # A date is text, as in JSON. Whether yaml makes a date of it depends on which other packages are imported.

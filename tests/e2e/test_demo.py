@@ -30,11 +30,27 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def _command(folder: Path) -> tuple[list[str | Path], dict[str, str]]:
+    command = [sys.executable, "-m", "guidehall.cli", "demo", "--data", folder / "data"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GUIDEHALL_")}
+    return command, environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_the_demonstration_stops_everything_when_it_is_told_to_end(folder: Path) -> None:
+    command, environ = _command(folder)
+    with subprocess.Popen(command, env=environ, cwd=folder, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert any(line.startswith("postgres    ready") for line in demo.stdout)
+        demo.terminate()
+        said = demo.stdout.read()
+    assert demo.returncode == 130
+    assert "postgres    stopped" in said
+
+
 def test_the_demonstration_reads_a_measured_film_as_refnx_does(folder: Path) -> None:
     picture = folder / "film.png"
-    command = [sys.executable, "-m", "guidehall.cli", "demo", "--data", folder / "data", "--plot", picture]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GUIDEHALL_")}
-    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command, environ = _command(folder)
+    command += ["--plot", picture]
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

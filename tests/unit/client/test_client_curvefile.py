@@ -227,12 +227,22 @@ def test_written_numbers_are_read_exactly(tmp_path: Path) -> None:
         ("0.01 1\n0.02 1\n".encode("utf-16"), "text in UTF-16"),
         (b"Q R dR dQ/Q(%)\n0.01 1 0.1 0.2\n0.02 1 0.1 0.2\n", "without percent"),
         (b"".join(b"%d 0.0%d 1 0.1\n" % (n, n) for n in range(1, 7)), "counts the points"),
+        (b"1e-2\t0,5\n2e-2\t0,4\n", "0,5"),
+        (b"0.01;0,5\n0.02;0,4\n", "0,5"),
+        (b"0.0_1 1\n0.02 1\n", "0.0_1"),
+        (b"# Q (nm^{-1}) R\n0.1 1\n0.2 1\n", "speaks of nanometres"),
     ],
-    ids=range(4),
+    ids=range(8),
 )
 def test_what_would_be_misread_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         read_curve(_write(tmp_path, content), dq="sigma")
+
+
+def test_text_that_speaks_of_nanometres_is_read_when_the_unit_is_said(tmp_path: Path) -> None:
+    file = _write(tmp_path, "# Q (1/nm), of a film of 20 nm\n0.1,1\n0.2,0.5\n")
+    for unit in QUnit:
+        assert read_curve(file, q_unit=unit).q_unit is unit
 
 
 def test_exponents_as_fortran_writes_them(tmp_path: Path) -> None:
