@@ -269,7 +269,10 @@ async def test_the_whole_log_of_a_job_without_a_result_can_be_read(
         expected = [f"line {number}" for number in range(1000)]
     else:
         job = await lone_owner.submit(
-            pipeline="odd.sleep_on", max_attempts=1, timeout_seconds=2 if end == "TIMEOUT" else 0
+            # Long enough for a child to begin on a machine that has much to do.
+            pipeline="odd.sleep_on",
+            max_attempts=1,
+            timeout_seconds=8 if end == "TIMEOUT" else 0,
         )
         expected = ["asleep"]
         if end == "CANCELLED":

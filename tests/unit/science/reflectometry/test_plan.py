@@ -13,6 +13,7 @@ from tests.unit.science.reflectometry.test_infer import FILM
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_longer_counting_gives_smaller_errors_and_fits_agree(tmp_path: Path) -> None:
     params = {
         "stack": FILM,
