@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.reflectometry import five_layers
 from benchmarks.rows import Row, at_most, single_thread
 
-STEPS = 1080
+STEPS = 1200
 
 
 def run(quick: bool, *, steps: int | None = None, curves: int = 2000) -> list[Row]:
